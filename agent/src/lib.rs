@@ -1,0 +1,18 @@
+//! The Amphipod agent: what turns a box into a Kubernetes worker node.
+//!
+//! Modules from the wire inward; `docs/architecture.md` follows the five journeys through them.
+#![deny(unsafe_code)]
+
+pub mod api;
+pub mod balancer;
+pub mod config;
+pub mod join;
+pub mod kubelet;
+pub mod podnet;
+pub mod run;
+pub mod runtime;
+#[allow(unsafe_code, reason = "system calls live here and nowhere else")]
+pub mod sys;
+pub mod tunnel;
+pub mod units;
+pub mod wire;

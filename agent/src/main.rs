@@ -1,0 +1,2 @@
+//! `k3s-agent`.
+fn main() {}

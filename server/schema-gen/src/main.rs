@@ -1,0 +1,2 @@
+//! Writes the schema table.
+fn main() {}

@@ -1,0 +1,147 @@
+//! The present state in memory, and the recent past: what every read and every watch is served from.
+//!
+//! Follows the store's log; holds each object as its JSON bytes (with `resourceVersion` spliced in) and a small index, never
+//! as a tree. A watch event is those same bytes for every watcher. History is bounded in bytes and in age.
+
+use std::sync::Arc;
+
+use agent::units::Revision;
+use agent::wire::selector::{Fields, Labels};
+use bytes::Bytes;
+
+/// One object at one revision. Immutable and shared.
+#[derive(Debug)]
+pub struct Item {
+    /// Store key, `/registry/…`.
+    pub key: Arc<str>,
+    /// Of the write that made it so; for a deletion, of the deletion.
+    pub revision: Revision,
+    /// JSON with `metadata.resourceVersion`.
+    pub body: Bytes,
+    /// What lists and watches select by.
+    pub index: Index,
+}
+
+/// What is known of an object without parsing it again.
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    /// `metadata.uid`.
+    pub uid: Box<str>,
+    /// Label pairs, sorted by key.
+    pub labels: Box<[(Box<str>, Box<str>)]>,
+    /// Selectable fields, path and text.
+    pub fields: Box<[(&'static str, Box<str>)]>,
+    /// Uids of `ownerReferences`.
+    pub owners: Box<[Box<str>]>,
+}
+
+/// Makes the index of a stored value; the registry knows which fields a key's kind has.
+pub type Indexer = Arc<dyn Fn(&str, &[u8]) -> Index + Send + Sync>;
+
+/// What a list or a watch wants of a prefix.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// By label.
+    pub labels: Labels,
+    /// By field.
+    pub fields: Fields,
+}
+
+/// One page of a list.
+#[derive(Debug)]
+pub struct Page {
+    /// The state it shows.
+    pub revision: Revision,
+    /// In key order.
+    pub items: Vec<Arc<Item>>,
+    /// Where the next page begins: the last key returned, when more remain.
+    pub next: Option<Arc<str>>,
+    /// How many remain after this page; `None` when a filter makes that unknown.
+    pub remaining: Option<u64>,
+}
+
+/// What happened to an object in the eyes of one watcher.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ChangeKind {
+    /// It came to be, or came to match.
+    Added,
+    /// It changed.
+    Modified,
+    /// It went, or ceased to match.
+    Deleted,
+}
+
+/// One event of a watch.
+#[derive(Clone, Debug)]
+pub enum WatchEvent {
+    /// An object changed.
+    Change(ChangeKind, Arc<Item>),
+    /// All events up to this revision have been delivered.
+    Bookmark {
+        /// Up to here.
+        revision: Revision,
+        /// The initial state is complete (`k8s.io/initial-events-end`).
+        initial_events_end: bool,
+    },
+}
+
+/// Where a watch begins.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum From {
+    /// Every match as `Added`, then what follows; `bookmark` marks the end of the initial state.
+    State {
+        /// Send the initial-events-end bookmark.
+        bookmark: bool,
+    },
+    /// Every event after this revision.
+    After(Revision),
+    /// Only what comes from now on.
+    Now,
+}
+
+/// The asked-for past is no longer kept.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("too old resource version: {asked} ({oldest})")]
+pub struct Expired {
+    /// What was asked for.
+    pub asked: Revision,
+    /// The oldest kept.
+    pub oldest: Revision,
+}
+
+impl Item {
+    /// The object as a tree. It was valid when it was stored; should it not parse, it is `null`.
+    pub fn value(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// One label's value.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        let at = self.index.labels.binary_search_by(|(name, _)| (**name).cmp(key)).ok()?;
+        self.index.labels.get(at).map(|(_, value)| &**value)
+    }
+
+    /// One selectable field as text; absent is empty.
+    pub fn field(&self, path: &str) -> &str {
+        self.index
+            .fields
+            .iter()
+            .find(|(name, _)| *name == path)
+            .map_or("", |(_, value)| &**value)
+    }
+}
+
+impl Filter {
+    /// Whether the object is wanted.
+    pub fn matches(&self, item: &Item) -> bool {
+        self.labels.matches(|key| item.label(key)) && self.fields.matches(|path| item.field(path))
+    }
+
+    /// Wants everything.
+    pub fn is_everything(&self) -> bool {
+        self.labels.is_everything() && self.fields.is_everything()
+    }
+}
+
+/// A running watch.
+pub struct Watch {}

@@ -1,0 +1,21 @@
+//! The Amphipod server: the Kubernetes API, scheduler and controllers, and the K3s supervisor that agents register with.
+//!
+//! `docs/architecture.md` follows the five journeys through these modules.
+#![forbid(unsafe_code)]
+
+pub mod addons;
+pub mod admission;
+pub mod auth;
+pub mod cache;
+pub mod config;
+pub mod controllers;
+pub mod http;
+pub mod join;
+pub mod kinds;
+pub mod registry;
+pub mod request;
+pub mod run;
+pub mod scheduler;
+pub mod schema;
+pub mod store;
+pub mod tunnel;

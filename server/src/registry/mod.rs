@@ -1,0 +1,3 @@
+//! The registry: one row per resource, one path per verb.
+
+pub mod resource;

@@ -1,0 +1,167 @@
+//! The append-only log that holds the cluster: compare-and-swap, list at a revision, watch from a revision, compaction.
+//!
+//! One contract ([`Store`], tested by `contract.rs`) and one file per backend. A store knows keys and bytes, nothing of
+//! Kubernetes. Keys follow upstream's layout (`/registry/pods/default/web`), values are JSON without `resourceVersion`.
+//! Revisions are dense, in commit order, and never handed out twice: also not after a crash (`docs/decisions/`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::units::Revision;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+
+/// What must be so for a write to happen.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Expect {
+    /// No such key.
+    Absent,
+    /// The key's last write is this one.
+    At(Revision),
+    /// Whatever is there.
+    Any,
+}
+
+/// What a write does.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Change {
+    /// Sets the value.
+    Put(Bytes),
+    /// Removes the key.
+    Delete,
+}
+
+/// When a write reaches the disk.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Durability {
+    /// Before it is acknowledged.
+    Durable,
+    /// Later, coalesced with later writes of the same key: heartbeats and Events. Lost by a crash, kept by a clean stop.
+    Volatile,
+}
+
+/// One write.
+#[derive(Clone, Debug)]
+pub struct Write {
+    /// Where.
+    pub key: Arc<str>,
+    /// On which condition.
+    pub expect: Expect,
+    /// What.
+    pub change: Change,
+    /// The key is deleted (by a write of its own) this long after this write.
+    pub ttl: Option<Duration>,
+    /// How soon on disk.
+    pub durability: Durability,
+}
+
+/// A key's state.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Entry {
+    /// Where.
+    pub key: Arc<str>,
+    /// Of its last write.
+    pub revision: Revision,
+    /// Of the write that created it.
+    pub created: Revision,
+    /// JSON, without `resourceVersion`.
+    pub value: Bytes,
+}
+
+/// One write as a watcher sees it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Event {
+    /// Where.
+    pub key: Arc<str>,
+    /// Of this write.
+    pub revision: Revision,
+    /// Of the write that created the key.
+    pub created: Revision,
+    /// The new value; `None` once deleted.
+    pub value: Option<Bytes>,
+}
+
+/// Which keys a list wants.
+#[derive(Clone, Debug, Default)]
+pub struct Range {
+    /// Keys that begin so.
+    pub prefix: String,
+    /// Only keys after this one, in byte order.
+    pub after: Option<String>,
+    /// At most so many.
+    pub limit: Option<usize>,
+}
+
+/// What a list saw: every write up to `revision`, none after it.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The state it shows.
+    pub revision: Revision,
+    /// In byte order of keys.
+    pub entries: Vec<Entry>,
+    /// There were more than `limit`.
+    pub more: bool,
+}
+
+/// Why the store did not do it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Read again, then decide.
+    #[error("the key is at another revision")]
+    Conflict {
+        /// The key's last write, if it exists.
+        current: Option<Revision>,
+    },
+    /// Begin anew from the present state.
+    #[error("revision {asked} is compacted; the oldest kept is {oldest}")]
+    Compacted {
+        /// What was asked for.
+        asked: Revision,
+        /// The oldest that can be had.
+        oldest: Revision,
+    },
+    /// Nothing there yet.
+    #[error("revision {asked} is ahead of the newest, {current}")]
+    Future {
+        /// What was asked for.
+        asked: Revision,
+        /// The newest.
+        current: Revision,
+    },
+    /// Try again later: reads go on, writes do not.
+    #[error("the datastore does not answer: {0}")]
+    Unavailable(String),
+    /// Nothing helps but room on the disk.
+    #[error("the disk that holds the datastore is full")]
+    Full,
+}
+
+/// Batches of events in revision order, without gap or repeat; ends when the store closes. A receiver that falls too
+/// far behind is cut off (the channel closes) and begins anew.
+pub type Tail = mpsc::Receiver<Arc<[Event]>>;
+
+/// The contract. All methods can be called from any task; dropping a future before it is ready may or may not have
+/// written, and never leaves the store half done.
+pub trait Store: Send + Sync + 'static {
+    /// Writes, and answers with the revision once it is as durable as asked.
+    fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>>;
+
+    /// One key, as of now.
+    fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>>;
+
+    /// A range, as of now or as of `at`.
+    fn list(&self, range: Range, at: Option<Revision>) -> BoxFuture<'_, Result<Snapshot, StoreError>>;
+
+    /// Every event after `from`, from the log and then live.
+    fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>>;
+
+    /// Forgets what only revisions before `oldest` could show.
+    fn compact(&self, oldest: Revision) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// The newest committed revision: every write acknowledged before this call, on any server, is at most this.
+    fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>>;
+
+    /// Flushes what is volatile and ends; later calls are [`StoreError::Unavailable`].
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+}
