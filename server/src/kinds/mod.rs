@@ -1,1 +1,28 @@
-//! (owner fills this in)
+//! What is known of each built-in kind: the table of rows, and one file of rules per kind that has any.
+//!
+//! A kind without rules of its own has a row in `built_in.rs` and no file. Rules are pure; what needs to look at other
+//! objects is admission's.
+
+mod built_in;
+
+use std::sync::{Arc, LazyLock};
+
+use crate::registry::resource::Resource;
+
+/// All built-in rows, in the order of discovery.
+pub fn table() -> &'static [Arc<Resource>] {
+    static TABLE: LazyLock<Vec<Arc<Resource>>> = LazyLock::new(|| built_in::rows().into_iter().map(Arc::new).collect());
+    &TABLE
+}
+
+/// The row of a group, version and plural name.
+pub fn find(group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
+    let wanted = |row: &&Arc<Resource>| row.plural == plural && row.group == group && row.version == version;
+    table().iter().find(wanted).cloned()
+}
+
+/// The row of a group, version and kind.
+pub fn find_kind(group: &str, version: &str, kind: &str) -> Option<Arc<Resource>> {
+    let wanted = |row: &&Arc<Resource>| row.kind == kind && row.group == group && row.version == version;
+    table().iter().find(wanted).cloned()
+}

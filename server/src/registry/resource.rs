@@ -1,10 +1,13 @@
 //! A resource as one row of a table: all that is not in its schema and is not code of its own.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::Value;
 
-/// One served resource. Built-in rows are `static` (`kinds/built_in.rs`); CRDs add rows at run time.
+use crate::store::Durability;
+
+/// One served resource. Built-in rows live for ever (`kinds/built_in.rs`); CRDs add rows at run time.
 #[derive(Clone)]
 pub struct Resource {
     /// API group, empty for core.
@@ -23,20 +26,110 @@ pub struct Resource {
     pub categories: &'static [&'static str],
     /// Lives in a namespace.
     pub namespaced: bool,
-    /// What it can do beside create, get, list, watch, update, patch, delete, deletecollection.
+    /// What it can do beside its verbs.
     pub subresources: &'static [Subresource],
-    /// Only these verbs; virtual review resources have `["create"]`.
+    /// What it can do; virtual review resources have `["create"]` and are answered before the registry.
     pub verbs: &'static [&'static str],
-    /// Selectable fields beside `metadata.name` and `metadata.namespace`, such as `spec.nodeName`.
-    pub fields: &'static [&'static str],
+    /// Selectable fields beside `metadata.name` and `metadata.namespace`: what selectors call them and where they are.
+    pub fields: &'static [SelectableField],
     /// Store prefix with slashes, `/registry/pods/`.
     pub prefix: &'static str,
+    /// What names are made of.
+    pub names: Names,
     /// `metadata.generation` counts changes of the desired state.
     pub generation: bool,
     /// PUT to a missing object creates it.
     pub create_on_update: bool,
+    /// PUT without `resourceVersion` overwrites whatever is there; otherwise it is refused.
+    pub unconditional_update: bool,
+    /// A deletion that removes the object answers with the object instead of a `Status`.
+    pub returns_deleted: bool,
+    /// Dependents are orphaned unless a deletion says otherwise.
+    pub orphans: bool,
     /// What no schema says.
     pub rules: &'static dyn Rules,
+}
+
+/// A field that `fieldSelector` knows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SelectableField {
+    /// What selectors call it: `spec.nodeName`.
+    pub name: &'static str,
+    /// Where it is, as JSON keys.
+    pub path: &'static [&'static str],
+    /// What it is when it is absent.
+    pub absent: &'static str,
+}
+
+/// What the name of an object may be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Names {
+    /// At most 253, lower case alphanumerics, `-` and `.`.
+    Subdomain,
+    /// At most 63, lower case alphanumerics and `-`.
+    Label,
+    /// A label that begins with a letter.
+    LabelWithLetter,
+    /// Anything that is one segment of a path.
+    PathSegment,
+}
+
+/// How a write is kept: on disk before it is acknowledged, or later; for ever, or for a while.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Keep {
+    /// How soon on disk.
+    pub durability: Durability,
+    /// Deleted so long after the write.
+    pub ttl: Option<Duration>,
+}
+
+impl Keep {
+    /// On disk at once, for ever.
+    pub const DURABLE: Self = Self {
+        durability: Durability::Durable,
+        ttl: None,
+    };
+    /// On disk when convenient, for ever.
+    pub const VOLATILE: Self = Self {
+        durability: Durability::Volatile,
+        ttl: None,
+    };
+}
+
+impl Resource {
+    /// The subresource of that name.
+    pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
+        self.subresources.iter().find(|one| one.name == name)
+    }
+
+    /// Has a status that only its own endpoint writes.
+    pub fn has_status(&self) -> bool {
+        self.subresource("status").is_some()
+    }
+
+    /// `apps/v1`, or `v1` for core.
+    pub fn api_version(&self) -> String {
+        match self.group {
+            "" => self.version.to_owned(),
+            group => format!("{group}/{}", self.version),
+        }
+    }
+
+    /// The store key of an object.
+    pub fn key(&self, namespace: Option<&str>, name: &str) -> String {
+        match namespace {
+            Some(namespace) if self.namespaced => format!("{}{namespace}/{name}", self.prefix),
+            _ => format!("{}{name}", self.prefix),
+        }
+    }
+
+    /// Where the objects of one namespace, or all of them, begin in the store.
+    pub fn range(&self, namespace: Option<&str>) -> String {
+        match namespace {
+            Some(namespace) if self.namespaced => format!("{}{namespace}/", self.prefix),
+            _ => self.prefix.to_owned(),
+        }
+    }
 }
 
 /// A subresource of a row.
@@ -44,7 +137,7 @@ pub struct Resource {
 pub struct Subresource {
     /// `status`.
     pub name: &'static str,
-    /// Kind of its body with group and version when it differs from the parent's, such as `autoscaling/v1 Scale`.
+    /// Group, version and kind of its body when they differ from the parent's, such as `autoscaling`, `v1`, `Scale`.
     pub kind: Option<(&'static str, &'static str, &'static str)>,
     /// `["get", "patch", "update"]`.
     pub verbs: &'static [&'static str],
@@ -104,6 +197,24 @@ impl FieldError {
         }
     }
 
+    /// Refers to what is not there.
+    pub fn not_found(field: impl Into<String>, value: &Value) -> Self {
+        Self {
+            reason: "FieldValueNotFound",
+            field: field.into(),
+            text: format!("Not found: {value}"),
+        }
+    }
+
+    /// More than fits.
+    pub fn too_long(field: impl Into<String>, limit: usize) -> Self {
+        Self {
+            reason: "FieldValueTooLong",
+            field: field.into(),
+            text: format!("Too long: may not be more than {limit} bytes"),
+        }
+    }
+
     /// Twice the same.
     pub fn duplicate(field: impl Into<String>, value: &Value) -> Self {
         Self {
@@ -116,13 +227,39 @@ impl FieldError {
 
 /// What a kind has beyond its schema. All pure: the object in, the object or its faults out.
 pub trait Rules: Sync + Send {
-    /// Fills defaults that the schema cannot express. Runs on every write, before admission.
+    /// Fills defaults that the schema cannot express. Runs on every write, before admission; must be idempotent.
     fn default(&self, _object: &mut Value) {}
-    /// Clears what a client may not set, keeps what an update may not lose.
+
+    /// Clears what a client may not set, keeps what an update may not lose. `old` is `None` on create. Not run for
+    /// writes to subresources.
     fn prepare(&self, _new: &mut Value, _old: Option<&Value>) {}
-    /// All faults at once, each with its field path.
+
+    /// All faults at once, each with its field path. Not run for writes to subresources.
     fn check(&self, _new: &Value, _old: Option<&Value>) -> Vec<FieldError> {
         Vec::new()
+    }
+
+    /// Advice that goes along with the answer to a write.
+    fn warnings(&self, _new: &Value) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// How this write is kept.
+    fn keep(&self, _new: &Value, _old: Option<&Value>) -> Keep {
+        Keep::DURABLE
+    }
+
+    /// Seconds between the request to delete and the removal, from what the deletion asks for; 0: at once.
+    fn grace(&self, _object: &Value, _asked: Option<i64>) -> i64 {
+        0
+    }
+
+    /// Marks an object that has just been asked to go.
+    fn deleting(&self, _object: &mut Value) {}
+
+    /// Something beside `metadata.finalizers` still holds the object (a namespace's own finalizers).
+    fn held(&self, _object: &Value) -> bool {
+        false
     }
 }
 
