@@ -1,0 +1,442 @@
+//! One pod's life on this node: what to do next, given what is seen.
+//!
+//! Pure: [`Life::step`] decides, `worker.rs` acts and looks again; a failed action shows in the next observation. Level,
+//! not edge: the same observation twice gives the same answer. Source of the order of init containers, sidecars and
+//! restarts: Kubernetes v1.36, `pkg/kubelet/kuberuntime` `computePodActions`.
+
+use std::time::{Duration, Instant};
+
+use super::restart;
+use crate::wire::pod::RestartPolicy;
+
+/// One pod's life. `Stopping` leads to `Finished` or `Gone`, never back.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Life {
+    /// Starting or running.
+    Live,
+    /// Being terminated, killed at the deadline.
+    Stopping {
+        /// When patience ends.
+        deadline: Instant,
+    },
+    /// Every container has ended for good; the object stays until somebody deletes it.
+    Finished,
+    /// Nothing is left here.
+    Gone,
+}
+
+/// What is asked of the pod.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Wanted {
+    /// It shall run.
+    Run,
+    /// It is over (a deadline passed), but the object stays.
+    End {
+        /// How long its processes may take.
+        grace: Duration,
+    },
+    /// It is being deleted, or is no longer in the API.
+    Delete {
+        /// How long its processes may take.
+        grace: Duration,
+    },
+}
+
+/// What a container is to its pod.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Role {
+    /// Runs to completion before the next.
+    Init,
+    /// Init container with `restartPolicy: Always`.
+    Sidecar,
+    /// Ordinary container.
+    Main,
+}
+
+/// A container's newest attempt.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum State {
+    /// Never started here.
+    Absent,
+    /// Running.
+    Running,
+    /// Ended.
+    Exited {
+        /// Its exit code.
+        code: i32,
+    },
+}
+
+/// One container as observed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Seen {
+    /// Its role.
+    pub role: Role,
+    /// Its newest attempt.
+    pub state: State,
+    /// Running, and the startup probe (if any) has passed.
+    pub started: bool,
+    /// A liveness or startup probe has given up on it: it is to be killed and (by policy) restarted.
+    pub unhealthy: bool,
+    /// When it was asked to end and how long that may take, if it was.
+    pub kill_at: Option<Instant>,
+    /// Not to be started before: back-off after an end, or after a failed start (image, config).
+    pub not_before: Option<Instant>,
+}
+
+/// The pod as observed.
+#[derive(Clone, Debug)]
+pub struct PodSeen {
+    /// What is asked.
+    pub wanted: Wanted,
+    /// Volumes, sandbox and network are there.
+    pub sandbox: bool,
+    /// Anything of the pod is left on the node: sandbox, network, volumes.
+    pub remains: bool,
+    /// Setting up failed: not again before.
+    pub setup_not_before: Option<Instant>,
+    /// Restart policy of the pod.
+    pub policy: RestartPolicy,
+    /// Init containers in order, then the others.
+    pub containers: Vec<Seen>,
+}
+
+/// What to do now; containers are named by their index in [`PodSeen::containers`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Action {
+    /// Volumes, sandbox, network.
+    SetUp,
+    /// Start the next attempt of a container.
+    Start(usize),
+    /// Ask one container to end (it is unhealthy).
+    End(usize),
+    /// Kill one container: its time is up.
+    Kill(usize),
+    /// Ask all containers to end.
+    EndAll,
+    /// Kill all containers.
+    KillAll,
+    /// Remove sandbox and network and volumes.
+    TearDown,
+    /// Nothing is left: tell the API.
+    Farewell,
+}
+
+/// Actions for now, and when to look again at the latest even if nothing happens.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Plan {
+    /// In order.
+    pub actions: Vec<Action>,
+    /// Look again then.
+    pub wake: Option<Instant>,
+}
+
+impl Plan {
+    fn only(action: Action) -> Self {
+        Self { actions: vec![action], wake: None }
+    }
+
+    fn wait_until(&mut self, at: Instant) {
+        self.wake = Some(self.wake.map_or(at, |known| known.min(at)));
+    }
+}
+
+/// How the containers of a live pod stand.
+enum Standing {
+    /// Some still run or will.
+    Open(Plan),
+    /// All have ended for good (sidecars may still run).
+    Over,
+}
+
+impl Life {
+    /// The next state, and what to do.
+    pub fn step(self, seen: &PodSeen, now: Instant) -> (Self, Plan) {
+        match (self, seen.wanted) {
+            (Self::Live, Wanted::Run) => live(seen, now),
+            (Self::Live, Wanted::End { grace } | Wanted::Delete { grace }) => stop(seen, now + grace),
+            (Self::Stopping { deadline }, wanted) => stopping(seen, deadline, wanted, now),
+            (Self::Finished, Wanted::Delete { .. }) if !seen.remains => (Self::Gone, Plan::only(Action::Farewell)),
+            (Self::Finished, _) if seen.remains => (self, Plan::only(Action::TearDown)),
+            (Self::Finished | Self::Gone, _) => (self, Plan::default()),
+        }
+    }
+}
+
+fn live(seen: &PodSeen, now: Instant) -> (Life, Plan) {
+    match containers(seen, now) {
+        Standing::Over => stop(seen, now + SIDECAR_GRACE),
+        Standing::Open(plan) if seen.sandbox => (Life::Live, plan),
+        Standing::Open(_) => (Life::Live, set_up(seen, now)),
+    }
+}
+
+/// Sidecars of a pod that has completed get this long.
+const SIDECAR_GRACE: Duration = Duration::from_secs(30);
+
+fn set_up(seen: &PodSeen, now: Instant) -> Plan {
+    match seen.setup_not_before {
+        Some(at) if at > now => Plan { actions: vec![], wake: Some(at) },
+        _ => Plan::only(Action::SetUp),
+    }
+}
+
+fn any_running(seen: &PodSeen) -> bool {
+    seen.containers.iter().any(|container| container.state == State::Running)
+}
+
+fn stop(seen: &PodSeen, deadline: Instant) -> (Life, Plan) {
+    let actions = if any_running(seen) { vec![Action::EndAll] } else { vec![] };
+    (Life::Stopping { deadline }, Plan { actions, wake: Some(deadline) })
+}
+
+fn stopping(seen: &PodSeen, deadline: Instant, wanted: Wanted, now: Instant) -> (Life, Plan) {
+    // A later delete may only shorten the time that is left.
+    let deadline = match wanted {
+        Wanted::Delete { grace } | Wanted::End { grace } => deadline.min(now + grace),
+        Wanted::Run => deadline,
+    };
+    let same = Life::Stopping { deadline };
+    match (any_running(seen), seen.remains, wanted) {
+        (true, _, _) if now >= deadline => (same, Plan { actions: vec![Action::KillAll], wake: Some(now + KILL_RETRY) }),
+        (true, _, _) => (same, Plan { actions: vec![], wake: Some(deadline) }),
+        (false, true, _) => (same, Plan::only(Action::TearDown)),
+        (false, false, Wanted::Delete { .. }) => (Life::Gone, Plan::only(Action::Farewell)),
+        (false, false, Wanted::Run | Wanted::End { .. }) => (Life::Finished, Plan::default()),
+    }
+}
+
+/// A process in uninterruptible sleep takes its time; asking again is cheap.
+const KILL_RETRY: Duration = Duration::from_secs(2);
+
+fn containers(seen: &PodSeen, now: Instant) -> Standing {
+    let mut plan = Plan::default();
+    let mut open = false;
+    // Once a main container has been started, initialisation is history and is not repeated in this sandbox.
+    let initialised = |container: &Seen| container.role == Role::Main && container.state != State::Absent;
+    let skip_init = seen.containers.iter().any(initialised);
+    for (index, container) in seen.containers.iter().enumerate() {
+        match (container.role, container.state) {
+            (Role::Init, _) if skip_init => {}
+            (Role::Init, State::Exited { code: 0 }) => {}
+            (Role::Init, State::Exited { .. }) if seen.policy == RestartPolicy::Never => return Standing::Over,
+            (Role::Init, _) => {
+                tend(index, container, &mut plan, now);
+                return Standing::Open(plan);
+            }
+            (Role::Sidecar, _) => {
+                tend(index, container, &mut plan, now);
+                if !container.started && !skip_init {
+                    return Standing::Open(plan);
+                }
+            }
+            (Role::Main, State::Exited { code }) if !restart::restarts(seen.policy, code) => {}
+            (Role::Main, _) => {
+                open = true;
+                tend(index, container, &mut plan, now);
+            }
+        }
+    }
+    if open { Standing::Open(plan) } else { Standing::Over }
+}
+
+/// Starts, ends or kills one container that shall run.
+fn tend(index: usize, container: &Seen, plan: &mut Plan, now: Instant) {
+    match container.state {
+        State::Running => match (container.unhealthy, container.kill_at) {
+            (_, Some(at)) if now >= at => {
+                plan.actions.push(Action::Kill(index));
+                plan.wait_until(now + KILL_RETRY);
+            }
+            (_, Some(at)) => plan.wait_until(at),
+            (true, None) => plan.actions.push(Action::End(index)),
+            (false, None) => {}
+        },
+        State::Absent | State::Exited { .. } => match container.not_before {
+            Some(at) if at > now => plan.wait_until(at),
+            _ => plan.actions.push(Action::Start(index)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn container(role: Role, state: State) -> Seen {
+        let started = state == State::Running;
+        Seen { role, state, started, unhealthy: false, kill_at: None, not_before: None }
+    }
+
+    fn seen(wanted: Wanted, policy: RestartPolicy, containers: Vec<Seen>) -> PodSeen {
+        PodSeen { wanted, sandbox: true, remains: true, setup_not_before: None, policy, containers }
+    }
+
+    const DELETE: Wanted = Wanted::Delete { grace: Duration::from_secs(30) };
+
+    #[test]
+    fn containers_start_in_the_order_of_their_roles() {
+        use Role::{Init, Main, Sidecar};
+        use State::{Absent, Exited, Running};
+        let (done, bad) = (Exited { code: 0 }, Exited { code: 1 });
+        let cases: &[(&[(Role, State)], &[usize])] = &[
+            (&[(Init, Absent), (Init, Absent), (Main, Absent)], &[0]),
+            (&[(Init, Running), (Init, Absent), (Main, Absent)], &[]),
+            (&[(Init, done), (Init, Absent), (Main, Absent)], &[1]),
+            (&[(Init, bad), (Init, Absent), (Main, Absent)], &[0]),
+            (&[(Init, done), (Init, done), (Main, Absent), (Main, Absent)], &[2, 3]),
+            (&[(Sidecar, Absent), (Main, Absent)], &[0]),
+            (&[(Sidecar, Running), (Main, Absent)], &[1]),
+            (&[(Sidecar, bad), (Main, Running)], &[0]),
+            (&[(Init, Absent), (Main, Running)], &[]),
+            (&[(Main, done), (Main, Running)], &[0]),
+        ];
+        for (states, starts) in cases {
+            let all = states.iter().map(|&(role, state)| container(role, state)).collect();
+            let (life, plan) = Life::Live.step(&seen(Wanted::Run, RestartPolicy::Always, all), Instant::now());
+            let expected: Vec<Action> = starts.iter().map(|&index| Action::Start(index)).collect();
+            assert_eq!((life, plan.actions), (Life::Live, expected), "{states:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_without_a_sandbox_is_set_up_first_and_not_too_often() {
+        let now = Instant::now();
+        let mut it = seen(Wanted::Run, RestartPolicy::Always, vec![container(Role::Main, State::Absent)]);
+        it.sandbox = false;
+        assert_eq!(Life::Live.step(&it, now).1, Plan::only(Action::SetUp));
+        let later = now + Duration::from_secs(5);
+        it.setup_not_before = Some(later);
+        assert_eq!(Life::Live.step(&it, now).1, Plan { actions: vec![], wake: Some(later) });
+    }
+
+    #[test]
+    fn a_completed_pod_ends_its_sidecars_and_stays_as_an_object() {
+        let now = Instant::now();
+        let containers = vec![container(Role::Sidecar, State::Running), container(Role::Main, State::Exited { code: 0 })];
+        let mut it = seen(Wanted::Run, RestartPolicy::OnFailure, containers);
+        let (life, plan) = Life::Live.step(&it, now);
+        assert!(matches!(life, Life::Stopping { .. }), "{life:?}");
+        assert_eq!(plan.actions, [Action::EndAll]);
+        it.containers[0] = container(Role::Sidecar, State::Exited { code: 0 });
+        let (life, plan) = life.step(&it, now);
+        assert_eq!(plan.actions, [Action::TearDown]);
+        it.remains = false;
+        let (life, _) = life.step(&it, now);
+        assert_eq!(life, Life::Finished);
+        it.wanted = DELETE;
+        assert_eq!(life.step(&it, now), (Life::Gone, Plan::only(Action::Farewell)));
+    }
+
+    #[test]
+    fn a_deletion_asks_waits_kills_and_says_farewell() {
+        let now = Instant::now();
+        let mut it = seen(DELETE, RestartPolicy::Always, vec![container(Role::Main, State::Running)]);
+        let (life, plan) = Life::Live.step(&it, now);
+        assert_eq!(plan.actions, [Action::EndAll]);
+        let (life, plan) = life.step(&it, now + Duration::from_secs(1));
+        assert_eq!(plan.actions, []);
+        let (life, plan) = life.step(&it, now + Duration::from_secs(30));
+        assert_eq!(plan.actions, [Action::KillAll]);
+        it.containers[0].state = State::Exited { code: 137 };
+        let (life, plan) = life.step(&it, now + Duration::from_secs(31));
+        assert_eq!(plan.actions, [Action::TearDown]);
+        it.remains = false;
+        assert_eq!(life.step(&it, now), (Life::Gone, Plan::only(Action::Farewell)));
+    }
+
+    #[test]
+    fn a_second_delete_shortens_the_grace_and_never_lengthens_it() {
+        let now = Instant::now();
+        let stopping = Life::Stopping { deadline: now + Duration::from_secs(30) };
+        for (grace, expected) in [(0, 0), (5, 5), (300, 30)] {
+            let wanted = Wanted::Delete { grace: Duration::from_secs(grace) };
+            let it = seen(wanted, RestartPolicy::Always, vec![container(Role::Main, State::Running)]);
+            let deadline = now + Duration::from_secs(expected);
+            assert_eq!(stopping.step(&it, now).0, Life::Stopping { deadline }, "grace {grace}");
+        }
+    }
+
+    #[test]
+    fn an_unhealthy_container_is_asked_then_killed() {
+        let now = Instant::now();
+        let mut it = seen(Wanted::Run, RestartPolicy::Always, vec![container(Role::Main, State::Running)]);
+        it.containers[0].unhealthy = true;
+        assert_eq!(Life::Live.step(&it, now).1.actions, [Action::End(0)]);
+        it.containers[0].kill_at = Some(now + Duration::from_secs(30));
+        assert_eq!(Life::Live.step(&it, now).1.actions, []);
+        assert_eq!(Life::Live.step(&it, now + Duration::from_secs(30)).1.actions, [Action::Kill(0)]);
+    }
+
+    fn any_container() -> impl Strategy<Value = Seen> {
+        let role = prop_oneof![Just(Role::Init), Just(Role::Sidecar), Just(Role::Main)];
+        let state = prop_oneof![
+            Just(State::Absent),
+            Just(State::Running),
+            (0..3i32).prop_map(|code| State::Exited { code })
+        ];
+        (role, state, any::<bool>(), any::<bool>()).prop_map(|(role, state, started, unhealthy)| Seen {
+            role,
+            state,
+            started: started && state == State::Running,
+            unhealthy,
+            kill_at: None,
+            not_before: None,
+        })
+    }
+
+    fn any_seen() -> impl Strategy<Value = PodSeen> {
+        let wanted = prop_oneof![
+            Just(Wanted::Run),
+            Just(DELETE),
+            Just(Wanted::End { grace: Duration::from_secs(1) })
+        ];
+        let policy =
+            prop_oneof![Just(RestartPolicy::Always), Just(RestartPolicy::OnFailure), Just(RestartPolicy::Never)];
+        (wanted, any::<bool>(), any::<bool>(), policy, vec(any_container(), 1..5)).prop_map(
+            |(wanted, sandbox, remains, policy, containers)| PodSeen {
+                wanted,
+                sandbox,
+                remains: remains || sandbox,
+                setup_not_before: None,
+                policy,
+                containers,
+            },
+        )
+    }
+
+    fn starts(plan: &Plan) -> bool {
+        plan.actions.iter().any(|action| matches!(action, Action::Start(_) | Action::SetUp))
+    }
+
+    proptest! {
+        #[test]
+        fn a_pod_once_stopping_never_runs_again(history in vec(any_seen(), 0..50)) {
+            let now = Instant::now();
+            let mut life = Life::Stopping { deadline: now };
+            for seen in &history {
+                let (next, plan) = life.step(seen, now);
+                prop_assert!(!starts(&plan), "{plan:?}");
+                prop_assert_ne!(next, Life::Live);
+                life = next;
+            }
+        }
+
+        #[test]
+        fn restarts_never_exceed_policy(seen in any_seen()) {
+            let (_, plan) = Life::Live.step(&seen, Instant::now());
+            for action in plan.actions {
+                let Action::Start(index) = action else { continue };
+                let container = &seen.containers[index];
+                if let (Role::Main | Role::Init, State::Exited { code }) = (container.role, container.state) {
+                    prop_assert!(restart::restarts(seen.policy, code) || container.role == Role::Init && code != 0
+                        && seen.policy != RestartPolicy::Never);
+                }
+                prop_assert_ne!(container.state, State::Running);
+            }
+        }
+    }
+}
