@@ -1,6 +1,9 @@
 //! The only way in: who asks → may they → admission → the registry's pipeline. Everyone enters here, over HTTP or in
 //! process: controllers, scheduler and the server's own parts too, as themselves.
 
+mod api;
+mod client;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -11,6 +14,9 @@ use serde_json::Value;
 
 use crate::cache::{Filter, From, Page};
 use crate::registry::resource::Resource;
+
+pub use api::{Api, Pipeline};
+pub use client::{Client, What};
 
 /// Who is asking.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -72,6 +78,8 @@ pub struct WriteOptions {
     pub field_manager: String,
     /// How strictly the body is read.
     pub field_validation: FieldValidation,
+    /// Keys that the body's text had twice, as paths: refused when strict, else a warning each.
+    pub duplicates: Vec<String>,
 }
 
 /// A list's parameters.
@@ -128,7 +136,6 @@ pub enum Operation {
         from: From,
         bookmarks: bool,
     },
-    /// `body` is decoded JSON; `problems` are unknown and duplicate fields found while decoding.
     Create {
         body: Value,
         options: WriteOptions,

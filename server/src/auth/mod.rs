@@ -1,1 +1,6 @@
-//! (owner fills this in)
+//! Who asks (`who`, `token`), and what they may do (`may`, `node`, `bootstrap`).
+
+pub mod guard;
+pub mod may;
+pub mod token;
+pub mod who;

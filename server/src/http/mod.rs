@@ -1,1 +1,48 @@
-//! (owner fills this in)
+//! The one listener: TLS, HTTP/1.1 and HTTP/2, the supervisor's paths and the Kubernetes API.
+//!
+//! Decisions are pure (`path`, `negotiate`, `query`, `table`, `discovery`); `handler` strings them together; `listen`
+//! is the shell around sockets.
+
+use std::io;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+
+use crate::request::User;
+
+/// A response body.
+pub type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// CN and O of its verified client certificate.
+    pub certificate: Option<User>,
+}
+
+/// Who sees a request before the API: the K3s supervisor.
+pub trait Front: Send + Sync {
+    /// Answers, or gives the request back: not one of its own.
+    fn handle<'a>(
+        &'a self,
+        request: Request<Incoming>,
+        peer: &'a Peer,
+    ) -> BoxFuture<'a, Result<Response<Body>, Request<Incoming>>>;
+}
+
+/// A body that is all there.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// No body.
+pub fn empty() -> Body {
+    full(Bytes::new())
+}
