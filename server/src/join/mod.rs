@@ -1,1 +1,8 @@
-//! (owner fills this in)
+//! The far end of a node's joining: the cluster's certificates, tokens and node passwords, and the K3s supervisor routes.
+
+pub mod certificate;
+pub mod files;
+pub mod key;
+pub mod pki;
+pub mod tls;
+pub mod token;

@@ -1,0 +1,224 @@
+//! Files that survive a crash: written beside, synced, renamed, and the folder synced.
+//!
+//! Nothing here knows what a file holds. Whoever reads a path written by [`write`] finds the old content or the new one,
+//! whole, whatever happened in between. Used for keys, certificates, tokens, kubeconfigs and password records.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// Read and written by its owner only.
+pub const PRIVATE: u32 = 0o600;
+
+/// A folder for its owner only.
+pub const PRIVATE_FOLDER: u32 = 0o700;
+
+/// What an atomic write does, in this order. A crash after any of them leaves a whole file at the path.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Step {
+    /// The new content in a file beside the path.
+    WriteBeside,
+    /// The content is on disk before its name is.
+    Sync,
+    /// The old content goes, the new one is there.
+    Rename,
+    /// The name is on disk.
+    SyncFolder,
+}
+
+const STEPS: [Step; 4] = [Step::WriteBeside, Step::Sync, Step::Rename, Step::SyncFolder];
+
+/// Writes a file so that no crash can leave half of it.
+///
+/// `mode`: permission bits of the new file, whatever the umask says.
+///
+/// # Errors
+/// The path and what the system said of it.
+pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let beside = beside(path)?;
+    for step in STEPS {
+        perform(step, path, &beside, content, mode).map_err(|error| at(path, &error))?;
+    }
+    Ok(())
+}
+
+/// Writes a private file only when its content differs, so that a start changes nothing on disk that need not change.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
+    match fs::read(path) {
+        Ok(present) if present == content => {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|error| at(path, &error))?;
+            Ok(false)
+        }
+        _ => write(path, content, mode).map(|()| true),
+    }
+}
+
+/// Reads a text file; `None` when there is none.
+///
+/// # Errors
+/// The path and what the system said of it.
+pub fn read(path: &Path) -> io::Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(at(path, &error)),
+    }
+}
+
+/// Makes a folder and its parents; the folder itself gets the mode.
+///
+/// # Errors
+/// The path and what the system said of it.
+pub fn folder(path: &Path, mode: u32) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(|error| at(parent, &error))?;
+    }
+    match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(at(path, &error)),
+    }
+}
+
+/// Makes `path` a symbolic link to `target`, in one step also when something is there.
+///
+/// # Errors
+/// The path and what the system said of it.
+pub fn link(path: &Path, target: &str) -> io::Result<()> {
+    if fs::read_link(path).is_ok_and(|present| present.as_os_str() == target) {
+        return Ok(());
+    }
+    let beside = beside(path)?;
+    let _ = fs::remove_file(&beside);
+    std::os::unix::fs::symlink(target, &beside)
+        .and_then(|()| fs::rename(&beside, path))
+        .map_err(|error| at(path, &error))
+}
+
+fn perform(step: Step, path: &Path, beside: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    match step {
+        Step::WriteBeside => {
+            let mut options = OpenOptions::new();
+            let mut file = options
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(mode)
+                .open(beside)?;
+            file.set_permissions(fs::Permissions::from_mode(mode))?;
+            file.write_all(content)
+        }
+        Step::Sync => File::open(beside)?.sync_all(),
+        Step::Rename => fs::rename(beside, path),
+        Step::SyncFolder => match path.parent() {
+            Some(parent) if parent != Path::new("") => File::open(parent)?.sync_all(),
+            _ => Ok(()),
+        },
+    }
+}
+
+fn beside(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| at(path, &io::Error::other("not a file name")))?;
+    Ok(path.with_file_name(format!(".{name}.new")))
+}
+
+fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// A folder of one test, removed with everything in it.
+#[cfg(test)]
+pub(crate) struct Scratch(pub PathBuf);
+
+#[cfg(test)]
+impl Scratch {
+    /// An empty folder whose path no other test has.
+    pub(crate) fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("amphipod-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+#[cfg(test)]
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_crash_after_any_step_leaves_the_old_content_or_the_new_one() {
+        let scratch = Scratch::new("files-crash");
+        let path = scratch.0.join("token");
+        for done in 0..=STEPS.len() {
+            write(&path, b"old", PRIVATE).unwrap();
+            let beside = beside(&path).unwrap();
+            for &step in &STEPS[..done] {
+                perform(step, &path, &beside, b"the new content", PRIVATE).unwrap();
+            }
+            let expected: &[u8] = if STEPS[..done].contains(&Step::Rename) {
+                b"the new content"
+            } else {
+                b"old"
+            };
+            assert_eq!(fs::read(&path).unwrap(), expected, "after {done} steps");
+            write(&path, b"the next start", PRIVATE).unwrap();
+            assert_eq!(
+                fs::read(&path).unwrap(),
+                b"the next start",
+                "what a crash left does not block the next write"
+            );
+            assert!(!beside.exists());
+        }
+    }
+
+    #[test]
+    fn a_crash_while_writing_beside_is_overwritten_by_the_next_write() {
+        let scratch = Scratch::new("files-torn");
+        let path = scratch.0.join("token");
+        fs::write(scratch.0.join(".token.new"), "half a fi").unwrap();
+        write(&path, b"whole", PRIVATE).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        assert_eq!(mode(&path), 0o600);
+    }
+
+    #[test]
+    fn modes_are_set_whatever_was_there() {
+        let scratch = Scratch::new("files-mode");
+        let path = scratch.0.join("k3s.yaml");
+        fs::write(&path, "same").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(!write_if_changed(&path, b"same", PRIVATE).unwrap());
+        assert_eq!(mode(&path), 0o600);
+        assert!(write_if_changed(&path, b"other", 0o640).unwrap());
+        assert_eq!(mode(&path), 0o640);
+        folder(&scratch.0.join("a/b"), PRIVATE_FOLDER).unwrap();
+        assert_eq!(mode(&scratch.0.join("a/b")), 0o700);
+    }
+
+    #[test]
+    fn a_link_replaces_what_was_there() {
+        let scratch = Scratch::new("files-link");
+        let path = scratch.0.join("node-token");
+        fs::write(&path, "a file of an older version").unwrap();
+        for target in ["token", "token", "other"] {
+            link(&path, target).unwrap();
+            assert_eq!(fs::read_link(&path).unwrap(), Path::new(target));
+        }
+    }
+}

@@ -1,0 +1,619 @@
+//! The cluster's certificate authorities and the server's own certificates, in the files and under the names K3s has.
+//!
+//! [`Pki::load_or_create`] makes what is missing, renews leaves that are old or say the wrong thing, and changes nothing
+//! else: a data directory that K3s made is taken over as it is, custom authorities included. What is in a certificate
+//! is `certificate`'s; this file is the table of them. Before changing a name or a path: nodes and scripts rely on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rcgen::PublicKeyData;
+use ring::digest::{SHA256, digest};
+use rustls::pki_types::CertificateDer;
+
+use super::certificate::{Authority, CertificateError, Wanted, certificates};
+use super::files::{self, PRIVATE, PRIVATE_FOLDER};
+use super::key::{KeyError, PrivateKey};
+
+/// No clock that is right shows less than this (2026-01-01); authorities dated before it would be worthless, or, on boxes
+/// without a real-time clock, "not yet valid" for everyone else.
+const PLAUSIBLE_SINCE: i64 = 1_767_225_600;
+
+/// What the server's certificates are to say.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Names {
+    /// This node's name.
+    pub node: String,
+    /// This node's addresses, the advertised one among them.
+    pub addresses: Vec<IpAddr>,
+    /// `cluster.local`.
+    pub cluster_domain: String,
+    /// First address of the service range: `kubernetes.default`.
+    pub service: Option<IpAddr>,
+    /// Further names and addresses (`--tls-san`).
+    pub extra: Vec<String>,
+}
+
+/// Why there is no usable PKI.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// Set the clock, then start again.
+    #[error(
+        "the clock says {now}, which cannot be: set it (or wait for time synchronisation) before the first start, because the \
+         cluster's certificate authorities are dated by it"
+    )]
+    Clock {
+        /// What it says.
+        now: Timestamp,
+    },
+    /// Restore the file, or move its folder away to begin anew.
+    #[error("{}: {why}", path.display())]
+    Unusable {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Look at the disk.
+    #[error(transparent)]
+    Disk(#[from] io::Error),
+    /// A certificate could not be made.
+    #[error("cannot make the certificate {name}: {source}")]
+    Sign {
+        /// Its file name.
+        name: String,
+        /// Why.
+        source: CertificateError,
+    },
+    /// No randomness, or rustls refuses our own certificate.
+    #[error("cannot set up TLS: {0}")]
+    Tls(String),
+}
+
+impl From<KeyError> for PkiError {
+    fn from(error: KeyError) -> Self {
+        Self::Tls(error.to_string())
+    }
+}
+
+/// A leaf certificate of the server's own and its key.
+pub struct Leaf {
+    /// Leaf, then its authority; PEM.
+    pub chain: String,
+    /// Its key.
+    pub key: PrivateKey,
+}
+
+/// Which of the server's own certificates.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[expect(missing_docs, reason = "the table under it says what each is")]
+pub enum Own {
+    Admin,
+    Supervisor,
+    Controller,
+    Scheduler,
+    ApiServer,
+    KubeProxy,
+    K3sController,
+    CloudController,
+    AuthProxy,
+    Serving,
+}
+
+/// Keys that the server shares with agents too old to make their own (2.4).
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[expect(missing_docs, reason = "named as their files")]
+pub enum SharedKey {
+    ClientKubelet,
+    ServingKubelet,
+}
+
+/// File, subject. All are signed by the client authority, except the two that [`authority_of`] names.
+const OWN: &[(Own, &str, &str, &[&str])] = &[
+    (Own::Admin, "client-admin", "system:admin", &["system:masters"]),
+    (
+        Own::Supervisor,
+        "client-supervisor",
+        "system:k3s-supervisor",
+        &["system:masters"],
+    ),
+    (
+        Own::Controller,
+        "client-controller",
+        "system:kube-controller-manager",
+        &[],
+    ),
+    (Own::Scheduler, "client-scheduler", "system:kube-scheduler", &[]),
+    (
+        Own::ApiServer,
+        "client-kube-apiserver",
+        "system:apiserver",
+        &["system:masters"],
+    ),
+    (Own::KubeProxy, "client-kube-proxy", "system:kube-proxy", &[]),
+    (
+        Own::K3sController,
+        "client-k3s-controller",
+        "system:k3s-controller",
+        &[],
+    ),
+    (
+        Own::CloudController,
+        "client-k3s-cloud-controller",
+        "k3s-cloud-controller-manager",
+        &[],
+    ),
+    (Own::AuthProxy, "client-auth-proxy", "system:auth-proxy", &[]),
+    (Own::Serving, "serving-kube-apiserver", "kube-apiserver", &[]),
+];
+
+const SHARED: &[(SharedKey, &str)] = &[
+    (SharedKey::ClientKubelet, "client-kubelet.key"),
+    (SharedKey::ServingKubelet, "serving-kubelet.key"),
+];
+
+/// The cluster's authorities and this server's certificates.
+pub struct Pki {
+    client: Authority,
+    server: Authority,
+    request_header: Authority,
+    own: BTreeMap<Own, Leaf>,
+    shared: BTreeMap<SharedKey, PrivateKey>,
+    service_key: String,
+}
+
+impl Pki {
+    /// Reads `<data>/server/tls`, making what is missing and renewing what is old.
+    ///
+    /// `dir`: `<data>/server`. All files are private (0600), their folder too (0700).
+    ///
+    /// # Errors
+    /// [`PkiError`] names the file and what to do about it.
+    pub fn load_or_create(dir: &Path, names: &Names, now: Timestamp) -> Result<Self, PkiError> {
+        let tls = dir.join("tls");
+        files::folder(dir, PRIVATE_FOLDER)?;
+        files::folder(&tls, PRIVATE_FOLDER)?;
+        files::folder(&tls.join("etcd"), PRIVATE_FOLDER)?;
+        let client = load_authority(&tls, "client-ca", "k3s-client-ca", now)?;
+        let server = load_authority(&tls, "server-ca", "k3s-server-ca", now)?;
+        let request_header = load_authority(&tls, "request-header-ca", "k3s-request-header-ca", now)?;
+        load_authority(&tls, "etcd/server-ca", "etcd-server-ca", now)?;
+        load_authority(&tls, "etcd/peer-ca", "etcd-peer-ca", now)?;
+        files::write_if_changed(&tls.join("client-ca.nochain.crt"), client.first().as_bytes(), PRIVATE)?;
+        files::write_if_changed(&tls.join("server-ca.nochain.crt"), server.first().as_bytes(), PRIVATE)?;
+
+        let mut own = BTreeMap::new();
+        for &(which, file, name, groups) in OWN {
+            let (authority, wanted) = match which {
+                Own::Serving => (&server, Wanted::server(name, serving_names(names))),
+                Own::AuthProxy => (&request_header, Wanted::client(name, groups)),
+                _ => (&client, Wanted::client(name, groups)),
+            };
+            own.insert(which, load_leaf(&tls, file, authority, &wanted, now)?);
+        }
+        let mut shared = BTreeMap::new();
+        for &(which, file) in SHARED {
+            shared.insert(which, load_key(&tls.join(file))?);
+        }
+        let service_key = load_service_key(&tls.join("service.key"))?;
+        Ok(Self {
+            client,
+            server,
+            request_header,
+            own,
+            shared,
+            service_key,
+        })
+    }
+
+    /// `client-ca.crt`, byte for byte: what client certificates are verified with.
+    pub fn client_ca_pem(&self) -> &str {
+        self.client.bundle()
+    }
+
+    /// `server-ca.crt`, byte for byte: what `/cacerts` answers.
+    pub fn server_ca_pem(&self) -> &str {
+        self.server.bundle()
+    }
+
+    /// `request-header-ca.crt`.
+    pub fn request_header_ca_pem(&self) -> &str {
+        self.request_header.bundle()
+    }
+
+    /// The hash that secure tokens carry (1.4).
+    pub fn token_hash(&self) -> String {
+        bundle_hash(self.server.bundle())
+    }
+
+    /// `service.key`, PEM, possibly several keys: the first signs service-account tokens, all verify them.
+    pub fn service_key_pem(&self) -> &str {
+        &self.service_key
+    }
+
+    /// One of the server's own certificates.
+    pub fn own(&self, which: Own) -> Option<&Leaf> {
+        self.own.get(&which)
+    }
+
+    /// A client certificate for this key, valid for a year: leaf and authority, PEM.
+    ///
+    /// # Errors
+    /// When the name cannot be put into a certificate.
+    pub fn sign_client(&self, wanted: &Wanted, key: &impl PublicKeyData, now: Timestamp) -> Result<String, PkiError> {
+        sign(&self.client, wanted, key, now)
+    }
+
+    /// A serving certificate for this key, valid for a year: leaf and authority, PEM.
+    ///
+    /// # Errors
+    /// When a name cannot be put into a certificate.
+    pub fn sign_serving(&self, wanted: &Wanted, key: &impl PublicKeyData, now: Timestamp) -> Result<String, PkiError> {
+        sign(&self.server, wanted, key, now)
+    }
+
+    /// A key shared with old agents.
+    pub fn shared_key(&self, which: SharedKey) -> Option<&PrivateKey> {
+        self.shared.get(&which)
+    }
+
+    pub(super) fn client_authority(&self) -> &[CertificateDer<'static>] {
+        self.client.chain()
+    }
+
+    pub(super) fn server_authority(&self) -> &[CertificateDer<'static>] {
+        self.server.chain()
+    }
+}
+
+/// The hash of a CA bundle as secure tokens carry it (1.4): of a single certificate, the text as served; of a chain, the
+/// DER of its root.
+pub fn bundle_hash(bundle: &str) -> String {
+    let chain = certificates(bundle).unwrap_or_default();
+    let root = match chain.as_slice() {
+        [] | [_] => None,
+        several => root_of(several),
+    };
+    let hashed = match &root {
+        Some(der) => digest(&SHA256, der),
+        None => digest(&SHA256, bundle.as_bytes()),
+    };
+    hex(hashed.as_ref())
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The self-signed certificate at the end of the first certificate's chain.
+fn root_of(chain: &[CertificateDer<'static>]) -> Option<CertificateDer<'static>> {
+    let parse = |der| {
+        x509_parser::parse_x509_certificate(der)
+            .ok()
+            .map(|(_, certificate)| certificate)
+    };
+    let mut current = chain.first()?;
+    // As many steps as there are certificates: a circle ends too.
+    for _ in chain {
+        let certificate = parse(current)?;
+        if certificate.verify_signature(None).is_ok() {
+            return Some(current.clone());
+        }
+        current = chain.iter().find(|candidate| {
+            parse(candidate).is_some_and(|candidate| {
+                candidate.subject().as_raw() == certificate.issuer().as_raw()
+                    && certificate.verify_signature(Some(candidate.public_key())).is_ok()
+            })
+        })?;
+    }
+    None
+}
+
+/// The names of the API server's serving certificate (7.3).
+fn serving_names(names: &Names) -> BTreeSet<String> {
+    let domain = &names.cluster_domain;
+    let mut all: BTreeSet<String> = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "localhost",
+        "127.0.0.1",
+        "::1",
+    ]
+    .into_iter()
+    .map(str::to_owned)
+    .collect();
+    all.insert(format!("kubernetes.default.svc.{domain}"));
+    all.insert(names.node.clone());
+    all.extend(names.addresses.iter().chain(&names.service).map(IpAddr::to_string));
+    all.extend(names.extra.iter().cloned());
+    all.remove("");
+    all
+}
+
+fn sign(authority: &Authority, wanted: &Wanted, key: &impl PublicKeyData, now: Timestamp) -> Result<String, PkiError> {
+    let fault = |source| PkiError::Sign {
+        name: wanted.name.clone(),
+        source,
+    };
+    authority.sign(wanted, key, now).map_err(fault)
+}
+
+/// The key is written before its certificate, so a crash between the two leaves a key without certificate, which is
+/// completed here; a certificate without key is somebody's mistake and no authority is made over it.
+fn load_authority(tls: &Path, file: &str, prefix: &str, now: Timestamp) -> Result<Authority, PkiError> {
+    let (crt, key_path) = (tls.join(format!("{file}.crt")), tls.join(format!("{file}.key")));
+    let unusable = |path: &Path, why: String| PkiError::Unusable {
+        path: path.to_owned(),
+        why,
+    };
+    let bundle = files::read(&crt)?;
+    if let Some(bundle) = bundle {
+        let text = files::read(&key_path)?;
+        let text = text.ok_or_else(|| unusable(&key_path, format!("missing, although {file}.crt is there")))?;
+        let key = PrivateKey::from_pem(&text).map_err(|error| unusable(&key_path, error.to_string()))?;
+        return Authority::load(bundle, key).map_err(|error| unusable(&crt, error.to_string()));
+    }
+    if now.as_second() < PLAUSIBLE_SINCE {
+        return Err(PkiError::Clock { now });
+    }
+    let key = load_key(&key_path)?;
+    let authority = Authority::create(prefix, key, now).map_err(|source| PkiError::Sign {
+        name: file.to_owned(),
+        source,
+    })?;
+    files::write(&crt, authority.bundle().as_bytes(), PRIVATE)?;
+    Ok(authority)
+}
+
+fn load_leaf(tls: &Path, file: &str, authority: &Authority, wanted: &Wanted, now: Timestamp) -> Result<Leaf, PkiError> {
+    let crt = tls.join(format!("{file}.crt"));
+    let key = load_key(&tls.join(format!("{file}.key")))?;
+    match files::read(&crt)? {
+        // With an impossible clock every judgement of age is wrong: keep what there is.
+        Some(chain) if now.as_second() < PLAUSIBLE_SINCE => return Ok(Leaf { chain, key }),
+        Some(chain) if authority.keeps(&chain, wanted, &key, now) => return Ok(Leaf { chain, key }),
+        _ => {}
+    }
+    let chain = sign(authority, wanted, key.pair(), now)?;
+    files::write(&crt, chain.as_bytes(), PRIVATE)?;
+    Ok(Leaf { chain, key })
+}
+
+/// Reads a key or makes one; one that cannot be read is an error, because certificates in use may hang on it.
+fn load_key(path: &Path) -> Result<PrivateKey, PkiError> {
+    if let Some(text) = files::read(path)? {
+        let unusable = |error: KeyError| PkiError::Unusable {
+            path: path.to_owned(),
+            why: error.to_string(),
+        };
+        return PrivateKey::from_pem(&text).map_err(unusable);
+    }
+    let key = PrivateKey::generate()?;
+    files::write(path, key.pem().as_bytes(), PRIVATE)?;
+    Ok(key)
+}
+
+/// `docs/decisions/0002-service-account-keys.md` says why this one is not RSA.
+fn load_service_key(path: &Path) -> Result<String, PkiError> {
+    match files::read(path)? {
+        Some(text) if text.trim().is_empty() => Err(PkiError::Unusable {
+            path: path.to_owned(),
+            why: "empty".to_owned(),
+        }),
+        Some(text) => Ok(text),
+        None => {
+            let key = PrivateKey::generate()?;
+            files::write(path, key.pem().as_bytes(), PRIVATE)?;
+            Ok(key.pem().to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::join::files::Scratch;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn names() -> Names {
+        Names {
+            node: "box-1".to_owned(),
+            addresses: vec!["192.0.2.7".parse().unwrap()],
+            cluster_domain: "cluster.local".to_owned(),
+            service: Some("10.43.0.1".parse().unwrap()),
+            extra: vec!["api.example.org".to_owned()],
+        }
+    }
+
+    fn tree(dir: &Path) -> BTreeMap<String, (u32, Vec<u8>, SystemTime)> {
+        let mut all = BTreeMap::new();
+        let mut folders = vec![dir.to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let meta = fs::metadata(&path).unwrap();
+                if meta.is_dir() {
+                    folders.push(path.clone());
+                }
+                let content = if meta.is_dir() {
+                    Vec::new()
+                } else {
+                    fs::read(&path).unwrap()
+                };
+                let name = path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned();
+                all.insert(
+                    name,
+                    (meta.permissions().mode() & 0o777, content, meta.modified().unwrap()),
+                );
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn the_tree_is_the_one_k3s_makes_and_private() {
+        let scratch = Scratch::new("pki-tree");
+        Pki::load_or_create(&scratch.0.join("server"), &names(), at("2026-11-25T00:00:00Z")).unwrap();
+        let tree = tree(&scratch.0);
+        for (name, (mode, _, _)) in &tree {
+            let folder = scratch.0.join(name).is_dir();
+            assert_eq!(*mode, if folder { 0o700 } else { 0o600 }, "{name}");
+        }
+        for name in [
+            "client-ca.crt",
+            "client-ca.key",
+            "server-ca.crt",
+            "server-ca.key",
+            "request-header-ca.crt",
+            "request-header-ca.key",
+            "etcd/server-ca.crt",
+            "etcd/server-ca.key",
+            "etcd/peer-ca.crt",
+            "etcd/peer-ca.key",
+            "client-ca.nochain.crt",
+            "server-ca.nochain.crt",
+            "service.key",
+            "client-kubelet.key",
+            "serving-kubelet.key",
+            "client-admin.crt",
+            "client-admin.key",
+            "client-supervisor.crt",
+            "client-controller.crt",
+            "client-scheduler.crt",
+            "client-kube-apiserver.crt",
+            "client-kube-apiserver.key",
+            "client-kube-proxy.crt",
+            "client-k3s-controller.crt",
+            "client-k3s-cloud-controller.crt",
+            "client-auth-proxy.crt",
+            "serving-kube-apiserver.crt",
+            "serving-kube-apiserver.key",
+        ] {
+            assert!(tree.contains_key(&format!("server/tls/{name}")), "{name} is missing");
+        }
+    }
+
+    #[test]
+    fn a_second_start_changes_nothing() {
+        let scratch = Scratch::new("pki-again");
+        let first = Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
+        let before = tree(&scratch.0);
+        let second = Pki::load_or_create(&scratch.0, &names(), at("2027-01-25T00:00:00Z")).unwrap();
+        assert_eq!(tree(&scratch.0), before);
+        assert_eq!(first.token_hash(), second.token_hash());
+    }
+
+    #[test]
+    fn leaves_are_renewed_with_their_keys_kept_and_authorities_never() {
+        let scratch = Scratch::new("pki-renew");
+        Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
+        let before = tree(&scratch.0);
+        Pki::load_or_create(&scratch.0, &names(), at("2027-10-25T00:00:00Z")).unwrap();
+        let after = tree(&scratch.0);
+        for (name, (_, content, _)) in &before {
+            let leaf = name.ends_with(".crt") && !name.contains("-ca.");
+            assert_eq!(after[name].1 != *content, leaf, "{name}");
+        }
+        let mut moved = names();
+        moved.addresses = vec!["192.0.2.8".parse().unwrap()];
+        Pki::load_or_create(&scratch.0, &moved, at("2027-10-25T00:00:00Z")).unwrap();
+        let moved = tree(&scratch.0);
+        for (name, (_, content, _)) in &after {
+            assert_eq!(
+                moved[name].1 != *content,
+                name == "tls/serving-kube-apiserver.crt",
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_start_that_was_cut_off_anywhere_is_completed_by_the_next() {
+        let scratch = Scratch::new("pki-cut");
+        Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
+        let whole = tree(&scratch.0);
+        for name in whole.keys().filter(|name| name.ends_with(".crt")) {
+            let cut = Scratch::new("pki-cut-one");
+            for (file, (_, content, _)) in &whole {
+                let path = cut.0.join(file);
+                if scratch.0.join(file).is_dir() {
+                    fs::create_dir_all(path).unwrap();
+                } else if file != name {
+                    fs::create_dir_all(path.parent().unwrap()).unwrap();
+                    fs::write(path, content).unwrap();
+                }
+            }
+            Pki::load_or_create(&cut.0, &names(), at("2026-11-25T00:00:00Z"))
+                .unwrap_or_else(|error| panic!("without {name}: {error}"));
+            assert_eq!(
+                tree(&cut.0).keys().collect::<Vec<_>>(),
+                whole.keys().collect::<Vec<_>>(),
+                "without {name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_clock_that_cannot_be_right_makes_no_authority() {
+        let scratch = Scratch::new("pki-clock");
+        let error = Pki::load_or_create(&scratch.0, &names(), at("1970-01-01T00:01:00Z"))
+            .err()
+            .unwrap();
+        assert!(matches!(error, PkiError::Clock { .. }), "{error}");
+        Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
+        let before = tree(&scratch.0);
+        Pki::load_or_create(&scratch.0, &names(), at("1970-01-01T00:01:00Z")).unwrap();
+        assert_eq!(
+            tree(&scratch.0),
+            before,
+            "a later start with a wrong clock keeps what there is"
+        );
+    }
+
+    #[test]
+    fn a_lost_authority_key_is_named_and_not_replaced() {
+        let scratch = Scratch::new("pki-lost");
+        Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
+        fs::remove_file(scratch.0.join("tls/server-ca.key")).unwrap();
+        let error = Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z"))
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("tls/server-ca.key: missing"), "{error}");
+    }
+
+    #[test]
+    fn the_hash_of_one_certificate_is_of_its_text_and_of_a_chain_of_its_root() {
+        let now = at("2026-11-25T00:00:00Z");
+        let root = Authority::create("root", PrivateKey::generate().unwrap(), now).unwrap();
+        let single = root.bundle().to_owned();
+        assert_eq!(bundle_hash(&single), hex(digest(&SHA256, single.as_bytes()).as_ref()));
+        let commented = format!("# a comment\n{single}");
+        assert_eq!(
+            bundle_hash(&commented),
+            hex(digest(&SHA256, commented.as_bytes()).as_ref())
+        );
+        let key = PrivateKey::generate().unwrap();
+        let chain = root
+            .sign(&Wanted::client("intermediate", &[]), key.pair(), now)
+            .unwrap();
+        assert_eq!(bundle_hash(&chain), hex(digest(&SHA256, &root.chain()[0]).as_ref()));
+        let unrelated = Authority::create("other", key, now).unwrap();
+        let stranger = chain.replace(&single, unrelated.bundle());
+        assert_eq!(
+            bundle_hash(&stranger),
+            hex(digest(&SHA256, stranger.as_bytes()).as_ref())
+        );
+    }
+}

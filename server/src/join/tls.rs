@@ -1,0 +1,173 @@
+//! TLS as the server speaks it: its listener, its way to a node's kubelet, and whose certificate a client showed.
+//!
+//! Client certificates are asked for, never required: who shows none goes on with a token or a password.
+
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use super::certificate::{certificates, identity};
+use super::pki::{Own, Pki, PkiError};
+use crate::request::User;
+
+impl Pki {
+    /// For the one listener of supervisor and API.
+    ///
+    /// # Errors
+    /// When rustls refuses a certificate.
+    pub fn server_config(&self) -> Result<Arc<ServerConfig>, PkiError> {
+        let leaf = self.own(Own::Serving).ok_or_else(|| fault("no serving certificate"))?;
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(fault)?
+            .with_client_cert_verifier(self.verifier()?)
+            .with_single_cert(certificates(&leaf.chain).map_err(fault)?, leaf.key.der())
+            .map_err(fault)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// For connections to what holds a serving certificate of this cluster (a kubelet), as one of the server's own identities.
+    ///
+    /// # Errors
+    /// When rustls refuses a certificate.
+    pub fn client_config(&self, who: Own) -> Result<Arc<ClientConfig>, PkiError> {
+        let leaf = self.own(who).ok_or_else(|| fault("no client certificate"))?;
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(fault)?
+            .with_root_certificates(roots(self.server_authority())?)
+            .with_client_auth_cert(certificates(&leaf.chain).map_err(fault)?, leaf.key.der())
+            .map_err(fault)?;
+        Ok(Arc::new(config))
+    }
+
+    /// Who holds this certificate chain (leaf first); `None` when the client authority did not sign it or it is not valid now.
+    pub fn identify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Option<User> {
+        let (leaf, intermediates) = chain.split_first()?;
+        self.verifier()
+            .ok()?
+            .verify_client_cert(leaf, intermediates, now)
+            .ok()?;
+        let (name, groups) = identity(leaf).ok()?;
+        let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+        Some(User::new(&name, &groups))
+    }
+
+    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, PkiError> {
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(self.client_authority())?), provider())
+            .allow_unauthenticated()
+            .build()
+            .map_err(fault)
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+fn roots(chain: &[CertificateDer<'static>]) -> Result<RootCertStore, PkiError> {
+    let mut roots = RootCertStore::empty();
+    for der in chain {
+        roots.add(der.clone()).map_err(fault)?;
+    }
+    Ok(roots)
+}
+
+fn fault(why: impl ToString) -> PkiError {
+    PkiError::Tls(why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::ServerCertVerifier as _;
+
+    use super::*;
+    use crate::join::certificate::Wanted;
+    use crate::join::files::Scratch;
+    use crate::join::key::PrivateKey;
+    use crate::join::pki::Names;
+
+    fn pki(scratch: &Scratch) -> Pki {
+        let names = Names {
+            node: "box-1".to_owned(),
+            addresses: vec!["192.0.2.7".parse().unwrap()],
+            cluster_domain: "cluster.local".to_owned(),
+            service: Some("10.43.0.1".parse().unwrap()),
+            extra: vec!["api.example.org".to_owned()],
+        };
+        Pki::load_or_create(&scratch.0, &names, "2026-11-25T00:00:00Z".parse().unwrap()).unwrap()
+    }
+
+    fn unix(seconds: u64) -> UnixTime {
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds))
+    }
+
+    const NOW: u64 = 1_795_564_800;
+
+    #[test]
+    fn clients_accept_the_serving_certificate_under_each_of_its_names() {
+        let scratch = Scratch::new("tls-serving");
+        let pki = pki(&scratch);
+        pki.server_config().unwrap();
+        let chain = certificates(&pki.own(Own::Serving).unwrap().chain).unwrap();
+        let roots = Arc::new(roots(pki.server_authority()).unwrap());
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider())
+            .build()
+            .unwrap();
+        let verify = |name: &str| {
+            let name = name.to_owned().try_into().unwrap();
+            verifier.verify_server_cert(&chain[0], &chain[1..], &name, &[], unix(NOW))
+        };
+        for name in [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+            "localhost",
+            "127.0.0.1",
+            "::1",
+            "box-1",
+            "192.0.2.7",
+            "10.43.0.1",
+            "api.example.org",
+        ] {
+            verify(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        assert!(verify("example.com").is_err());
+        assert!(verify("192.0.2.8").is_err());
+    }
+
+    #[test]
+    fn a_client_is_who_its_certificate_says_if_we_signed_it_and_it_is_valid() {
+        let scratch = Scratch::new("tls-client");
+        let (first, now) = (pki(&scratch), "2026-11-25T00:00:00Z".parse().unwrap());
+        let other_scratch = Scratch::new("tls-client-other");
+        let other = pki(&other_scratch);
+        let key = PrivateKey::generate().unwrap();
+        let wanted = Wanted::client("system:node:box-2", &["system:nodes"]);
+        let chain = certificates(&first.sign_client(&wanted, key.pair(), now).unwrap()).unwrap();
+        let user = first.identify(&chain, unix(NOW)).unwrap();
+        assert_eq!(user.name, "system:node:box-2");
+        assert_eq!(user.groups, ["system:nodes", "system:authenticated"]);
+        assert_eq!(first.identify(&chain, unix(NOW + 366 * 86_400)), None, "expired");
+        assert_eq!(other.identify(&chain, unix(NOW)), None, "of another cluster");
+        assert_eq!(first.identify(&[], unix(NOW)), None);
+        let serving = certificates(&first.own(Own::Serving).unwrap().chain).unwrap();
+        assert_eq!(
+            first.identify(&serving, unix(NOW)),
+            None,
+            "a serving certificate is no client certificate"
+        );
+        let admin = certificates(&first.own(Own::Admin).unwrap().chain).unwrap();
+        assert_eq!(
+            first.identify(&admin, unix(NOW)).unwrap().groups,
+            ["system:masters", "system:authenticated"]
+        );
+    }
+}
