@@ -1,8 +1,11 @@
 //! The far end of a node's joining: the cluster's certificates, tokens and node passwords, and the K3s supervisor routes.
 
 pub mod certificate;
+pub mod csv;
 pub mod files;
 pub mod key;
+pub mod node_password;
+pub mod passwd;
 pub mod pki;
 pub mod tls;
 pub mod token;

@@ -1,0 +1,287 @@
+//! Node passwords: K3s' hash format, and what is to be done so that Secrets, Nodes and `cred/node-passwd` agree.
+//!
+//! Pure; `node_records` carries it out. Source of the format: K3s v1.36 `pkg/authenticator/hash/scrypt.go`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use jiff::Timestamp;
+use scrypt::Params;
+
+use super::pki::hex;
+
+/// log2 of the cost of new hashes: 2 MiB and a few milliseconds. K3s uses 15 (32 MiB, a tenth of a second) and reads
+/// whatever the text says. A node's password is 128 random bits, which no stretching makes harder to guess, while a
+/// fleet that comes back after a power cut registers hundreds of nodes a second.
+const NEW_LOG_N: u8 = 11;
+
+/// What a hash may cost to check: K3s' 32 MiB. A record that asks for more is damaged.
+const MAX_LOG_N: u8 = 15;
+const MAX_R: u32 = 8;
+const MAX_P: u32 = 4;
+const KEY_BYTES: usize = 64;
+
+/// Orphaned records of nodes that never appeared are forgotten after this long (K3s).
+const ORPHAN_SECONDS: i64 = 600;
+
+/// A stored text that is no hash.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("not a password hash of the form $1:salt:N:r:p:key")]
+pub struct BadHash;
+
+/// The text that is stored for a password.
+///
+/// # Errors
+/// Never in practice: the parameters are constants.
+pub fn hash(password: &str, salt: [u8; 8]) -> Result<String, BadHash> {
+    let params = Params::new(NEW_LOG_N, 8, 1).map_err(|_| BadHash)?;
+    let mut key = [0; KEY_BYTES];
+    scrypt::scrypt(password.as_bytes(), &salt, &params, &mut key).map_err(|_| BadHash)?;
+    Ok(format!(
+        "$1:{}:{NEW_LOG_N}:8:1:{}",
+        hex(&salt),
+        STANDARD_NO_PAD.encode(key)
+    ))
+}
+
+/// Whether this is the password that the text was made from. Slow and large on purpose: see [`MAX_LOG_N`].
+///
+/// # Errors
+/// [`BadHash`].
+pub fn verify(text: &str, password: &str) -> Result<bool, BadHash> {
+    let parts: Vec<&str> = text.trim().split(':').collect();
+    let ["$1", salt, log_n, r, p, key] = parts.as_slice() else {
+        return Err(BadHash);
+    };
+    let salt = unhex(salt).ok_or(BadHash)?;
+    let log_n: u8 = log_n.parse().map_err(|_| BadHash)?;
+    let r: u32 = r.parse().map_err(|_| BadHash)?;
+    let p: u32 = p.parse().map_err(|_| BadHash)?;
+    let key = STANDARD_NO_PAD.decode(key).map_err(|_| BadHash)?;
+    if log_n > MAX_LOG_N || r > MAX_R || p > MAX_P || key.len() > KEY_BYTES || key.len() < 16 {
+        return Err(BadHash);
+    }
+    let params = Params::new(log_n, r, p).map_err(|_| BadHash)?;
+    let mut made = vec![0; key.len()];
+    scrypt::scrypt(password.as_bytes(), &salt, &params, &mut made).map_err(|_| BadHash)?;
+    let differ = made.iter().zip(&key).fold(0, |differ, (a, b)| differ | (a ^ b));
+    Ok(differ == 0)
+}
+
+/// A stored record, as the API has it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Record {
+    /// The hash.
+    pub hash: String,
+    /// Uid of the Node it belongs to, once that was seen.
+    pub owner: Option<String>,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// All that decides.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// By node name.
+    pub records: BTreeMap<String, Record>,
+    /// Nodes by name, with their uid.
+    pub nodes: BTreeMap<String, String>,
+    /// Rows of the file, by node name: a hash, or a clear password of a very old K3s. `None`: no file.
+    pub rows: Option<BTreeMap<String, String>>,
+    /// Names that the file had when we last wrote it.
+    pub written: BTreeSet<String>,
+}
+
+/// What makes them agree.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Plan {
+    /// Records to delete: node name and why.
+    pub forget: BTreeMap<String, &'static str>,
+    /// Rows without a record, to become one: node name, hash or clear password.
+    pub adopt: BTreeMap<String, String>,
+    /// Records to tie to their Node: node name and uid.
+    pub own: BTreeMap<String, String>,
+}
+
+/// Decides.
+///
+/// A row that we wrote and that is gone was taken out by the operator: the record goes. A row that we did not write and
+/// that has no record is a very old K3s' or the operator's: it becomes a record. A record goes with its Node, and after
+/// ten minutes when no Node ever came.
+pub fn plan(seen: &Seen, now: Timestamp) -> Plan {
+    let mut plan = Plan::default();
+    let empty = BTreeMap::new();
+    let rows = seen.rows.as_ref().unwrap_or(&empty);
+    for (name, record) in &seen.records {
+        let removed = seen.rows.is_some() && seen.written.contains(name) && !rows.contains_key(name);
+        let age = now.as_second() - record.created.as_second();
+        let why = match (removed, &record.owner, seen.nodes.get(name)) {
+            (true, _, _) => Some("its row was taken out of node-passwd"),
+            (false, Some(owner), Some(uid)) if owner != uid => Some("its node was deleted"),
+            (false, Some(_), None) => Some("its node was deleted"),
+            (false, None, None) if age > ORPHAN_SECONDS => Some("its node never registered"),
+            (false, _, _) => None,
+        };
+        match (why, &record.owner, seen.nodes.get(name)) {
+            (Some(why), _, _) => drop(plan.forget.insert(name.clone(), why)),
+            (None, None, Some(uid)) => drop(plan.own.insert(name.clone(), uid.clone())),
+            (None, _, _) => {}
+        }
+    }
+    for (name, text) in rows {
+        if !seen.records.contains_key(name) && !seen.written.contains(name) {
+            plan.adopt.insert(name.clone(), text.clone());
+        }
+    }
+    plan
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(2) || !text.is_ascii() || text.is_empty() {
+        return None;
+    }
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PASSWORD: &str = "0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn hashes_of_k3s_and_of_any_cost_are_checked() {
+        for text in [
+            "$1:0011223344556677:15:8:1:/iOHeRy1TFHxZwR120qD+iWh49/3AGWm5XTQc7AbbofjwG/Y9CHpZK14leq861JNp0AVgiVA1K/oSSXK4A3XFA",
+            "$1:0011223344556677:11:8:1:iM8IO2V2Nfh3UfozlfJsoetDdR8TkXfwJtQT0PqFFJOfTnYlhVZITgli6hyGxuRuTTJbsq+w8GvNYAH6OfUgqA",
+            "$1:0011223344556677:4:8:1:wH6uQJWGazgw25BF9p4H5xHl5EGnJBICLYSsSkHAwzq2CFSxOY5fD2/yNg0AH2zedXFDmfHwxPIPZNueGw+8ig",
+        ] {
+            assert_eq!(verify(text, PASSWORD), Ok(true), "{text}");
+            assert_eq!(verify(text, "0123456789abcdef0123456789abcdee"), Ok(false), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_new_hash_is_in_the_format_of_k3s() {
+        let text = hash(PASSWORD, [0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77]).unwrap();
+        assert_eq!(
+            text,
+            "$1:0011223344556677:11:8:1:iM8IO2V2Nfh3UfozlfJsoetDdR8TkXfwJtQT0PqFFJOfTnYlhVZITgli6hyGxuRuTTJbsq+w8GvNYAH6OfUgqA"
+        );
+    }
+
+    #[test]
+    fn what_would_cost_too_much_or_is_damaged_is_refused() {
+        for text in [
+            "",
+            "$1",
+            "secret",
+            "$2:00:4:8:1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+            "$1:00:16:8:1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+            "$1:00:4:9:1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+            "$1:00:4:8:5:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+            "$1:0:4:8:1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+            "$1:00:4:8:1:AAAA",
+            "$1:00:4:8:1:",
+            "$1:00:4:0:1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        ] {
+            assert_eq!(verify(text, PASSWORD), Err(BadHash), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "\\$1:[0-9a-f]{0,6}:[0-9]{0,2}:[0-9]?:[0-9]?:.{0,40}") {
+            let _ = verify(&text, PASSWORD);
+        }
+    }
+
+    fn record(owner: Option<&str>, created: &str) -> Record {
+        Record {
+            hash: "h".to_owned(),
+            owner: owner.map(str::to_owned),
+            created: created.parse().unwrap(),
+        }
+    }
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs
+            .iter()
+            .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn a_row_that_the_operator_took_out_takes_its_record_with_it() {
+        let now = "2026-11-25T00:05:00Z".parse().unwrap();
+        let mut seen = Seen {
+            records: [("a", None), ("b", Some("1"))]
+                .map(|(name, owner)| (name.to_owned(), record(owner, "2026-11-25T00:00:00Z")))
+                .into(),
+            nodes: map(&[("b", "1")]),
+            rows: Some(BTreeMap::new()),
+            written: ["a".to_owned(), "b".to_owned()].into(),
+        };
+        assert_eq!(plan(&seen, now).forget.keys().collect::<Vec<_>>(), ["a", "b"]);
+        seen.rows = None;
+        assert!(
+            plan(&seen, now).forget.is_empty(),
+            "a lost file is not an operator's wish"
+        );
+        seen.rows = Some(BTreeMap::new());
+        seen.written.clear();
+        assert!(
+            plan(&seen, now).forget.is_empty(),
+            "another server made them: we had not written them yet"
+        );
+    }
+
+    #[test]
+    fn a_record_goes_with_its_node() {
+        let now = "2026-11-25T00:20:00Z".parse().unwrap();
+        for (name, owner, node, created, forgotten) in [
+            ("node is there", Some("1"), Some("1"), "2026-11-25T00:00:00Z", false),
+            (
+                "node is another of the same name",
+                Some("1"),
+                Some("2"),
+                "2026-11-25T00:19:00Z",
+                true,
+            ),
+            ("node is gone", Some("1"), None, "2026-11-25T00:19:00Z", true),
+            ("node is to come", None, None, "2026-11-25T00:19:00Z", false),
+            ("node never came", None, None, "2026-11-25T00:00:00Z", true),
+            ("node came", None, Some("1"), "2026-11-25T00:00:00Z", false),
+        ] {
+            let seen = Seen {
+                records: [("n".to_owned(), record(owner, created))].into(),
+                nodes: node.map(|uid| ("n".to_owned(), uid.to_owned())).into_iter().collect(),
+                ..Seen::default()
+            };
+            let plan = plan(&seen, now);
+            assert_eq!(plan.forget.contains_key("n"), forgotten, "{name}");
+            assert_eq!(plan.own.contains_key("n"), name == "node came", "{name}");
+        }
+    }
+
+    #[test]
+    fn rows_of_a_very_old_k3s_become_records() {
+        let seen = Seen {
+            rows: Some(map(&[("old", "clear"), ("gone", "$1:…")])),
+            written: ["gone".to_owned()].into(),
+            ..Seen::default()
+        };
+        let plan = plan(&seen, Timestamp::UNIX_EPOCH);
+        assert_eq!(
+            plan.adopt,
+            map(&[("old", "clear")]),
+            "the record of a row that we wrote was deleted: so is the row"
+        );
+    }
+}

@@ -1,0 +1,300 @@
+//! The cluster's two secrets: `cred/passwd`, the token files, and who a user name and password are (1.3, 1.6).
+//!
+//! On disk `passwd` holds passwords as K3s' does; in memory only keyed digests are kept, under a key that is made anew at
+//! each start, and compared in constant time. (K3s keeps scrypt hashes; a digest costs no memory and lets hundreds of
+//! nodes a second log in. It guards against the same thing: a password seen in a memory dump.)
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ring::hmac;
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+use super::csv;
+use super::files::{self, PRIVATE, PRIVATE_FOLDER};
+use super::pki::hex;
+use super::token::{Secret, TokenError, secure, server_secret};
+use crate::request::User;
+
+/// The user that agents are.
+pub const NODE: &str = "node";
+/// The user that servers and administrators are.
+pub const SERVER: &str = "server";
+/// Group of `node`.
+pub const AGENT_GROUP: &str = "k3s:agent";
+/// Group of `server`.
+pub const SERVER_GROUP: &str = "k3s:server";
+
+/// What the operator gave, as given.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// `--token`.
+    pub token: Option<Secret>,
+    /// `--agent-token`.
+    pub agent_token: Option<Secret>,
+}
+
+/// Why there are no usable passwords.
+#[derive(Debug, thiserror::Error)]
+pub enum PasswdError {
+    /// Choose another one.
+    #[error(
+        "{what} cannot be the secret of a cluster: {source}. Give a plain password that neither begins with K10 nor looks like \
+         a bootstrap token (abcdef.0123456789abcdef)"
+    )]
+    Token {
+        /// Which flag or file.
+        what: String,
+        /// In K3s' words.
+        source: TokenError,
+    },
+    /// Repair or remove the file.
+    #[error("{}: not the CSV of K3s' passwd file", .0.display())]
+    Broken(PathBuf),
+    /// Look at the disk.
+    #[error(transparent)]
+    Disk(#[from] io::Error),
+    /// No randomness.
+    #[error("the system has no randomness")]
+    Randomness,
+}
+
+/// Who may log in with a password.
+pub struct Passwd {
+    key: hmac::Key,
+    users: Vec<Known>,
+}
+
+struct Known {
+    name: String,
+    role: String,
+    digest: hmac::Tag,
+}
+
+impl Passwd {
+    /// Decides the secrets (given, else those on disk, else random) and writes `token`, `node-token`, `agent-token` and
+    /// `cred/passwd` under `dir` (`<data>/server`). `hash`: of the cluster's authority, for the secure form.
+    ///
+    /// # Errors
+    /// [`PasswdError`] says which flag or file and what to do.
+    pub fn load_or_create(dir: &Path, given: &Given, hash: &str) -> Result<Self, PasswdError> {
+        let random = SystemRandom::new();
+        let path = dir.join("cred/passwd");
+        files::folder(&dir.join("cred"), PRIVATE_FOLDER)?;
+        let mut rows = match files::read(&path)? {
+            Some(text) => csv::read(&text).ok_or_else(|| PasswdError::Broken(path.clone()))?,
+            None => Vec::new(),
+        };
+        let server = match server_password(dir, given, &rows)? {
+            Some(password) => password,
+            None => random_password(&random)?,
+        };
+        let agent = given
+            .agent_token
+            .as_ref()
+            .map(|text| usable("--agent-token", text))
+            .transpose()?;
+        let node = agent.clone().unwrap_or_else(|| server.clone());
+        set(&mut rows, NODE, &node, AGENT_GROUP);
+        set(&mut rows, SERVER, &server, SERVER_GROUP);
+        files::write_if_changed(&path, csv::write(rows.iter().map(Vec::as_slice)).as_bytes(), PRIVATE)?;
+
+        let token = format!("{}\n", secure(hash, SERVER, &server));
+        files::write_if_changed(&dir.join("token"), token.as_bytes(), PRIVATE)?;
+        files::link(&dir.join("node-token"), "token")?;
+        let agent_path = dir.join("agent-token");
+        match &agent {
+            None => files::link(&agent_path, "token")?,
+            Some(agent) => write_own(&agent_path, &format!("{}\n", secure(hash, NODE, agent)))?,
+        }
+        let key = hmac::Key::generate(hmac::HMAC_SHA256, &random).map_err(|_| PasswdError::Randomness)?;
+        let users = rows.iter().filter_map(|row| known(row, &key)).collect();
+        Ok(Self { key, users })
+    }
+
+    /// Who this is, if the password is the one on record.
+    pub fn check(&self, user: &str, password: &str) -> Option<User> {
+        let known = self.users.iter().find(|known| known.name == user)?;
+        hmac::verify(&self.key, password.as_bytes(), known.digest.as_ref()).ok()?;
+        Some(User::new(&known.name, &[&known.role]))
+    }
+}
+
+impl crate::auth::who::Passwords for Passwd {
+    fn check(&self, user: &str, password: &str) -> Option<User> {
+        Self::check(self, user, password)
+    }
+}
+
+/// Given, else in `token`, else in `passwd` (a directory of K3s that lost its token file).
+fn server_password(dir: &Path, given: &Given, rows: &[Vec<String>]) -> Result<Option<Secret>, PasswdError> {
+    if let Some(text) = &given.token {
+        return usable("--token", text).map(Some);
+    }
+    let path = dir.join("token");
+    if let Some(text) = files::read(&path)? {
+        return usable(&path.display().to_string(), &Secret::new(text)).map(Some);
+    }
+    let row = [SERVER, NODE]
+        .iter()
+        .find_map(|user| rows.iter().find(|row| row.get(1).is_some_and(|name| name == user)));
+    Ok(row
+        .and_then(|row| row.first())
+        .filter(|password| !password.is_empty())
+        .map(Secret::new))
+}
+
+fn usable(what: &str, text: &Secret) -> Result<Secret, PasswdError> {
+    server_secret(text.expose()).map_err(|source| PasswdError::Token {
+        what: what.to_owned(),
+        source,
+    })
+}
+
+/// 16 random bytes in hexadecimal, as K3s makes them.
+fn random_password(random: &SystemRandom) -> Result<Secret, PasswdError> {
+    let mut bytes = [0; 16];
+    random.fill(&mut bytes).map_err(|_| PasswdError::Randomness)?;
+    Ok(Secret::new(hex(&bytes)))
+}
+
+/// Sets a user's row, keeping the others and their order.
+fn set(rows: &mut Vec<Vec<String>>, user: &str, password: &Secret, role: &str) {
+    let row: Vec<String> = [password.expose(), user, user, role].map(str::to_owned).into();
+    match rows.iter_mut().find(|row| row.get(1).is_some_and(|name| name == user)) {
+        Some(old) => *old = row,
+        None => rows.push(row),
+    }
+}
+
+fn known(row: &[String], key: &hmac::Key) -> Option<Known> {
+    let [password, name, rest @ ..] = row else { return None };
+    let role = rest.get(1).cloned().unwrap_or_default();
+    let digest = hmac::sign(key, password.as_bytes());
+    (!password.is_empty()).then(|| Known {
+        name: name.clone(),
+        role,
+        digest,
+    })
+}
+
+/// Writes a file where a symbolic link may be: the link is replaced, not followed.
+fn write_own(path: &Path, text: &str) -> io::Result<()> {
+    match path.is_symlink() {
+        true => files::write(path, text.as_bytes(), PRIVATE),
+        false => files::write_if_changed(path, text.as_bytes(), PRIVATE).map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::join::files::Scratch;
+
+    const HASH: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn given(token: Option<&str>, agent_token: Option<&str>) -> Given {
+        Given {
+            token: token.map(Secret::new),
+            agent_token: agent_token.map(Secret::new),
+        }
+    }
+
+    fn read(scratch: &Scratch, name: &str) -> String {
+        fs::read_to_string(scratch.0.join(name)).unwrap()
+    }
+
+    #[test]
+    fn a_given_token_makes_the_files_of_k3s() {
+        let scratch = Scratch::new("passwd-given");
+        let passwd = Passwd::load_or_create(&scratch.0, &given(Some("secret"), None), HASH).unwrap();
+        assert_eq!(read(&scratch, "token"), format!("K10{HASH}::server:secret\n"));
+        assert_eq!(fs::read_link(scratch.0.join("node-token")).unwrap(), Path::new("token"));
+        assert_eq!(
+            fs::read_link(scratch.0.join("agent-token")).unwrap(),
+            Path::new("token")
+        );
+        assert_eq!(
+            read(&scratch, "cred/passwd"),
+            "secret,node,node,k3s:agent\nsecret,server,server,k3s:server\n"
+        );
+        let groups = |user, password| passwd.check(user, password).map(|user| user.groups);
+        let of = |group: &str| Some(vec![group.to_owned(), "system:authenticated".to_owned()]);
+        assert_eq!(groups("node", "secret"), of("k3s:agent"));
+        assert_eq!(groups("server", "secret"), of("k3s:server"));
+        for (user, password) in [("node", "Secret"), ("node", ""), ("", "secret"), ("admin", "secret")] {
+            assert_eq!(groups(user, password), None, "{user}:{password}");
+        }
+    }
+
+    #[test]
+    fn an_agent_token_does_not_log_in_as_server() {
+        let scratch = Scratch::new("passwd-agent");
+        Passwd::load_or_create(&scratch.0, &given(Some("a"), None), HASH).unwrap();
+        let passwd = Passwd::load_or_create(&scratch.0, &given(None, Some("b")), HASH).unwrap();
+        assert_eq!(read(&scratch, "agent-token"), format!("K10{HASH}::node:b\n"));
+        assert_eq!(
+            read(&scratch, "token"),
+            format!("K10{HASH}::server:a\n"),
+            "the link was replaced, not followed"
+        );
+        assert!(passwd.check("node", "b").is_some() && passwd.check("server", "a").is_some());
+        assert!(passwd.check("node", "a").is_none() && passwd.check("server", "b").is_none());
+        Passwd::load_or_create(&scratch.0, &given(None, None), HASH).unwrap();
+        assert_eq!(
+            read(&scratch, "agent-token"),
+            format!("K10{HASH}::server:a\n"),
+            "a link again"
+        );
+    }
+
+    #[test]
+    fn a_random_token_stays_for_good() {
+        let scratch = Scratch::new("passwd-random");
+        Passwd::load_or_create(&scratch.0, &given(None, None), HASH).unwrap();
+        let first = read(&scratch, "token");
+        assert_eq!(first.len(), 3 + 64 + 2 + "server:".len() + 32 + 1);
+        Passwd::load_or_create(&scratch.0, &given(None, None), HASH).unwrap();
+        assert_eq!(read(&scratch, "token"), first);
+        fs::remove_file(scratch.0.join("token")).unwrap();
+        Passwd::load_or_create(&scratch.0, &given(None, None), HASH).unwrap();
+        assert_eq!(read(&scratch, "token"), first, "passwd remembers");
+    }
+
+    #[test]
+    fn other_users_keep_their_rows() {
+        let scratch = Scratch::new("passwd-others");
+        fs::create_dir_all(scratch.0.join("cred")).unwrap();
+        fs::write(
+            scratch.0.join("cred/passwd"),
+            "old,node,node,k3s:agent\nx,admin,admin,system:masters\n",
+        )
+        .unwrap();
+        let passwd = Passwd::load_or_create(&scratch.0, &given(None, None), HASH).unwrap();
+        assert_eq!(
+            read(&scratch, "cred/passwd"),
+            "old,node,node,k3s:agent\nx,admin,admin,system:masters\nold,server,server,k3s:server\n"
+        );
+        assert!(passwd.check("admin", "x").is_some());
+    }
+
+    #[test]
+    fn what_could_not_be_used_again_is_refused_at_once() {
+        let scratch = Scratch::new("passwd-refused");
+        for text in ["K10mistake", "abcdef.0123456789abcdef", "  "] {
+            let error = Passwd::load_or_create(&scratch.0, &given(Some(text), None), HASH)
+                .err()
+                .unwrap();
+            assert!(matches!(error, PasswdError::Token { .. }), "{text}");
+            assert!(!error.to_string().contains("mistake"), "the secret is not repeated");
+        }
+        assert!(!scratch.0.join("token").exists());
+        fs::write(scratch.0.join("cred/passwd"), "\"open").unwrap();
+        let error = Passwd::load_or_create(&scratch.0, &given(Some("x"), None), HASH)
+            .err()
+            .unwrap();
+        assert!(matches!(error, PasswdError::Broken(_)));
+    }
+}
