@@ -133,7 +133,10 @@ pub struct Plan {
 
 impl Plan {
     fn only(action: Action) -> Self {
-        Self { actions: vec![action], wake: None }
+        Self {
+            actions: vec![action],
+            wake: None,
+        }
     }
 
     fn wait_until(&mut self, at: Instant) {
@@ -176,18 +179,33 @@ const SIDECAR_GRACE: Duration = Duration::from_secs(30);
 
 fn set_up(seen: &PodSeen, now: Instant) -> Plan {
     match seen.setup_not_before {
-        Some(at) if at > now => Plan { actions: vec![], wake: Some(at) },
+        Some(at) if at > now => Plan {
+            actions: vec![],
+            wake: Some(at),
+        },
         _ => Plan::only(Action::SetUp),
     }
 }
 
 fn any_running(seen: &PodSeen) -> bool {
-    seen.containers.iter().any(|container| container.state == State::Running)
+    seen.containers
+        .iter()
+        .any(|container| container.state == State::Running)
 }
 
 fn stop(seen: &PodSeen, deadline: Instant) -> (Life, Plan) {
-    let actions = if any_running(seen) { vec![Action::EndAll] } else { vec![] };
-    (Life::Stopping { deadline }, Plan { actions, wake: Some(deadline) })
+    let actions = if any_running(seen) {
+        vec![Action::EndAll]
+    } else {
+        vec![]
+    };
+    (
+        Life::Stopping { deadline },
+        Plan {
+            actions,
+            wake: Some(deadline),
+        },
+    )
 }
 
 fn stopping(seen: &PodSeen, deadline: Instant, wanted: Wanted, now: Instant) -> (Life, Plan) {
@@ -198,8 +216,20 @@ fn stopping(seen: &PodSeen, deadline: Instant, wanted: Wanted, now: Instant) -> 
     };
     let same = Life::Stopping { deadline };
     match (any_running(seen), seen.remains, wanted) {
-        (true, _, _) if now >= deadline => (same, Plan { actions: vec![Action::KillAll], wake: Some(now + KILL_RETRY) }),
-        (true, _, _) => (same, Plan { actions: vec![], wake: Some(deadline) }),
+        (true, _, _) if now >= deadline => (
+            same,
+            Plan {
+                actions: vec![Action::KillAll],
+                wake: Some(now + KILL_RETRY),
+            },
+        ),
+        (true, _, _) => (
+            same,
+            Plan {
+                actions: vec![],
+                wake: Some(deadline),
+            },
+        ),
         (false, true, _) => (same, Plan::only(Action::TearDown)),
         (false, false, Wanted::Delete { .. }) => (Life::Gone, Plan::only(Action::Farewell)),
         (false, false, Wanted::Run | Wanted::End { .. }) => (Life::Finished, Plan::default()),
@@ -268,14 +298,30 @@ mod tests {
 
     fn container(role: Role, state: State) -> Seen {
         let started = state == State::Running;
-        Seen { role, state, started, unhealthy: false, kill_at: None, not_before: None }
+        Seen {
+            role,
+            state,
+            started,
+            unhealthy: false,
+            kill_at: None,
+            not_before: None,
+        }
     }
 
     fn seen(wanted: Wanted, policy: RestartPolicy, containers: Vec<Seen>) -> PodSeen {
-        PodSeen { wanted, sandbox: true, remains: true, setup_not_before: None, policy, containers }
+        PodSeen {
+            wanted,
+            sandbox: true,
+            remains: true,
+            setup_not_before: None,
+            policy,
+            containers,
+        }
     }
 
-    const DELETE: Wanted = Wanted::Delete { grace: Duration::from_secs(30) };
+    const DELETE: Wanted = Wanted::Delete {
+        grace: Duration::from_secs(30),
+    };
 
     #[test]
     fn containers_start_in_the_order_of_their_roles() {
@@ -305,18 +351,31 @@ mod tests {
     #[test]
     fn a_pod_without_a_sandbox_is_set_up_first_and_not_too_often() {
         let now = Instant::now();
-        let mut it = seen(Wanted::Run, RestartPolicy::Always, vec![container(Role::Main, State::Absent)]);
+        let mut it = seen(
+            Wanted::Run,
+            RestartPolicy::Always,
+            vec![container(Role::Main, State::Absent)],
+        );
         it.sandbox = false;
         assert_eq!(Life::Live.step(&it, now).1, Plan::only(Action::SetUp));
         let later = now + Duration::from_secs(5);
         it.setup_not_before = Some(later);
-        assert_eq!(Life::Live.step(&it, now).1, Plan { actions: vec![], wake: Some(later) });
+        assert_eq!(
+            Life::Live.step(&it, now).1,
+            Plan {
+                actions: vec![],
+                wake: Some(later)
+            }
+        );
     }
 
     #[test]
     fn a_completed_pod_ends_its_sidecars_and_stays_as_an_object() {
         let now = Instant::now();
-        let containers = vec![container(Role::Sidecar, State::Running), container(Role::Main, State::Exited { code: 0 })];
+        let containers = vec![
+            container(Role::Sidecar, State::Running),
+            container(Role::Main, State::Exited { code: 0 }),
+        ];
         let mut it = seen(Wanted::Run, RestartPolicy::OnFailure, containers);
         let (life, plan) = Life::Live.step(&it, now);
         assert!(matches!(life, Life::Stopping { .. }), "{life:?}");
@@ -334,7 +393,11 @@ mod tests {
     #[test]
     fn a_deletion_asks_waits_kills_and_says_farewell() {
         let now = Instant::now();
-        let mut it = seen(DELETE, RestartPolicy::Always, vec![container(Role::Main, State::Running)]);
+        let mut it = seen(
+            DELETE,
+            RestartPolicy::Always,
+            vec![container(Role::Main, State::Running)],
+        );
         let (life, plan) = Life::Live.step(&it, now);
         assert_eq!(plan.actions, [Action::EndAll]);
         let (life, plan) = life.step(&it, now + Duration::from_secs(1));
@@ -351,10 +414,18 @@ mod tests {
     #[test]
     fn a_second_delete_shortens_the_grace_and_never_lengthens_it() {
         let now = Instant::now();
-        let stopping = Life::Stopping { deadline: now + Duration::from_secs(30) };
+        let stopping = Life::Stopping {
+            deadline: now + Duration::from_secs(30),
+        };
         for (grace, expected) in [(0, 0), (5, 5), (300, 30)] {
-            let wanted = Wanted::Delete { grace: Duration::from_secs(grace) };
-            let it = seen(wanted, RestartPolicy::Always, vec![container(Role::Main, State::Running)]);
+            let wanted = Wanted::Delete {
+                grace: Duration::from_secs(grace),
+            };
+            let it = seen(
+                wanted,
+                RestartPolicy::Always,
+                vec![container(Role::Main, State::Running)],
+            );
             let deadline = now + Duration::from_secs(expected);
             assert_eq!(stopping.step(&it, now).0, Life::Stopping { deadline }, "grace {grace}");
         }
@@ -363,12 +434,19 @@ mod tests {
     #[test]
     fn an_unhealthy_container_is_asked_then_killed() {
         let now = Instant::now();
-        let mut it = seen(Wanted::Run, RestartPolicy::Always, vec![container(Role::Main, State::Running)]);
+        let mut it = seen(
+            Wanted::Run,
+            RestartPolicy::Always,
+            vec![container(Role::Main, State::Running)],
+        );
         it.containers[0].unhealthy = true;
         assert_eq!(Life::Live.step(&it, now).1.actions, [Action::End(0)]);
         it.containers[0].kill_at = Some(now + Duration::from_secs(30));
         assert_eq!(Life::Live.step(&it, now).1.actions, []);
-        assert_eq!(Life::Live.step(&it, now + Duration::from_secs(30)).1.actions, [Action::Kill(0)]);
+        assert_eq!(
+            Life::Live.step(&it, now + Duration::from_secs(30)).1.actions,
+            [Action::Kill(0)]
+        );
     }
 
     fn any_container() -> impl Strategy<Value = Seen> {
@@ -392,10 +470,15 @@ mod tests {
         let wanted = prop_oneof![
             Just(Wanted::Run),
             Just(DELETE),
-            Just(Wanted::End { grace: Duration::from_secs(1) })
+            Just(Wanted::End {
+                grace: Duration::from_secs(1)
+            })
         ];
-        let policy =
-            prop_oneof![Just(RestartPolicy::Always), Just(RestartPolicy::OnFailure), Just(RestartPolicy::Never)];
+        let policy = prop_oneof![
+            Just(RestartPolicy::Always),
+            Just(RestartPolicy::OnFailure),
+            Just(RestartPolicy::Never)
+        ];
         (wanted, any::<bool>(), any::<bool>(), policy, vec(any_container(), 1..5)).prop_map(
             |(wanted, sandbox, remains, policy, containers)| PodSeen {
                 wanted,
@@ -409,7 +492,9 @@ mod tests {
     }
 
     fn starts(plan: &Plan) -> bool {
-        plan.actions.iter().any(|action| matches!(action, Action::Start(_) | Action::SetUp))
+        plan.actions
+            .iter()
+            .any(|action| matches!(action, Action::Start(_) | Action::SetUp))
     }
 
     proptest! {

@@ -55,7 +55,10 @@ impl Record {
         if self.ended.is_some_and(|(known, _)| known == attempt) {
             return;
         }
-        if self.started.is_some_and(|started| now.duration_since(started) >= RESET_AFTER) {
+        if self
+            .started
+            .is_some_and(|started| now.duration_since(started) >= RESET_AFTER)
+        {
             self.in_a_row = 0;
         }
         self.ended = Some((attempt, now));
@@ -84,7 +87,11 @@ mod tests {
     #[test]
     fn restart_delay_doubles_up_to_five_minutes() {
         for (restarts, seconds) in [(0, 0), (1, 10), (2, 20), (3, 40), (5, 160), (6, 300), (u32::MAX, 300)] {
-            assert_eq!(restart_delay(restarts), Duration::from_secs(seconds), "restarts: {restarts}");
+            assert_eq!(
+                restart_delay(restarts),
+                Duration::from_secs(seconds),
+                "restarts: {restarts}"
+            );
         }
     }
 
@@ -109,11 +116,19 @@ mod tests {
         let mut record = Record::default();
         record.note_start(0, begin);
         record.note_end(0, begin + Duration::from_secs(1));
-        assert_eq!(record.due(), Some(begin + Duration::from_secs(1)), "the first restart is immediate");
+        assert_eq!(
+            record.due(),
+            Some(begin + Duration::from_secs(1)),
+            "the first restart is immediate"
+        );
         record.note_start(1, begin + Duration::from_secs(1));
         record.note_end(1, begin + Duration::from_secs(2));
         record.note_end(1, begin + Duration::from_secs(9));
-        assert_eq!(record.due(), Some(begin + Duration::from_secs(12)), "a second notice changes nothing");
+        assert_eq!(
+            record.due(),
+            Some(begin + Duration::from_secs(12)),
+            "a second notice changes nothing"
+        );
         record.note_start(2, begin + Duration::from_secs(12));
         record.note_end(2, begin + Duration::from_secs(612));
         assert_eq!(record.delay(), Duration::ZERO);
