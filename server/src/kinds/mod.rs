@@ -4,7 +4,6 @@
 //! objects is admission's.
 
 mod built_in;
-pub mod columns;
 
 use std::sync::{Arc, LazyLock};
 
