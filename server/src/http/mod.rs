@@ -3,6 +3,11 @@
 //! Decisions are pure (`path`, `negotiate`, `query`, `table`, `discovery`); `handler` strings them together; `listen`
 //! is the shell around sockets.
 
+pub mod negotiate;
+pub mod path;
+pub mod query;
+pub mod table;
+
 use std::io;
 use std::net::SocketAddr;
 

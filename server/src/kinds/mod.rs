@@ -4,6 +4,7 @@
 //! objects is admission's.
 
 mod built_in;
+pub mod columns;
 
 use std::sync::{Arc, LazyLock};
 
