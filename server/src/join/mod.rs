@@ -3,9 +3,17 @@
 pub mod certificate;
 pub mod csv;
 pub mod files;
+pub mod issue;
 pub mod key;
 pub mod node_password;
 pub mod passwd;
 pub mod pki;
+pub mod record;
+pub mod register;
+pub mod roll;
+pub mod route;
+pub mod supervisor;
 pub mod tls;
 pub mod token;
+
+pub use supervisor::Supervisor;

@@ -1,0 +1,161 @@
+//! A node's password record as the cluster keeps it: the Secret `kube-system/<node>.node-password.k3s` (3.2).
+//!
+//! Reading, making, tying to its Node and deleting, through the API as the supervisor. What is to be done is
+//! `node_password`'s to decide. K3s reads and writes the same Secrets.
+
+use std::collections::BTreeMap;
+
+use agent::wire::object::{list, text};
+use agent::wire::status::{Reason, Status};
+use agent::wire::time;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::node_password::Record;
+use crate::cache::{Filter, Item};
+use crate::request::{Client, DeleteOptions, Patch, What};
+
+/// Where they lie.
+pub const NAMESPACE: &str = "kube-system";
+const SUFFIX: &str = ".node-password.k3s";
+const TYPE: &str = "k3s.cattle.io/node-password";
+
+/// The name of a node's Secret.
+pub fn name(node: &str) -> String {
+    format!("{node}{SUFFIX}")
+}
+
+/// The record of one node, and the uid of its Secret.
+///
+/// # Errors
+/// What the API says, except that there is none.
+pub async fn get(client: &Client, node: &str) -> Result<Option<(Record, String)>, Status> {
+    match client.get(What::SECRETS, NAMESPACE, &name(node)).await {
+        Ok(secret) => Ok(Some((read(&secret), text(&secret, &["metadata", "uid"]).to_owned()))),
+        Err(status) if status.is(Reason::NotFound) => Ok(None),
+        Err(status) => Err(status),
+    }
+}
+
+/// All records by node.
+///
+/// # Errors
+/// What the API says.
+pub async fn all(client: &Client) -> Result<BTreeMap<String, Record>, Status> {
+    let page = client.list(What::SECRETS, Some(NAMESPACE), Filter::default()).await?;
+    let record = |item: &std::sync::Arc<Item>| {
+        let node = last(&item.key).strip_suffix(SUFFIX)?;
+        Some((node.to_owned(), read(&item.value())))
+    };
+    Ok(page.items.iter().filter_map(record).collect())
+}
+
+/// Uids of all Nodes by name.
+///
+/// # Errors
+/// What the API says.
+pub async fn nodes(client: &Client) -> Result<BTreeMap<String, String>, Status> {
+    let page = client.list(What::NODES, None, Filter::default()).await?;
+    let node = |item: &std::sync::Arc<Item>| (last(&item.key).to_owned(), item.index.uid.to_string());
+    Ok(page.items.iter().map(node).collect())
+}
+
+/// The uid of one Node.
+///
+/// # Errors
+/// What the API says, except that there is none.
+pub async fn node_uid(client: &Client, node: &str) -> Result<Option<String>, Status> {
+    match client.get(What::NODES, "", node).await {
+        Ok(object) => Ok(Some(text(&object, &["metadata", "uid"]).to_owned())),
+        Err(status) if status.is(Reason::NotFound) => Ok(None),
+        Err(status) => Err(status),
+    }
+}
+
+/// Makes a record; `owner`: uid of the Node, if that is there already.
+///
+/// # Errors
+/// What the API says; `AlreadyExists` when somebody was first.
+pub async fn create(client: &Client, node: &str, hash: &str, owner: Option<&str>) -> Result<(), Status> {
+    let mut secret = json!({
+        "apiVersion": "v1", "kind": "Secret",
+        "metadata": { "name": name(node), "namespace": NAMESPACE },
+        "type": TYPE,
+        "immutable": true,
+        "data": { "hash": STANDARD.encode(hash) },
+    });
+    if let (Some(uid), Some(metadata)) = (owner, secret.get_mut("metadata").and_then(Value::as_object_mut)) {
+        metadata.insert("ownerReferences".to_owned(), owned_by(node, uid));
+    }
+    client.create(What::SECRETS, NAMESPACE, secret).await.map(drop)
+}
+
+/// Ties a record to its Node, so that it goes when the Node goes.
+///
+/// # Errors
+/// What the API says.
+pub async fn tie(client: &Client, node: &str, uid: &str) -> Result<(), Status> {
+    let patch = Patch::Merge(json!({ "metadata": { "ownerReferences": owned_by(node, uid) } }));
+    client
+        .patch(What::SECRETS, NAMESPACE, &name(node), None, patch)
+        .await
+        .map(drop)
+}
+
+/// Deletes a record; that it is gone already is no error. `uid`: only this one, not one made since.
+///
+/// # Errors
+/// What the API says.
+pub async fn forget(client: &Client, node: &str, uid: Option<String>) -> Result<(), Status> {
+    let options = DeleteOptions {
+        uid,
+        ..DeleteOptions::default()
+    };
+    match client.delete(What::SECRETS, NAMESPACE, &name(node), options).await {
+        Err(status) if !status.is(Reason::NotFound) && !status.is(Reason::Conflict) => Err(status),
+        _ => Ok(()),
+    }
+}
+
+fn owned_by(node: &str, uid: &str) -> Value {
+    json!([{ "apiVersion": "v1", "kind": "Node", "name": node, "uid": uid }])
+}
+
+/// A Secret that somebody damaged reads as a hash that fits no password.
+fn read(secret: &Value) -> Record {
+    let hash = STANDARD.decode(text(secret, &["data", "hash"])).unwrap_or_default();
+    let owner = list(secret, &["metadata", "ownerReferences"])
+        .iter()
+        .find(|owner| text(owner, &["kind"]) == "Node");
+    Record {
+        hash: String::from_utf8(hash).unwrap_or_default(),
+        owner: owner.map(|owner| text(owner, &["uid"]).to_owned()),
+        created: time::parse(text(secret, &["metadata", "creationTimestamp"])).unwrap_or(Timestamp::UNIX_EPOCH),
+    }
+}
+
+fn last(key: &str) -> &str {
+    key.rsplit('/').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_of_k3s_are_read() {
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "immutable": true,
+            "metadata": { "name": "pi.node-password.k3s", "creationTimestamp": "2026-11-25T00:00:00Z",
+                "ownerReferences": [{ "apiVersion": "v1", "kind": "Node", "name": "pi", "uid": "u1" }] },
+            "data": { "hash": "JDE6MDA6NDo4OjE6QUFBQQ==" },
+        });
+        let record = read(&secret);
+        assert_eq!(record.hash, "$1:00:4:8:1:AAAA");
+        assert_eq!(record.owner.as_deref(), Some("u1"));
+        assert_eq!(record.created, "2026-11-25T00:00:00Z".parse::<Timestamp>().unwrap());
+        assert_eq!(read(&json!({})).hash, "");
+    }
+}

@@ -1,0 +1,444 @@
+//! The K3s supervisor: the routes by which a machine becomes a node and stays connected (2, 3 and 6 of the protocol).
+//!
+//! Sits before the API on the same port. What a path is and who may use it is `route`'s, what a certificate says is
+//! `issue`'s, who may be which node is `register`'s; this file reads requests and writes answers. Before changing a code:
+//! agents tell "come again" (503) from "wrong token" (401) and "not this node" (403), and never give up on any of them.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use agent::wire::object::{list, text};
+use agent::wire::selector::is_dns_subdomain;
+use agent::wire::status::{Reason, Status};
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt as _, ready};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, UPGRADE};
+use hyper::upgrade::Upgraded;
+use hyper::{Request, Response, StatusCode, Version};
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tracing::{debug, info, warn};
+
+use super::issue::{Node, issue};
+use super::pki::Pki;
+use super::register::{Refusal, Register};
+use super::route::{self, Certificate, NODES_GROUP, Route};
+use crate::http::{Body, Front, Peer, empty, full};
+use crate::request::{Client, User, What};
+
+/// A certificate request is a few hundred bytes; RSA keys and long subjects a few thousand.
+const MAX_REQUEST: usize = 64 * 1024;
+/// A node that takes longer to send it is gone.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+const NODE_NAME: &str = "k3s-node-name";
+const NODE_PASSWORD: &str = "k3s-node-password";
+const NODE_IP: &str = "k3s-node-ip";
+
+/// Who the `Authorization` header says it is: password, bootstrap token, service account. `Ok(None)`: there is none.
+pub type ByHeader = Arc<dyn Fn(&HeaderMap) -> Result<Option<User>, ()> + Send + Sync>;
+
+/// Takes a node's websocket, already upgraded, and returns when it has ended.
+pub type Tunnels = Arc<dyn Fn(String, TokioIo<Upgraded>) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// What the supervisor works with.
+pub struct Parts {
+    /// Certificates.
+    pub pki: Arc<Pki>,
+    /// Who has which credential.
+    pub by_header: ByHeader,
+    /// Which node is whose.
+    pub register: Arc<Register>,
+    /// The API, as the supervisor.
+    pub client: Client,
+    /// Body of `/v1-k3s/config`.
+    pub settings: Value,
+    /// `host:port` under which agents reach this server.
+    pub advertised: String,
+    /// The far end of tunnels.
+    pub tunnels: Tunnels,
+}
+
+/// The supervisor.
+pub struct Supervisor {
+    parts: Parts,
+    settings: Bytes,
+    open: Mutex<JoinSet<()>>,
+}
+
+impl Front for Supervisor {
+    fn handle<'a>(
+        &'a self,
+        request: Request<Incoming>,
+        peer: &'a Peer,
+    ) -> BoxFuture<'a, Result<Response<Body>, Request<Incoming>>> {
+        match route::find(request.uri().path()) {
+            None => ready(Err(request)).boxed(),
+            Some(route) => self.answer(route, request, peer).map(Ok).boxed(),
+        }
+    }
+}
+
+impl Supervisor {
+    /// A supervisor; its tunnels end with [`Supervisor::stop`].
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            settings: Bytes::from(parts.settings.to_string()),
+            parts,
+            open: Mutex::new(JoinSet::new()),
+        }
+    }
+
+    /// Ends all tunnels.
+    pub async fn stop(&self) {
+        let mut open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        open.shutdown().await;
+    }
+
+    async fn answer(&self, route: Route, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        match self.serve(route, request, peer).await {
+            Ok(response) => response,
+            Err(status) => {
+                warn!(peer = %peer.address, path, code = status.code, error = status.message, "refused a node's request");
+                refused(&status)
+            }
+        }
+    }
+
+    async fn serve(&self, route: Route, request: Request<Incoming>, peer: &Peer) -> Result<Response<Body>, Status> {
+        if !route.takes(request.method()) {
+            let why = format!("{} is not allowed on {}", request.method(), request.uri().path());
+            return Err(Status::failure(Reason::MethodNotAllowed, why));
+        }
+        let Some(groups) = route.groups() else {
+            return Ok(match route {
+                Route::CaCerts => plain(self.parts.pki.server_ca_pem().to_owned()),
+                _ => plain("pong"),
+            });
+        };
+        let user = self.who(request.headers(), peer)?;
+        if !user.groups.iter().any(|group| groups.contains(&group.as_str())) {
+            let why = format!(
+                "forbidden: {:?} is in none of the groups {}",
+                user.name,
+                groups.join(", ")
+            );
+            return Err(Status::failure(Reason::Forbidden, why));
+        }
+        match route {
+            Route::CaCerts | Route::ServerCa => Ok(plain(self.parts.pki.server_ca_pem().to_owned())),
+            Route::ClientCa => Ok(plain(self.parts.pki.client_ca_pem().to_owned())),
+            Route::Ping => Ok(plain("pong")),
+            Route::Ready => Ok(plain("ok")),
+            Route::Config => Ok(json(self.settings.clone())),
+            Route::Servers => Ok(json(
+                serde_json::to_vec(&self.servers().await).map_err(Status::internal)?,
+            )),
+            Route::Issue(which) => self.issue(which, request, &user, peer).await,
+            Route::Connect => self.connect(request, &user),
+            Route::Unknown => Err(Status::failure(
+                Reason::NotFound,
+                format!("this server does not offer {}", request.uri().path()),
+            )),
+        }
+    }
+
+    /// A right password goes before a certificate; a wrong one beside a good certificate does no harm (1.5, 1.6).
+    fn who(&self, headers: &HeaderMap, peer: &Peer) -> Result<User, Status> {
+        match ((self.parts.by_header)(headers), &peer.certificate) {
+            (Ok(Some(user)), _) => Ok(user),
+            (_, Some(user)) => Ok(user.clone()),
+            (Err(()), None) => Err(Status::failure(
+                Reason::Unauthorized,
+                "not authorized: the token does not belong to this cluster, or has expired. The one to use is in \
+                 server/node-token below the data directory of a server (/var/lib/rancher/k3s)",
+            )),
+            (Ok(None), None) => Err(Status::failure(
+                Reason::Forbidden,
+                "forbidden: neither a token nor a client certificate was sent",
+            )),
+        }
+    }
+
+    /// `host:port` of all servers, from the endpoints of `default/kubernetes`; ourselves while there are none.
+    async fn servers(&self) -> Vec<String> {
+        let endpoints = self.parts.client.get(What::ENDPOINTS, "default", "kubernetes").await;
+        let found = endpoints.map(|object| addresses(&object)).unwrap_or_default();
+        match found.is_empty() {
+            true => vec![self.parts.advertised.clone()],
+            false => found,
+        }
+    }
+
+    async fn issue(
+        &self,
+        which: Certificate,
+        request: Request<Incoming>,
+        user: &User,
+        peer: &Peer,
+    ) -> Result<Response<Body>, Status> {
+        let (head, body) = request.into_parts();
+        let now = Timestamp::now();
+        let node = match which {
+            Certificate::ClientKubelet | Certificate::ServingKubelet => {
+                let node = node_of(&head.headers, user)?;
+                self.admit(&node, &head.headers, user, now).await?;
+                node
+            }
+            Certificate::KubeProxy | Certificate::K3sController => Node {
+                name: String::new(),
+                addresses: Vec::new(),
+            },
+        };
+        let body = timeout(BODY_TIMEOUT, Limited::new(body, MAX_REQUEST).collect()).await;
+        let body = body
+            .map_err(|_| Status::failure(Reason::Timeout, "the certificate request did not arrive in time"))?
+            .map_err(|error| {
+                Status::failure(
+                    Reason::BadRequest,
+                    format!("cannot read the certificate request: {error}"),
+                )
+            })?;
+        let signed = issue(&self.parts.pki, which, &node, &body.to_bytes(), now).map_err(Status::internal)?;
+        info!(node = node.name, certificate = ?which, peer = %peer.address, user = user.name, "signed a certificate");
+        Ok(plain(signed))
+    }
+
+    /// Whether this caller may be this node (3.4).
+    async fn admit(&self, node: &Node, headers: &HeaderMap, user: &User, now: Timestamp) -> Result<(), Status> {
+        let register = &self.parts.register;
+        if own_name(user).is_some() && !register.exists(&node.name).await? {
+            let why = format!(
+                "unable to verify node identity: node {:?} does not exist any more, so its certificate counts no longer; \
+                 join again with a token",
+                node.name
+            );
+            return Err(Status::failure(Reason::Unauthorized, why));
+        }
+        let password = header(headers, NODE_PASSWORD)
+            .ok_or_else(|| Status::failure(Reason::BadRequest, "node password not set"))?;
+        register
+            .admit(&node.name, password, now)
+            .await
+            .map_err(|refusal| match &refusal {
+                Refusal::Taken { .. } => Status::failure(Reason::Forbidden, refusal.to_string()),
+                Refusal::Later { .. } => Status::unavailable(refusal.to_string()),
+            })
+    }
+
+    /// Turns the connection into a tunnel of the node whose certificate it has.
+    fn connect(&self, mut request: Request<Incoming>, user: &User) -> Result<Response<Body>, Status> {
+        let node = own_name(user)
+            .ok_or_else(|| Status::failure(Reason::Forbidden, "forbidden: only a node opens a tunnel"))?
+            .to_owned();
+        let accept = websocket(&request)?;
+        let upgrade = hyper::upgrade::on(&mut request);
+        let tunnels = Arc::clone(&self.parts.tunnels);
+        let task = async move {
+            match upgrade.await {
+                Ok(upgraded) => tunnels(node, TokioIo::new(upgraded)).await,
+                Err(error) => debug!(node, error = %error, "a node gave up its tunnel before it was open"),
+            }
+        };
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        while open.try_join_next().is_some() {}
+        open.spawn(task);
+        drop(open);
+        let mut response = Response::new(empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert("sec-websocket-accept", accept);
+        Ok(response)
+    }
+}
+
+/// The name in a kubelet's identity.
+fn own_name(user: &User) -> Option<&str> {
+    let name = user.name.strip_prefix("system:node:")?;
+    user.groups.iter().any(|group| group == NODES_GROUP).then_some(name)
+}
+
+/// Which node the headers name; a node cannot name another.
+fn node_of(headers: &HeaderMap, user: &User) -> Result<Node, Status> {
+    let bad = |why: String| Status::failure(Reason::BadRequest, why);
+    let name = header(headers, NODE_NAME).ok_or_else(|| bad("node name not set".to_owned()))?;
+    if !is_dns_subdomain(name) {
+        return Err(bad(format!(
+            "node name {name:?} is not valid: use lower-case letters, digits, '-' and '.', or set --node-name"
+        )));
+    }
+    if own_name(user).is_some_and(|own| own != name) {
+        return Err(bad(format!("header node name {name:?} does not match {:?}", user.name)));
+    }
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for part in header(headers, NODE_IP).unwrap_or_default().split(',') {
+        let part = part.trim();
+        match part.parse() {
+            Ok(address) => addresses.push(address),
+            Err(_) if part.is_empty() => {}
+            Err(_) => return Err(Status::internal(format!("invalid node IP address {part:?}"))),
+        }
+    }
+    Ok(Node {
+        name: name.to_owned(),
+        addresses,
+    })
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let value = headers.get(name)?.to_str().ok()?.trim();
+    (!value.is_empty()).then_some(value)
+}
+
+/// `ip:port` of every address of an Endpoints object.
+fn addresses(endpoints: &Value) -> Vec<String> {
+    let mut all = Vec::new();
+    for subset in list(endpoints, &["subsets"]) {
+        let port = list(subset, &["ports"])
+            .first()
+            .and_then(|port| port.get("port")?.as_u64());
+        for address in list(subset, &["addresses"]) {
+            match (text(address, &["ip"]), port) {
+                ("", _) | (_, None) => {}
+                (v6, Some(port)) if v6.contains(':') => all.push(format!("[{v6}]:{port}")),
+                (v4, Some(port)) => all.push(format!("{v4}:{port}")),
+            }
+        }
+    }
+    all
+}
+
+/// Checks the opening handshake (RFC 6455, 4.2.1); answers with the value of `Sec-WebSocket-Accept`.
+fn websocket<B>(request: &Request<B>) -> Result<HeaderValue, Status> {
+    let bad = |why: &str| Status::failure(Reason::BadRequest, why);
+    let has = |name: &str, token: &str| {
+        request
+            .headers()
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|part| part.trim().eq_ignore_ascii_case(token))
+    };
+    if request.version() != Version::HTTP_11 {
+        return Err(bad("a tunnel is opened over HTTP/1.1"));
+    }
+    if !has("connection", "upgrade") || !has("upgrade", "websocket") || !has("sec-websocket-version", "13") {
+        return Err(bad("not a websocket handshake of version 13"));
+    }
+    let key = header(request.headers(), "sec-websocket-key").ok_or_else(|| bad("Sec-WebSocket-Key is missing"))?;
+    HeaderValue::from_str(&derive_accept_key(key.as_bytes())).map_err(Status::internal)
+}
+
+fn plain(text: impl Into<Bytes>) -> Response<Body> {
+    with_type(text, "text/plain")
+}
+
+fn json(bytes: impl Into<Bytes>) -> Response<Body> {
+    with_type(bytes, "application/json")
+}
+
+fn refused(status: &Status) -> Response<Body> {
+    let mut response = json(serde_json::to_vec(status).unwrap_or_default());
+    *response.status_mut() = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+}
+
+fn with_type(bytes: impl Into<Bytes>, kind: &'static str) -> Response<Body> {
+    let mut response = Response::new(full(bytes.into()));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pair = |&(name, value)| {
+            (
+                hyper::header::HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn a_node_is_whom_its_headers_name_and_no_other() {
+        let token = User::new("node", &["k3s:agent"]);
+        let pi = User::new("system:node:pi", &["system:nodes"]);
+        let node = node_of(&headers(&[(NODE_NAME, "pi"), (NODE_IP, "192.0.2.1, fd00::1,")]), &token).unwrap();
+        assert_eq!((node.name.as_str(), node.addresses.len()), ("pi", 2));
+        for (user, pairs, code, hint) in [
+            (&token, vec![], 400, "node name not set"),
+            (&token, vec![(NODE_NAME, " ")], 400, "node name not set"),
+            (&token, vec![(NODE_NAME, "Pi")], 400, "lower-case"),
+            (&token, vec![(NODE_NAME, "../x")], 400, "not valid"),
+            (&token, vec![(NODE_NAME, "pi"), (NODE_IP, "1.2.3")], 500, "1.2.3"),
+            (&pi, vec![(NODE_NAME, "other")], 400, "does not match"),
+        ] {
+            let status = node_of(&headers(&pairs), user).unwrap_err();
+            assert_eq!(status.code, code, "{pairs:?}");
+            assert!(status.message.contains(hint), "{pairs:?}: {}", status.message);
+        }
+        assert!(node_of(&headers(&[(NODE_NAME, "pi")]), &pi).is_ok());
+    }
+
+    #[test]
+    fn only_a_certificate_of_a_node_has_a_node_name() {
+        assert_eq!(own_name(&User::new("system:node:pi", &["system:nodes"])), Some("pi"));
+        assert_eq!(own_name(&User::new("system:node:pi", &[])), None, "not in the group");
+        assert_eq!(own_name(&User::new("node", &["k3s:agent"])), None);
+    }
+
+    #[test]
+    fn servers_are_read_from_the_endpoints() {
+        let object = json!({"subsets": [{"addresses": [{"ip": "192.0.2.1"}, {"ip": "fd00::1"}],
+            "ports": [{"name": "https", "port": 6443}]}, {"addresses": [{"ip": "192.0.2.3"}]}]});
+        assert_eq!(addresses(&object), ["192.0.2.1:6443", "[fd00::1]:6443"]);
+        assert!(addresses(&json!({})).is_empty());
+    }
+
+    #[test]
+    fn a_handshake_is_checked_before_the_connection_is_given_away() {
+        let request = |version, pairs: &[(&'static str, &'static str)]| {
+            let mut request = Request::new(());
+            *request.version_mut() = version;
+            *request.headers_mut() = headers(pairs);
+            request
+        };
+        let good = [
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        let accept = websocket(&request(Version::HTTP_11, &good)).unwrap();
+        assert_eq!(accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "the example of RFC 6455");
+        assert!(websocket(&request(Version::HTTP_2, &good)).is_err());
+        for missing in 0..good.len() {
+            let mut pairs = good.to_vec();
+            pairs.remove(missing);
+            assert!(
+                websocket(&request(Version::HTTP_11, &pairs)).is_err(),
+                "without {:?}",
+                good[missing]
+            );
+        }
+    }
+}
