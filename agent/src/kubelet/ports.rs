@@ -2,15 +2,19 @@
 //!
 //! `adapt.rs` implements them for the real ones. Futures are boxed: one kubelet in the binary, no generics through it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::runtime::{ContainerSpec, ExecSpec, PodState, RuntimeError, Sandbox, SandboxSpec, Status as RunStatus};
+use crate::runtime::{
+    ContainerSpec, ExecSpec, Image, PodState, RuntimeError, Sandbox, SandboxSpec, Status as RunStatus,
+};
 use crate::wire::status::Status;
 
 /// One start of a container, as far as status and restarts look at it.
@@ -110,6 +114,8 @@ pub trait Containers: Send + Sync {
     fn pods(&self) -> BoxFuture<'_, Result<Vec<PodState>, RuntimeError>>;
     /// Whether the image is on the node.
     fn has_image<'a>(&'a self, image: &'a str) -> BoxFuture<'a, bool>;
+    /// All images, for the node's status.
+    fn images(&self) -> BoxFuture<'_, Vec<Image>>;
     /// Runs a command.
     fn exec<'a>(
         &'a self,
@@ -135,6 +141,14 @@ pub trait Network: Send + Sync {
     fn attach<'a>(&'a self, pod_uid: &'a str, netns: &'a Path) -> BoxFuture<'a, Result<IpAddr, String>>;
     /// Takes it off; unknown pods are fine.
     fn detach<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<(), String>>;
+    /// Frees the addresses of all pods but these.
+    fn retain(&self, alive: &BTreeSet<String>) -> Result<(), String>;
+}
+
+/// What makes the pod network, once the node's range of addresses is known.
+pub trait Networks: Send + Sync {
+    /// `range` is the node's `spec.podCIDR`.
+    fn start<'a>(&'a self, range: &'a str) -> BoxFuture<'a, Result<Arc<dyn Network>, String>>;
 }
 
 /// Why a call of the API gave nothing.
