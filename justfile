@@ -1,0 +1,25 @@
+# One entry to every task; `just` lists them.
+
+default:
+    @just --list
+
+# Format, lints and the shape of the tree.
+check:
+    tests/run lint
+
+# Every test, with all set-up (root, Debian).
+test *suites:
+    tests/run {{suites}}
+
+# The static agents for boxes.
+dist *triples:
+    targets/build {{triples}}
+
+# The figures of docs/budgets.md.
+bench:
+    cargo bench -p server
+    tests/bench
+
+# A cluster of one node here (root).
+run *flags:
+    cargo run --release --bin k3s -- server {{flags}}
