@@ -1,1 +1,518 @@
-//! (owner fills this in)
+//! What the agent runs on: command line, environment and defaults, read once into [`Config`].
+//!
+//! The sources are arguments, so that tests need neither a process nor its environment. Names and meanings are K3s'
+//! (`k3s agent --help`, v1.31 to v1.36). K3s' configuration file is not read here; see `docs` of the flag `--config`.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+
+use crate::wire::join::{Token, TokenError};
+
+/// A text that no log line and no debug output shows.
+#[derive(Clone, Eq, PartialEq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes the text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text, for the one place that sends it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("********")
+    }
+}
+
+/// A server's address as the operator gave it: `https://host:port`.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ServerUrl {
+    host: String,
+    port: u16,
+}
+
+impl ServerUrl {
+    /// Reads `https://host[:port][/]`; the port is 443 when missing.
+    ///
+    /// # Errors
+    /// [`ConfigError::Url`].
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let error = || ConfigError::Url(text.into());
+        let authority = text.trim_end_matches('/').strip_prefix("https://").ok_or_else(error)?;
+        if authority.is_empty() || authority.contains(['/', '?', '#', '@', ' ']) {
+            return Err(error());
+        }
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => (host, port.parse().map_err(|_| error())?),
+            _ => (authority, 443),
+        };
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        match bare {
+            Some(v6) if v6.parse::<std::net::Ipv6Addr>().is_err() => return Err(error()),
+            None if host.is_empty() || host.contains(':') => return Err(error()),
+            _ => {}
+        }
+        Ok(Self {
+            host: bare.unwrap_or(host).to_owned(),
+            port,
+        })
+    }
+
+    /// From its parts.
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Self {
+            host: host.into(),
+            port,
+        }
+    }
+
+    /// Name or address, an IPv6 address without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Port.
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `host:port`, an IPv6 address in brackets.
+    pub fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+}
+
+impl fmt::Display for ServerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "https://{}", self.authority())
+    }
+}
+
+/// A taint to register the node with.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Taint {
+    /// Key.
+    pub key: String,
+    /// May be empty.
+    pub value: String,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
+    pub effect: String,
+}
+
+/// What the program runs on: checked, complete, never changed after start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The server (or registration address) that was configured.
+    pub server: ServerUrl,
+    /// `None` only where a certificate from an earlier join may stand in.
+    pub token: Option<Secret>,
+    /// K3s' data directory; the agent's state is below `agent/`.
+    pub data_dir: PathBuf,
+    /// Sockets and such, gone after a reboot.
+    pub run_dir: PathBuf,
+    /// Where the node's password and id are kept, `/etc/rancher/node`.
+    pub node_dir: PathBuf,
+    /// Lower case, before an id is appended.
+    pub node_name: String,
+    /// Append the id of `node_dir` to the name.
+    pub with_node_id: bool,
+    /// Addresses to register, main one first; empty: found at start.
+    pub node_ips: Vec<IpAddr>,
+    /// Addresses for the outside.
+    pub node_external_ips: Vec<IpAddr>,
+    /// Labels set at the first registration.
+    pub labels: Vec<(String, String)>,
+    /// Taints set at the first registration.
+    pub taints: Vec<Taint>,
+    /// The kubelet's HTTPS port.
+    pub kubelet_port: u16,
+    /// Local load balancer; `None`: talk to `server` directly (the agent inside a server, `--disable-apiserver-lb`).
+    pub balancer_port: Option<u16>,
+    /// The host's `resolv.conf`, if not the usual one.
+    pub resolv_conf: Option<PathBuf>,
+    /// Log more.
+    pub debug: bool,
+}
+
+impl Config {
+    /// An agent of `server` with K3s' defaults and this (lower-case) node name; for tests and for the agent inside a
+    /// server, which change the fields they mean to.
+    pub fn new(server: ServerUrl, node_name: impl Into<String>) -> Self {
+        Self {
+            server,
+            token: None,
+            data_dir: "/var/lib/rancher/k3s".into(),
+            run_dir: "/run/k3s".into(),
+            node_dir: "/etc/rancher/node".into(),
+            node_name: node_name.into(),
+            with_node_id: false,
+            node_ips: Vec::new(),
+            node_external_ips: Vec::new(),
+            labels: Vec::new(),
+            taints: Vec::new(),
+            kubelet_port: 10_250,
+            balancer_port: Some(6444),
+            resolv_conf: None,
+            debug: false,
+        }
+    }
+
+    /// `<data>/agent`.
+    pub fn agent_dir(&self) -> PathBuf {
+        self.data_dir.join("agent")
+    }
+}
+
+/// Why the program cannot start with what it was given. Each text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Wrong flags, or a request for help: clap's own words, to be printed by [`clap::Error::exit`].
+    #[error(transparent)]
+    Usage(#[from] clap::Error),
+    /// No server.
+    #[error("--server is required: give the cluster's address, such as --server https://10.0.0.1:6443 (or K3S_URL)")]
+    NoServer,
+    /// No token and no certificate of an earlier join.
+    #[error(
+        "--token is required: use the text of {path} on a server (or K3S_TOKEN, or --token-file)",
+        path = "/var/lib/rancher/k3s/server/node-token"
+    )]
+    NoToken,
+    /// Not an address of a server.
+    #[error("server address {0:?} is not of the form https://host:port")]
+    Url(String),
+    /// The token is malformed.
+    #[error("the token cannot be used")]
+    Token(#[from] TokenError),
+    /// The token file is not readable.
+    #[error("cannot read the token file {}", path.display())]
+    TokenFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A name that Kubernetes does not take.
+    #[error("node name {0:?} is not valid: use lower-case letters, digits, '-' and '.', or set --node-name")]
+    NodeName(String),
+    /// A label or taint that cannot be read.
+    #[error("{what} {text:?} is not of the form {form}")]
+    Pair {
+        /// The flag.
+        what: &'static str,
+        /// What was given.
+        text: String,
+        /// What is expected.
+        form: &'static str,
+    },
+    /// An address that cannot be read.
+    #[error("{0:?} is no IP address")]
+    Address(String),
+}
+
+/// What the world around the program says; tests make their own.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// The host's name.
+    pub hostname: String,
+    /// The user id the program runs as.
+    pub root: bool,
+    /// `HOME`.
+    pub home: Option<PathBuf>,
+}
+
+/// Turns this machine into a worker node of a K3s or Amphipod cluster.
+///
+/// It joins the cluster with a token, keeps a tunnel to every server, and runs the pods it is given. Containers keep
+/// running when the agent stops or is upgraded.
+#[derive(Debug, Parser)]
+#[command(name = "k3s-agent", version, after_help = EXAMPLES)]
+struct Args {
+    /// Address of a server, or of a load balancer before all of them: https://host:6443
+    #[arg(long, short, env = "K3S_URL", value_name = "URL")]
+    server: Option<String>,
+    /// Token of the cluster. Others can read a command line: prefer K3S_TOKEN or --token-file
+    #[arg(long, short, env = "K3S_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// File that holds the token
+    #[arg(long, env = "K3S_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Where state is kept; default /var/lib/rancher/k3s, or ~/.rancher/k3s for other users than root
+    #[arg(long, short, env = "K3S_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Name of the node; default is the host name. Two machines cannot share one
+    #[arg(long, env = "K3S_NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+    /// Append an id of this machine to the name, so that equal host names do not collide
+    #[arg(long)]
+    with_node_id: bool,
+    /// Address to register; default is the one that leads to the server
+    #[arg(long, short = 'i', value_name = "IP", value_delimiter = ',')]
+    node_ip: Vec<String>,
+    /// Address under which the outside reaches this node
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    node_external_ip: Vec<String>,
+    /// Label to register the node with, at its first registration only
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    node_label: Vec<String>,
+    /// Taint to register the node with, at its first registration only
+    #[arg(long, value_name = "KEY=VALUE:EFFECT", value_delimiter = ',')]
+    node_taint: Vec<String>,
+    /// Port of the local load balancer to the servers
+    #[arg(long, env = "K3S_LB_SERVER_PORT", value_name = "PORT", default_value_t = 6444)]
+    lb_server_port: u16,
+    /// Talk to --server directly, without the local load balancer
+    #[arg(long)]
+    disable_apiserver_lb: bool,
+    /// The resolv.conf that pods with dnsPolicy Default get; default is the host's
+    #[arg(long, env = "K3S_RESOLV_CONF", value_name = "FILE")]
+    resolv_conf: Option<PathBuf>,
+    /// Log more
+    #[arg(long)]
+    debug: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  K3S_URL=https://10.0.0.1:6443 K3S_TOKEN=K10… k3s-agent
+  k3s-agent --server https://10.0.0.1:6443 --token-file /etc/rancher/token --node-label site=roof
+
+The token is in /var/lib/rancher/k3s/server/node-token on any server. It is needed once: later starts may do without.";
+
+/// Reads the command line `args` (program name first; a subcommand `agent` may follow, as in `k3s agent`).
+/// The environment is clap's to read: this is the one place of the program that does.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn parse(args: impl IntoIterator<Item = OsString>, around: &Surroundings) -> Result<Config, ConfigError> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    if args.get(1).is_some_and(|word| word == "agent") {
+        args.remove(1);
+    }
+    resolve(Args::try_parse_from(args)?, around)
+}
+
+fn resolve(args: Args, around: &Surroundings) -> Result<Config, ConfigError> {
+    let server = ServerUrl::parse(&args.server.ok_or(ConfigError::NoServer)?)?;
+    let node_name = args
+        .node_name
+        .unwrap_or_else(|| around.hostname.clone())
+        .to_ascii_lowercase();
+    check_name(&node_name)?;
+    let home = || {
+        around
+            .home
+            .as_ref()
+            .filter(|_| !around.root)
+            .map(|home| home.join(".rancher/k3s"))
+    };
+    let data_dir = args.data_dir.or_else(home);
+    let mut config = Config::new(server, node_name);
+    config.data_dir = data_dir.unwrap_or(config.data_dir);
+    config.token = match (args.token, args.token_file) {
+        (Some(text), _) => Some(text),
+        (None, Some(path)) => Some(token_file(&path)?),
+        (None, None) => None,
+    }
+    .filter(|text| !text.is_empty())
+    .map(Secret::new);
+    match &config.token {
+        Some(token) => drop(Token::parse(token.expose())?),
+        None if joined_before(&config) => {}
+        None => return Err(ConfigError::NoToken),
+    }
+    config.with_node_id = args.with_node_id;
+    config.node_ips = addresses(&args.node_ip)?;
+    config.node_external_ips = addresses(&args.node_external_ip)?;
+    config.labels = args
+        .node_label
+        .iter()
+        .map(|text| label(text))
+        .collect::<Result<_, _>>()?;
+    config.taints = args
+        .node_taint
+        .iter()
+        .map(|text| taint(text))
+        .collect::<Result<_, _>>()?;
+    config.balancer_port = (!args.disable_apiserver_lb).then_some(args.lb_server_port);
+    config.resolv_conf = args.resolv_conf;
+    config.debug = args.debug;
+    Ok(config)
+}
+
+fn joined_before(config: &Config) -> bool {
+    let agent = config.agent_dir();
+    ["client-kubelet.crt", "client-kubelet.key"]
+        .iter()
+        .all(|file| agent.join(file).is_file())
+}
+
+fn token_file(path: &Path) -> Result<String, ConfigError> {
+    let read = std::fs::read_to_string(path);
+    read.map(|text| text.trim().to_owned())
+        .map_err(|source| ConfigError::TokenFile {
+            path: path.into(),
+            source,
+        })
+}
+
+/// A DNS subdomain, as Kubernetes wants object names. Source: apimachinery v1.36 `IsDNS1123Subdomain`.
+fn check_name(name: &str) -> Result<(), ConfigError> {
+    let edge = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let part = |part: &str| match part.as_bytes() {
+        [first, .., last] => edge(*first) && edge(*last) && part.bytes().all(|byte| edge(byte) || byte == b'-'),
+        [single] => edge(*single),
+        [] => false,
+    };
+    let valid = name.len() <= 253 && name.split('.').all(part);
+    valid.then_some(()).ok_or_else(|| ConfigError::NodeName(name.into()))
+}
+
+fn addresses(texts: &[String]) -> Result<Vec<IpAddr>, ConfigError> {
+    texts
+        .iter()
+        .map(|text| text.trim().parse().map_err(|_| ConfigError::Address(text.clone())))
+        .collect()
+}
+
+fn label(text: &str) -> Result<(String, String), ConfigError> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    match key {
+        "" => Err(ConfigError::Pair {
+            what: "--node-label",
+            text: text.into(),
+            form: "key=value",
+        }),
+        _ => Ok((key.into(), value.into())),
+    }
+}
+
+fn taint(text: &str) -> Result<Taint, ConfigError> {
+    let error = || ConfigError::Pair {
+        what: "--node-taint",
+        text: text.into(),
+        form: "key=value:effect",
+    };
+    let (pair, effect) = text.rsplit_once(':').ok_or_else(error)?;
+    let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+    let known = matches!(effect, "NoSchedule" | "PreferNoSchedule" | "NoExecute");
+    match known && !key.is_empty() {
+        true => Ok(Taint {
+            key: key.into(),
+            value: value.into(),
+            effect: effect.into(),
+        }),
+        false => Err(error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn around() -> Surroundings {
+        Surroundings {
+            hostname: "Pi-4".into(),
+            root: true,
+            home: Some("/home/me".into()),
+        }
+    }
+
+    fn read(line: &str, around: &Surroundings) -> Result<Config, ConfigError> {
+        parse(line.split(' ').map(OsString::from), around)
+    }
+
+    #[test]
+    fn a_command_line_becomes_a_config() {
+        let config = read(
+            "k3s agent --server https://10.0.0.1:6443/ -t pw --node-label a=b,c --node-taint k=v:NoExecute \
+             --node-taint only:NoSchedule -i 10.0.0.5,fd00::5 --lb-server-port 7000 --with-node-id",
+            &around(),
+        )
+        .unwrap();
+        assert_eq!(config.server.to_string(), "https://10.0.0.1:6443");
+        assert_eq!(config.node_name, "pi-4");
+        assert!(config.with_node_id);
+        assert_eq!(config.labels, [("a".into(), "b".into()), ("c".into(), String::new())]);
+        assert_eq!(config.taints.len(), 2);
+        assert_eq!(config.node_ips.len(), 2);
+        assert_eq!(config.balancer_port, Some(7000));
+        assert_eq!(config.data_dir, Path::new("/var/lib/rancher/k3s"));
+    }
+
+    #[test]
+    fn others_than_root_keep_state_at_home() {
+        let around = Surroundings {
+            root: false,
+            ..around()
+        };
+        let config = read("k3s-agent -s https://a:1 -t pw", &around).unwrap();
+        assert_eq!(config.data_dir, Path::new("/home/me/.rancher/k3s"));
+        let config = read("k3s-agent -s https://a:1 -t pw -d /data", &around).unwrap();
+        assert_eq!(config.data_dir, Path::new("/data"));
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_a_cure() {
+        let cases = [
+            ("k3s-agent -t pw", "--server is required"),
+            ("k3s-agent -s https://a:1 -d /nonexistent", "--token is required"),
+            ("k3s-agent -s http://a:1 -t pw", "https://host:port"),
+            ("k3s-agent -s https://a:1 -t K10abc", "cannot be used"),
+            ("k3s-agent -s https://a:1 -t pw --node-name a_b", "--node-name"),
+            ("k3s-agent -s https://a:1 -t pw --node-taint x", "--node-taint"),
+            ("k3s-agent -s https://a:1 -t pw --node-ip x", "no IP address"),
+            ("k3s-agent -s https://a:1 --token-file /nonexistent", "/nonexistent"),
+            ("k3s-agent -s https://a:1 -t pw --sever x", "--server"),
+        ];
+        for (line, hint) in cases {
+            let error = read(line, &around()).unwrap_err().to_string();
+            assert!(error.contains(hint), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn debug_output_holds_no_secret() {
+        let config = read("k3s-agent -s https://a:1 -t hidden-token", &around()).unwrap();
+        assert!(!format!("{config:?}").contains("hidden-token"));
+    }
+
+    #[test]
+    fn server_addresses_are_read_in_all_forms() {
+        for (text, expected) in [
+            ("https://a", Some(("a", 443, "a:443"))),
+            ("https://a:6443///", Some(("a", 6443, "a:6443"))),
+            ("https://[fd00::1]:6443", Some(("fd00::1", 6443, "[fd00::1]:6443"))),
+            ("https://[fd00::1]", Some(("fd00::1", 443, "[fd00::1]:443"))),
+            ("https://fd00::1", None),
+            ("https://a:b", None),
+            ("https://a:99999", None),
+            ("https://a/path", None),
+            ("https://u@a", None),
+            ("https://", None),
+            ("https://:1", None),
+            ("a:6443", None),
+        ] {
+            let read = ServerUrl::parse(text).ok();
+            let parts = read.as_ref().map(|url| (url.host(), url.port(), url.authority()));
+            assert_eq!(
+                parts,
+                expected.map(|(host, port, full)| (host, port, full.to_owned())),
+                "{text}"
+            );
+        }
+    }
+}
