@@ -1,1 +1,14 @@
-//! (owner fills this in)
+//! The Kubernetes API as the agent uses it: JSON over HTTP/1.1, through the local load balancer.
+//!
+//! [`Client`] asks and watches; `transport` carries; `request` and `watch` decide. Retrying is the caller's: a failed
+//! call says whether the server answered ([`ApiError::Status`]) or could not be reached ([`ApiError::Transport`]).
+
+mod client;
+pub mod request;
+pub mod transport;
+mod watch;
+
+pub use client::{ApiError, Client, WatchStream};
+pub use request::{PatchType, retry_after};
+pub use transport::{Endpoint, TransportError};
+pub use watch::{WatchEvent, WatchKind};

@@ -1,0 +1,330 @@
+//! The client: verbs, answers, watches. Keeps one idle connection; a watch has its own.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
+use hyper::http::{Method, Request};
+use rustls::ClientConfig;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::request::{PatchType, status_of};
+use super::transport::{Answer, Endpoint, Failure, Link, TransportError};
+use super::watch::{Lines, WatchEvent};
+use crate::wire::status::Status;
+
+/// One request, connecting included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// A watch that says nothing for this long is taken for dead: servers send a bookmark each minute to those who ask.
+const WATCH_SILENCE: Duration = Duration::from_secs(330);
+/// Requests at once; each beyond the first opens a connection for its time.
+const PARALLEL: usize = 4;
+
+/// Why a call failed. Whether to retry is the caller's decision.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The server answered, and the answer is no.
+    #[error("{0}")]
+    Status(Status),
+    /// No (usable) answer came: the servers may be away.
+    #[error("{0}")]
+    Transport(String),
+}
+
+impl ApiError {
+    /// The status of the server's answer, if there was one.
+    pub const fn status(&self) -> Option<&Status> {
+        match self {
+            Self::Status(status) => Some(status),
+            Self::Transport(_) => None,
+        }
+    }
+}
+
+impl From<TransportError> for ApiError {
+    fn from(error: TransportError) -> Self {
+        Self::Transport(error.to_string())
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        failure.error.into()
+    }
+}
+
+/// The Kubernetes API through the local load balancer. Clones share connections.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    endpoint: Mutex<Endpoint>,
+    authority: String,
+    authorization: Option<String>,
+    idle: Mutex<VecDeque<Link>>,
+    permits: tokio::sync::Semaphore,
+}
+
+impl Client {
+    /// A client of this endpoint; nothing is connected yet.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self::with_authorization(endpoint, None)
+    }
+
+    /// As [`Client::new`], sending this `Authorization` header with every request.
+    pub fn with_authorization(endpoint: Endpoint, authorization: Option<String>) -> Self {
+        let permits = tokio::sync::Semaphore::new(PARALLEL);
+        let authority = endpoint.authority();
+        let endpoint = Mutex::new(endpoint);
+        Self(Arc::new(Inner {
+            endpoint,
+            authority,
+            authorization,
+            idle: Mutex::default(),
+            permits,
+        }))
+    }
+
+    /// Takes a renewed certificate; connections made before keep theirs until they end.
+    pub fn replace_tls(&self, tls: Arc<ClientConfig>) {
+        self.0.endpoint.lock().unwrap_or_else(PoisonError::into_inner).tls = Some(tls);
+        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Where it connects to.
+    pub fn endpoint(&self) -> Endpoint {
+        self.0.endpoint.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads an object or a list. `path` begins with `/` and may hold a query.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn get(&self, path: &str) -> Result<Value, ApiError> {
+        self.call(Method::GET, path, None).await
+    }
+
+    /// Reads something that need not be JSON.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn get_bytes(&self, path: &str) -> Result<Bytes, ApiError> {
+        Ok(self.exchange(Method::GET, path, None).await?.body)
+    }
+
+    /// Creates an object; `path` is that of the collection.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn create(&self, path: &str, object: &Value) -> Result<Value, ApiError> {
+        self.call(Method::POST, path, Some(("application/json", object))).await
+    }
+
+    /// Replaces an object.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn update(&self, path: &str, object: &Value) -> Result<Value, ApiError> {
+        self.call(Method::PUT, path, Some(("application/json", object))).await
+    }
+
+    /// Changes parts of an object.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn patch(&self, path: &str, kind: PatchType, patch: &Value) -> Result<Value, ApiError> {
+        self.call(Method::PATCH, path, Some((kind.content_type(), patch))).await
+    }
+
+    /// Deletes an object; `options` is a `DeleteOptions`.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn delete(&self, path: &str, options: Option<&Value>) -> Result<Value, ApiError> {
+        self.call(
+            Method::DELETE,
+            path,
+            options.map(|options| ("application/json", options)),
+        )
+        .await
+    }
+
+    /// Watches; `path` holds the query, such as `/api/v1/pods?watch=1&resourceVersion=5&allowWatchBookmarks=true`.
+    ///
+    /// # Errors
+    /// [`ApiError`]; 410 `Expired` asks for a new list.
+    pub async fn watch(&self, path: &str) -> Result<WatchStream, ApiError> {
+        let endpoint = self.endpoint();
+        let opening = async {
+            let mut link = endpoint.connect().await?;
+            let (head, mut body) = link.send(self.request(Method::GET, path, None)?).await?.into_parts();
+            if head.status.is_success() {
+                return Ok(WatchStream {
+                    link,
+                    body,
+                    lines: Lines::default(),
+                    over: false,
+                });
+            }
+            let mut text = Vec::new();
+            while let Some(chunk) = link.chunk(&mut body).await?
+                && text.len() < (64 << 10)
+            {
+                text.extend_from_slice(&chunk);
+            }
+            Err(refusal(&head, &text))
+        };
+        timeout(REQUEST_TIMEOUT, opening).await.map_err(|_| self.late())?
+    }
+
+    async fn call(&self, method: Method, path: &str, body: Option<(&str, &Value)>) -> Result<Value, ApiError> {
+        let answer = self.exchange(method, path, body).await?;
+        serde_json::from_slice(&answer.body).map_err(|error| ApiError::Transport(format!("answer is no JSON: {error}")))
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Option<(&str, &Value)>) -> Result<Answer, ApiError> {
+        let request = self.request(method, path, body)?;
+        let asking = async {
+            let _permit = self
+                .0
+                .permits
+                .acquire()
+                .await
+                .map_err(|error| ApiError::Transport(error.to_string()))?;
+            self.ask(request).await
+        };
+        let answer = timeout(REQUEST_TIMEOUT, asking).await.map_err(|_| self.late())??;
+        match answer.head.status.is_success() {
+            true => Ok(answer),
+            false => Err(refusal(&answer.head, &answer.body)),
+        }
+    }
+
+    /// On the idle connection if it still stands, else on a new one.
+    async fn ask(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, ApiError> {
+        if let Some(mut link) = self.idle_link() {
+            // A read can be repeated even if it was sent: the server may have closed the connection just then.
+            let again = (request.method() == Method::GET).then(|| request.clone());
+            match link.ask(request).await {
+                Ok(answer) => {
+                    self.keep(link);
+                    return Ok(answer);
+                }
+                Err(failure) => match failure.unsent.or(again) {
+                    Some(unsent) => request = unsent,
+                    None => return Err(failure.error.into()),
+                },
+            }
+        }
+        let mut link = self.endpoint().connect().await?;
+        let answer = link.ask(request).await?;
+        self.keep(link);
+        Ok(answer)
+    }
+
+    fn idle_link(&self) -> Option<Link> {
+        let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(mut link) = idle.pop_back() {
+            if link.is_usable() {
+                return Some(link);
+            }
+        }
+        None
+    }
+
+    fn keep(&self, mut link: Link) {
+        if !link.is_usable() {
+            return;
+        }
+        let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.clear();
+        idle.push_back(link);
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&str, &Value)>,
+    ) -> Result<Request<Full<Bytes>>, ApiError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, &self.0.authority)
+            .header(
+                USER_AGENT,
+                concat!("k3s-agent/", env!("CARGO_PKG_VERSION"), " (amphipod)"),
+            )
+            .header(ACCEPT, "application/json");
+        if let Some(authorization) = &self.0.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let bytes = match body {
+            Some((content_type, value)) => {
+                request = request.header(CONTENT_TYPE, content_type);
+                Bytes::from(value.to_string())
+            }
+            None => Bytes::new(),
+        };
+        request
+            .body(Full::new(bytes))
+            .map_err(|error| ApiError::Transport(format!("request {path:?}: {error}")))
+    }
+
+    fn late(&self) -> ApiError {
+        let to = self.0.authority.clone();
+        TransportError::Timeout {
+            to,
+            seconds: REQUEST_TIMEOUT.as_secs(),
+        }
+        .into()
+    }
+}
+
+fn refusal(head: &hyper::http::response::Parts, body: &[u8]) -> ApiError {
+    let wait = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    ApiError::Status(status_of(head.status.as_u16(), wait, body))
+}
+
+/// Events of one watch, in order. Dropping it ends the watch.
+pub struct WatchStream {
+    link: Link,
+    body: Incoming,
+    lines: Lines,
+    over: bool,
+}
+
+impl WatchStream {
+    /// The next event; `None` once the server has ended the watch. After an error or `None` there is nothing more:
+    /// watch again from the last `resourceVersion` seen. Cancelling loses no event.
+    pub async fn next(&mut self) -> Option<Result<WatchEvent, ApiError>> {
+        while !self.over {
+            match self.lines.next() {
+                Ok(Some(event)) => return Some(Ok(event)),
+                Ok(None) => {}
+                Err(error) => {
+                    self.over = true;
+                    return Some(Err(ApiError::Transport(error.to_string())));
+                }
+            }
+            match timeout(WATCH_SILENCE, self.link.chunk(&mut self.body)).await {
+                Ok(Ok(Some(bytes))) => self.lines.push(&bytes),
+                Ok(Ok(None)) => self.over = true,
+                Ok(Err(error)) => {
+                    self.over = true;
+                    return Some(Err(error.into()));
+                }
+                Err(_) => {
+                    self.over = true;
+                    return Some(Err(ApiError::Transport("watch has gone silent".into())));
+                }
+            }
+        }
+        None
+    }
+}
