@@ -305,6 +305,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, around: &Surroundings) ->
     resolve(Args::try_parse_from(args)?, around)
 }
 
+/// The flags, for whoever turns a configuration file into arguments.
+pub fn command() -> clap::Command {
+    <Args as clap::CommandFactory>::command()
+}
+
 fn resolve(args: Args, around: &Surroundings) -> Result<Config, ConfigError> {
     let server = ServerUrl::parse(&args.server.ok_or(ConfigError::NoServer)?)?;
     let node_name = args
@@ -381,14 +386,22 @@ fn check_name(name: &str) -> Result<(), ConfigError> {
     valid.then_some(()).ok_or_else(|| ConfigError::NodeName(name.into()))
 }
 
-fn addresses(texts: &[String]) -> Result<Vec<IpAddr>, ConfigError> {
+/// Reads addresses as `--node-ip` has them.
+///
+/// # Errors
+/// [`ConfigError`] names the flag and the form.
+pub fn addresses(texts: &[String]) -> Result<Vec<IpAddr>, ConfigError> {
     texts
         .iter()
         .map(|text| text.trim().parse().map_err(|_| ConfigError::Address(text.clone())))
         .collect()
 }
 
-fn label(text: &str) -> Result<(String, String), ConfigError> {
+/// Reads a label as `--node-label` has it.
+///
+/// # Errors
+/// [`ConfigError`] names the flag and the form.
+pub fn label(text: &str) -> Result<(String, String), ConfigError> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     match key {
         "" => Err(ConfigError::Pair {
@@ -400,7 +413,11 @@ fn label(text: &str) -> Result<(String, String), ConfigError> {
     }
 }
 
-fn taint(text: &str) -> Result<Taint, ConfigError> {
+/// Reads a taint as `--node-taint` has it.
+///
+/// # Errors
+/// [`ConfigError`] names the flag and the form.
+pub fn taint(text: &str) -> Result<Taint, ConfigError> {
     let error = || ConfigError::Pair {
         what: "--node-taint",
         text: text.into(),

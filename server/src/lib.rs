@@ -19,3 +19,6 @@ pub mod scheduler;
 pub mod schema;
 pub mod store;
 pub mod tunnel;
+
+/// The version of Kubernetes whose API this server speaks, as K3s writes it.
+pub const KUBERNETES_VERSION: &str = "v1.36.0+k3s1";

@@ -1,0 +1,319 @@
+//! The flags of `k3s server`, and what K3s has that this server has not.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser};
+
+use super::ConfigError;
+
+/// `k3s --help`.
+pub const HELP: &str = "\
+Amphipod: Kubernetes for small boxes, a drop-in for K3s.
+
+  k3s server    The control plane: API, scheduler, controllers, and a node of its own (needs root;
+                without a node, --disable-agent, it does not)
+  k3s agent     Turns this machine into a worker node of a cluster
+
+  k3s server --help, k3s agent --help    all flags
+  k3s --version
+
+First steps:
+  sudo k3s server                                          a cluster of one machine
+  export KUBECONFIG=/etc/rancher/k3s/k3s.yaml              then: kubectl get nodes
+  sudo cat /var/lib/rancher/k3s/server/node-token          the token for other machines
+  sudo k3s agent --server https://SERVER:6443 --token …    on another machine: joins it
+
+Settings may also stand in /etc/rancher/k3s/config.yaml, each under the name of its flag.
+";
+
+const EXAMPLES: &str = "\
+Examples:
+  sudo k3s server
+  sudo k3s server --tls-san cluster.example.org --node-label site=roof
+  k3s server --disable-agent --data-dir ~/.k3s     a control plane for trying things, without root
+
+Files: the administrator's kubeconfig is /etc/rancher/k3s/k3s.yaml, the token for other machines is
+/var/lib/rancher/k3s/server/node-token. Every flag may stand in /etc/rancher/k3s/config.yaml:
+
+  tls-san:
+    - cluster.example.org
+  node-label: [site=roof]
+
+The command line goes before the file, the file before the environment.";
+
+/// Runs the control plane, and a node on this machine unless --disable-agent.
+#[derive(Debug, Parser)]
+#[command(name = "k3s server", version, after_help = EXAMPLES, args_override_self = true)]
+#[expect(clippy::struct_excessive_bools, reason = "K3s has these switches")]
+pub(super) struct Server {
+    /// Configuration file
+    #[arg(long, short, env = "K3S_CONFIG_FILE", value_name = "FILE", default_value = super::FILE)]
+    pub(super) config: PathBuf,
+    /// Where state is kept; default /var/lib/rancher/k3s, or ~/.rancher/k3s for other users than root
+    #[arg(long, short, env = "K3S_DATA_DIR", value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// Address to listen on
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    pub(super) bind_address: IpAddr,
+    /// Port of the API, and of the supervisor that nodes join at
+    #[arg(long, value_name = "PORT", default_value_t = 6443)]
+    pub(super) https_listen_port: u16,
+    /// Address under which nodes reach this server; default is the node's address
+    #[arg(long, value_name = "IP")]
+    pub(super) advertise_address: Option<IpAddr>,
+    /// Further name or address for the serving certificate: a load balancer, a public name
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(super) tls_san: Vec<String>,
+    /// Secret of the cluster, made at the first start. Others can read a command line: prefer K3S_TOKEN or --token-file
+    #[arg(long, short, env = "K3S_TOKEN", hide_env_values = true)]
+    pub(super) token: Option<String>,
+    /// File that holds the secret
+    #[arg(long, env = "K3S_TOKEN_FILE", value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+    /// Secret that agents join with, when they are not to know the cluster's
+    #[arg(long, env = "K3S_AGENT_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub(super) agent_token: Option<String>,
+    /// File that holds the agents' secret
+    #[arg(long, env = "K3S_AGENT_TOKEN_FILE", value_name = "FILE")]
+    pub(super) agent_token_file: Option<PathBuf>,
+    /// Where the administrator's kubeconfig goes; default /etc/rancher/k3s/k3s.yaml, or ~/.kube/k3s.yaml
+    #[arg(long, short = 'o', env = "K3S_KUBECONFIG_OUTPUT", value_name = "FILE")]
+    pub(super) write_kubeconfig: Option<PathBuf>,
+    /// Who may read it; default 0600
+    #[arg(long, env = "K3S_KUBECONFIG_MODE", value_name = "MODE")]
+    pub(super) write_kubeconfig_mode: Option<String>,
+    /// No node on this machine: only the control plane, which needs no root
+    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, default_value_t = false, default_missing_value = "true")]
+    pub(super) disable_agent: bool,
+    /// Packaged component that is not wanted
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(super) disable: Vec<String>,
+    /// Nodes run no service proxy
+    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, default_value_t = false, default_missing_value = "true")]
+    pub(super) disable_kube_proxy: bool,
+    /// Nodes enforce no network policies
+    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, default_value_t = false, default_missing_value = "true")]
+    pub(super) disable_network_policy: bool,
+    /// Addresses of pods
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.42.0.0/16")]
+    pub(super) cluster_cidr: Vec<String>,
+    /// Addresses of services
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.43.0.0/16")]
+    pub(super) service_cidr: Vec<String>,
+    /// Ports of services on nodes
+    #[arg(long, value_name = "FROM-TO", default_value = "30000-32767")]
+    pub(super) service_node_port_range: String,
+    /// Address of the cluster's DNS; default is the tenth of the services'
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub(super) cluster_dns: Vec<String>,
+    /// Domain of the cluster
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    pub(super) cluster_domain: String,
+    /// How pods of different nodes reach one another
+    #[arg(long, value_name = "NAME", default_value = "vxlan")]
+    pub(super) flannel_backend: String,
+    /// Where the cluster's state is kept; embedded SQLite is all there is yet
+    #[arg(long, env = "K3S_DATASTORE_ENDPOINT", value_name = "URL", hide_env_values = true)]
+    pub(super) datastore_endpoint: Option<String>,
+    /// Name of this node; default is the host name. Two machines cannot share one
+    #[arg(long, env = "K3S_NODE_NAME", value_name = "NAME")]
+    pub(super) node_name: Option<String>,
+    /// Append an id of this machine to the name
+    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, default_value_t = false, default_missing_value = "true")]
+    pub(super) with_node_id: bool,
+    /// Address of this node; default is that of the default route
+    #[arg(long, short = 'i', value_name = "IP", value_delimiter = ',')]
+    pub(super) node_ip: Vec<String>,
+    /// Address under which the outside reaches this node
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub(super) node_external_ip: Vec<String>,
+    /// Label of this node, set at its first registration only
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub(super) node_label: Vec<String>,
+    /// Taint of this node, set at its first registration only
+    #[arg(long, value_name = "KEY=VALUE:EFFECT", value_delimiter = ',')]
+    pub(super) node_taint: Vec<String>,
+    /// The resolv.conf that pods with dnsPolicy Default get; default is the host's
+    #[arg(long, env = "K3S_RESOLV_CONF", value_name = "FILE")]
+    pub(super) resolv_conf: Option<PathBuf>,
+    /// Log more
+    #[arg(long, env = "K3S_DEBUG", num_args = 0..=1, require_equals = true, action = ArgAction::Set, default_value_t = false, default_missing_value = "true")]
+    pub(super) debug: bool,
+    /// Log level: anything above 0 logs more
+    #[arg(short, value_name = "LEVEL")]
+    pub(super) v: Option<u8>,
+}
+
+/// Flags of K3s that tune what this server does another way or does not have; nothing depends on them. Those in
+/// [`SWITCHES`] stand alone, the others have a value.
+pub(super) const PASSED_OVER: &[&str] = &[
+    "airgap-extra-registry",
+    "alsologtostderr",
+    "advertise-port",
+    "default-local-storage-path",
+    "default-runtime",
+    "disable-cloud-controller",
+    "disable-helm-controller",
+    "egress-selector-mode",
+    "enable-pprof",
+    "etcd-arg",
+    "etcd-disable-snapshots",
+    "etcd-expose-metrics",
+    "etcd-snapshot-compress",
+    "etcd-snapshot-dir",
+    "etcd-snapshot-name",
+    "etcd-snapshot-retention",
+    "etcd-snapshot-schedule-cron",
+    "flannel-cni-conf",
+    "flannel-conf",
+    "flannel-external-ip",
+    "flannel-iface",
+    "flannel-ipv6-masq",
+    "helm-job-image",
+    "image-credential-provider-bin-dir",
+    "image-credential-provider-config",
+    "kube-apiserver-arg",
+    "kube-cloud-controller-manager-arg",
+    "kube-controller-manager-arg",
+    "kube-proxy-arg",
+    "kube-scheduler-arg",
+    "kubelet-arg",
+    "lb-server-port",
+    "log",
+    "node-external-dns",
+    "node-internal-dns",
+    "nonroot-devices",
+    "pause-image",
+    "prefer-bundled-bin",
+    "private-registry",
+    "protect-kernel-defaults",
+    "selinux",
+    "servicelb-namespace",
+    "snapshotter",
+    "supervisor-metrics",
+    "system-default-registry",
+    "tls-san-security",
+    "vmodule",
+    "write-kubeconfig-group",
+];
+
+const SWITCHES: &[&str] = &[
+    "alsologtostderr",
+    "disable-cloud-controller",
+    "disable-helm-controller",
+    "enable-pprof",
+    "etcd-disable-snapshots",
+    "etcd-expose-metrics",
+    "etcd-snapshot-compress",
+    "flannel-external-ip",
+    "flannel-ipv6-masq",
+    "nonroot-devices",
+    "prefer-bundled-bin",
+    "protect-kernel-defaults",
+    "selinux",
+    "supervisor-metrics",
+    "tls-san-security",
+];
+
+/// Flags of K3s that somebody relies on and that this server cannot honour, with what to do.
+pub(super) const REFUSED: &[(&str, &str)] = &[
+    (
+        "server",
+        "joining a second server is not possible yet: one server with SQLite is all there is",
+    ),
+    (
+        "cluster-init",
+        "there is no embedded etcd; leave it out for one server with SQLite",
+    ),
+    ("cluster-reset", "there is no embedded etcd to reset"),
+    (
+        "secrets-encryption",
+        "secrets cannot be encrypted at rest yet; leave it out, or encrypt the disk",
+    ),
+    ("rootless", "pods need root; without root there is --disable-agent"),
+    ("docker", "the node has its own container runtime"),
+    ("container-runtime-endpoint", "the node has its own container runtime"),
+    ("embedded-registry", "there is no embedded registry yet"),
+    (
+        "disable-apiserver",
+        "the parts of the control plane cannot be split over machines",
+    ),
+    (
+        "disable-controller-manager",
+        "the parts of the control plane cannot be split over machines",
+    ),
+    (
+        "disable-scheduler",
+        "the parts of the control plane cannot be split over machines",
+    ),
+    ("datastore-cafile", "embedded SQLite is all there is yet"),
+    ("datastore-certfile", "embedded SQLite is all there is yet"),
+    ("datastore-keyfile", "embedded SQLite is all there is yet"),
+];
+
+/// Takes out the flags that are passed over, with a warning each; those that the command has are its own.
+///
+/// # Errors
+/// For a flag of [`REFUSED`].
+pub(super) fn pass_over(args: Vec<String>, command: &clap::Command) -> Result<(Vec<String>, Vec<String>), ConfigError> {
+    let (mut kept, mut warnings) = (Vec::new(), Vec::new());
+    let has = |flag: &str| command.get_arguments().any(|arg| arg.get_long() == Some(flag));
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        let (flag, value) = match arg.split_once('=') {
+            Some((flag, value)) => (flag, Some(value)),
+            None => (arg.as_str(), None),
+        };
+        let flag = match (flag, flag.strip_prefix("--")) {
+            (_, Some(flag)) => flag,
+            ("-l", _) => "log",
+            ("-s", _) => "server",
+            _ => "",
+        };
+        let refused = REFUSED.iter().find(|(refused, _)| *refused == flag && !has(flag));
+        match refused {
+            Some((_, why)) if value != Some("false") => {
+                return Err(ConfigError::Refused(format!("--{flag}: {why}")));
+            }
+            None if has(flag) || !PASSED_OVER.contains(&flag) => {
+                kept.push(arg);
+                continue;
+            }
+            _ => {}
+        }
+        warnings.push(format!("--{flag} has no effect here"));
+        if value.is_none() && !SWITCHES.contains(&flag) {
+            args.next();
+        }
+    }
+    Ok((kept, warnings))
+}
+
+/// Only SQLite, under any of the names K3s has for it.
+///
+/// # Errors
+/// For any other datastore.
+pub(super) fn check_datastore(flags: &Server) -> Result<(), ConfigError> {
+    let endpoint = flags.datastore_endpoint.as_deref().unwrap_or_default();
+    let scheme = endpoint.split("://").next().unwrap_or_default();
+    match scheme {
+        "" | "sqlite" => Ok(()),
+        other => Err(ConfigError::Refused(format!(
+            "--datastore-endpoint {other}://…: embedded SQLite is all there is yet; leave it out"
+        ))),
+    }
+}
+
+/// What to say of a first word that is no command.
+pub(super) fn unknown_command(word: &str) -> String {
+    let hint = match word {
+        "kubectl" => "install kubectl beside it and set KUBECONFIG=/etc/rancher/k3s/k3s.yaml",
+        "crictl" | "ctr" => "the node has its own runtime, without a CRI socket; use kubectl",
+        "token" => "the token for agents is in /var/lib/rancher/k3s/server/node-token",
+        "certificate" | "secrets-encrypt" | "etcd-snapshot" | "check-config" | "completion" => "it is not there yet",
+        flag if flag.starts_with('-') => "flags come after the command: k3s server --flag",
+        _ => "commands are server and agent; k3s --help tells more",
+    };
+    format!("k3s {word}: no such command; {hint}")
+}
