@@ -2,12 +2,31 @@
 //!
 //! Follows the store's log; holds each object as its JSON bytes (with `resourceVersion` spliced in) and a small index, never
 //! as a tree. A watch event is those same bytes for every watcher. History is bounded in bytes and in age.
+//!
+//! One writer (`follow.rs`) applies events to [`State`] under a lock held for microseconds; watchers are cursors into
+//! the history (`history.rs`), woken per resource. No lock is held over an `.await`.
 
-use std::sync::Arc;
+mod body;
+mod follow;
+mod history;
+mod state;
+mod watch;
+
+#[cfg(test)]
+mod model;
+
+use std::sync::{Arc, PoisonError, RwLock};
 
 use agent::units::Revision;
 use agent::wire::selector::{Fields, Labels};
 use bytes::Bytes;
+use tokio::sync::watch as signal;
+use tokio::task::JoinSet;
+
+use crate::store::{Store, StoreError};
+
+use state::State;
+pub use watch::Watch;
 
 /// One object at one revision. Immutable and shared.
 #[derive(Debug)]
@@ -143,5 +162,89 @@ impl Filter {
     }
 }
 
-/// A running watch.
-pub struct Watch {}
+/// The cache's handle; clones share one state.
+#[derive(Clone)]
+pub struct Cache(Arc<Shared>);
+
+/// What the follower writes and everybody else reads.
+struct Shared {
+    state: RwLock<State>,
+    /// The newest applied revision; wakes whoever waits for one.
+    tip: signal::Sender<Revision>,
+    indexer: Indexer,
+}
+
+impl Cache {
+    /// Loads the present state and as much of the recent past as the log still has, then follows the store in a task
+    /// of `tasks` until that is aborted. Cut off by the store, it takes up again where it was, or lists anew.
+    ///
+    /// # Errors
+    /// Those of the store's `list` and `watch`; nothing runs then.
+    pub async fn start(store: Arc<dyn Store>, indexer: Indexer, tasks: &mut JoinSet<()>) -> Result<Self, StoreError> {
+        let shared = Arc::new(Shared {
+            state: RwLock::new(State::default()),
+            tip: signal::Sender::new(Revision::ZERO),
+            indexer,
+        });
+        let tail = follow::load(&store, &shared).await?;
+        tasks.spawn(follow::follow(store, Arc::clone(&shared), tail));
+        Ok(Self(shared))
+    }
+
+    /// The newest applied revision.
+    pub fn revision(&self) -> Revision {
+        *self.0.tip.borrow()
+    }
+
+    /// Resolves once every event up to `revision` is applied. Waits for ever for one that never comes: bound it.
+    pub async fn reached(&self, revision: Revision) {
+        let mut tip = self.0.tip.subscribe();
+        // The sender lives as long as `self`, so this cannot fail.
+        let _ = tip.wait_for(|newest| *newest >= revision).await;
+    }
+
+    /// One object, as of now.
+    pub fn get(&self, key: &str) -> Option<Arc<Item>> {
+        self.0.read(|state| state.get(key))
+    }
+
+    /// The objects under `prefix` that match, in key order: those after the key `after`, at most `limit`, as of now or
+    /// exactly as of `at`. An `at` that is not applied yet shows the present: wait with [`Cache::reached`].
+    ///
+    /// # Errors
+    /// [`Expired`] when the history no longer reaches back to `at`.
+    pub fn list(
+        &self,
+        prefix: &str,
+        filter: &Filter,
+        after: Option<&str>,
+        limit: Option<usize>,
+        at: Option<Revision>,
+    ) -> Result<Page, Expired> {
+        self.0.read(|state| state.list(prefix, filter, after, limit, at))
+    }
+
+    /// Follows the objects under `prefix` that match.
+    ///
+    /// # Errors
+    /// [`Expired`] when the history no longer reaches back to where the watch is to begin.
+    pub fn watch(&self, prefix: &str, filter: Filter, from: From) -> Result<Watch, Expired> {
+        Watch::begin(Arc::clone(&self.0), prefix, filter, from)
+    }
+
+    /// The objects that name `uid` in their `ownerReferences`.
+    pub fn by_owner(&self, uid: &str) -> Vec<Arc<Item>> {
+        self.0.read(|state| state.by_owner(uid))
+    }
+}
+
+impl Shared {
+    /// A panic elsewhere cannot leave the state half applied in a way worse than not answering at all.
+    fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.state.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
