@@ -11,7 +11,7 @@ pub mod kubelet;
 pub mod podnet;
 pub mod run;
 pub mod runtime;
-#[allow(unsafe_code, reason = "system calls live here and nowhere else")]
+#[expect(unsafe_code, reason = "system calls live here and nowhere else")]
 pub mod sys;
 pub mod tunnel;
 pub mod units;

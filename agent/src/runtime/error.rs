@@ -40,7 +40,6 @@ pub enum RuntimeError {
 }
 
 impl RuntimeError {
-    #[allow(dead_code, reason = "the next commit uses it")]
     pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }

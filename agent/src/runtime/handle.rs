@@ -1,11 +1,22 @@
 //! The agent's side of the runtime.
 
+use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::process::Command;
 use tokio::sync::broadcast;
+use tracing::warn;
 
-use super::{ContainerSpec, ExecSpec, ImageError, PodState, RuntimeError, RuntimeEvent, Sandbox, SandboxSpec};
+use super::image::record::Record;
+use super::shim::BAD_INPUT;
+use super::{ContainerSpec, ExecSpec, ImageError, PodState, RuntimeError, RuntimeEvent, Sandbox, SandboxSpec, image};
+
+/// Events beyond this are dropped and the receiver told so: it then looks at every pod.
+const EVENTS: usize = 128;
 
 /// Where the runtime keeps its things.
 #[derive(Clone, Debug)]
@@ -16,6 +27,20 @@ pub struct RuntimeConfig {
     pub run_dir: PathBuf,
     /// The program whose `shim` subcommand is [`shim::main`](super::shim::main): `/proc/self/exe`.
     pub shim: PathBuf,
+    /// Cgroup under which all pods are, relative to the root of every hierarchy: `kubepods`.
+    pub cgroup_parent: String,
+}
+
+impl RuntimeConfig {
+    /// The usual one: this program is the shim, pods are in the cgroup `kubepods`.
+    pub fn new(data_dir: PathBuf, run_dir: PathBuf) -> Self {
+        Self {
+            data_dir,
+            run_dir,
+            shim: "/proc/self/exe".into(),
+            cgroup_parent: "kubepods".into(),
+        }
+    }
 }
 
 /// An image on this node.
@@ -27,6 +52,16 @@ pub struct Image {
     pub id: String,
     /// Bytes of its files, unpacked.
     pub size: u64,
+}
+
+impl From<Record> for Image {
+    fn from(record: Record) -> Self {
+        Self {
+            names: record.names,
+            id: record.id,
+            size: record.size,
+        }
+    }
 }
 
 /// A command running beside a container's own.
@@ -52,31 +87,80 @@ impl Exec {
 /// The node's containers.
 #[derive(Clone)]
 pub struct Runtime {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: RuntimeConfig,
     events: broadcast::Sender<RuntimeEvent>,
 }
 
 impl Runtime {
     /// Opens the store and finds running pods again.
-    pub async fn open(_config: RuntimeConfig) -> Result<Self, RuntimeError> {
-        Err(RuntimeError::Spec("the runtime is not there yet".into()))
+    pub async fn open(config: RuntimeConfig) -> Result<Self, RuntimeError> {
+        let data = config.data_dir.clone();
+        let prepared = blocking(move || image::prepare(&data)).await;
+        prepared.map_err(RuntimeError::io(&config.data_dir))?;
+        let (events, _) = broadcast::channel(EVENTS);
+        Ok(Self {
+            inner: Arc::new(Inner { config, events }),
+        })
     }
 
     /// Takes in every image of an archive (`docker save` or OCI layout; `.tar` or `.tar.gz`); returns their names.
+    ///
+    /// The work is done by a child process that ends with the call: an image must not cost the agent memory for good.
     pub async fn import(&self, archive: &Path) -> Result<Vec<String>, ImageError> {
-        Err(ImageError::Archive {
+        let failed = |source| ImageError::Io {
             path: archive.into(),
-            reason: "the runtime is not there yet".into(),
-        })
+            source,
+        };
+        let mut command = Command::new(&self.inner.config.shim);
+        command
+            .arg("shim")
+            .arg("import")
+            .arg(&self.inner.config.data_dir)
+            .arg(archive);
+        let done = command
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .map_err(failed)?;
+        let reason = || String::from_utf8_lossy(&done.stderr).trim().to_owned();
+        if done.status.success() {
+            let names = String::from_utf8_lossy(&done.stdout);
+            Ok(names.lines().map(str::to_owned).collect())
+        } else if done.status.code() == Some(BAD_INPUT) {
+            Err(ImageError::Archive {
+                path: archive.into(),
+                reason: reason(),
+            })
+        } else {
+            Err(failed(io::Error::other(format!("{}: {}", done.status, reason()))))
+        }
     }
 
     /// All images.
     pub async fn images(&self) -> Vec<Image> {
-        Vec::new()
+        self.records().await.into_iter().map(Image::from).collect()
     }
 
     /// The image a reference (or an id) means on this node.
-    pub async fn resolve(&self, _reference: &str) -> Option<Image> {
-        None
+    pub async fn resolve(&self, reference: &str) -> Option<Image> {
+        self.record(reference).await.map(Image::from)
+    }
+
+    async fn record(&self, reference: &str) -> Option<Record> {
+        image::find(&self.records().await, reference).cloned()
+    }
+
+    async fn records(&self) -> Vec<Record> {
+        let data = self.inner.config.data_dir.clone();
+        blocking(move || image::records(&data)).await.unwrap_or_else(|error| {
+            warn!(error = &error as &dyn Error, "images cannot be listed");
+            Vec::new()
+        })
     }
 
     /// Makes a pod's sandbox; one that stands already is returned as it is.
@@ -121,6 +205,14 @@ impl Runtime {
 
     /// Wakes for every pod that changed by itself. A receiver that lagged looks at all of them.
     pub fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
-        self.events.subscribe()
+        self.inner.events.subscribe()
+    }
+}
+
+/// Runs `work` on a thread that may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(io::Error::other(error)),
     }
 }

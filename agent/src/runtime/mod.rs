@@ -7,6 +7,7 @@
 
 mod error;
 mod handle;
+pub mod image;
 pub mod shim;
 mod spec;
 

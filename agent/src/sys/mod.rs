@@ -5,3 +5,7 @@
 pub mod netlink;
 pub mod netns;
 pub mod nftables;
+pub mod passing;
+pub mod process;
+pub mod terminal;
+pub mod tree;

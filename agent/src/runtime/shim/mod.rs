@@ -1,7 +1,45 @@
-//! The pod's shim.
+//! What runs in processes of its own: a pod's shim, and the import of images.
+//!
+//! The binary re-executed, dispatched before any thread exists: forking is safe here and nowhere else. Nothing in here
+//! uses tokio. Errors go to standard error as one line; the exit code tells their kind.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::image;
+
+/// The words were not understood.
+const USAGE: i32 = 64;
+/// The input is at fault: trying again cannot help.
+pub(super) const BAD_INPUT: i32 = 65;
+/// The node is at fault.
+const FAILED: i32 = 1;
 
 /// Runs what `k3s-agent shim …` names; never returns. `args`: the words after `shim`.
-pub fn main(args: Vec<std::ffi::OsString>) -> ! {
-    drop(args);
-    std::process::exit(64)
+pub fn main(args: Vec<OsString>) -> ! {
+    let result = match args.as_slice() {
+        [verb, data, archive] if verb == "import" => import(Path::new(data), Path::new(archive)),
+        _ => std::process::exit(USAGE),
+    };
+    std::process::exit(match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{error}");
+            if error.kind() == io::ErrorKind::InvalidData {
+                BAD_INPUT
+            } else {
+                FAILED
+            }
+        }
+    })
+}
+
+/// Prints the names of the images taken in, one a line.
+fn import(data: &Path, archive: &Path) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for name in image::import(data, archive)? {
+        writeln!(out, "{name}")?;
+    }
+    Ok(())
 }
