@@ -10,4 +10,5 @@ pub mod pod;
 pub mod quantity;
 pub mod selector;
 pub mod status;
+pub mod taint;
 pub mod time;

@@ -164,6 +164,21 @@ impl Client {
             .await
     }
 
+    /// Replaces the object or, through a subresource, its part of it.
+    #[expect(clippy::missing_errors_doc, reason = "said once, at `get`")]
+    pub async fn update_sub(
+        &self,
+        what: What,
+        namespace: &str,
+        name: &str,
+        subresource: Option<&str>,
+        body: Value,
+    ) -> Result<Value, Status> {
+        let options = self.options();
+        let operation = Operation::Update { body, options };
+        self.object(what, namespace, name, subresource, operation).await
+    }
+
     /// Replaces the status.
     #[expect(clippy::missing_errors_doc, reason = "said once, at `get`")]
     pub async fn update_status(&self, what: What, namespace: &str, name: &str, body: Value) -> Result<Value, Status> {

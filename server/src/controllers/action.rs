@@ -1,0 +1,249 @@
+//! What a controller can do, as data: plans are compared in tests and carried out by the runner.
+
+use std::time::Duration;
+
+use agent::wire::object::{Meta, text};
+use agent::wire::time;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::request::{Patch, What};
+
+/// What is to be done for one key.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// In this order; the first failure ends the plan, and the key is looked at again.
+    pub actions: Vec<Action>,
+    /// Look again after so long even if nothing changes.
+    pub again: Option<Duration>,
+}
+
+/// One write.
+#[derive(Debug)]
+pub enum Action {
+    /// Makes an object; one that exists already is no failure.
+    Create {
+        /// Kind.
+        what: What,
+        /// The object, with its namespace.
+        object: Value,
+    },
+    /// Replaces an object, if it is still as it was seen.
+    Update {
+        /// Kind.
+        what: What,
+        /// `status`, `finalize`; `None` for the object itself.
+        subresource: Option<&'static str>,
+        /// The object, with the resourceVersion it was seen at.
+        object: Value,
+    },
+    /// Changes an object.
+    Patch {
+        /// Kind.
+        what: What,
+        /// Namespace and name.
+        at: (String, String),
+        /// `status`; `None` for the object itself.
+        subresource: Option<&'static str>,
+        /// How.
+        patch: Patch,
+    },
+    /// Removes an object, if it is still this one; one that is gone is no failure.
+    Delete {
+        /// Kind.
+        what: What,
+        /// Which, by its metadata.
+        meta: Box<Meta>,
+        /// In which way.
+        how: Deletion,
+    },
+    /// Tells people.
+    Event(Note),
+}
+
+/// How an object goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Deletion {
+    /// As its kind does by itself.
+    Usual,
+    /// At once, without grace: nobody is left who could stop it properly.
+    Now,
+    /// After its dependents.
+    Foreground,
+    /// Before its dependents.
+    Background,
+}
+
+/// An Event about an object.
+#[derive(Clone, Debug)]
+pub struct Note {
+    /// `Normal` or `Warning`.
+    pub kind: &'static str,
+    /// CamelCase, for programs.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+    /// `involvedObject`.
+    pub about: Value,
+    /// `source.component`.
+    pub component: &'static str,
+}
+
+impl Plan {
+    /// Adds an action.
+    pub fn push(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    /// Looks again after so long, or sooner if that was asked already.
+    pub fn after(&mut self, delay: Duration) {
+        self.again = Some(self.again.map_or(delay, |again| again.min(delay)));
+    }
+}
+
+impl Action {
+    /// Removes the object in the way of its kind.
+    pub fn delete(what: What, object: &Value) -> Self {
+        let meta = Box::new(Meta::of(object));
+        let how = Deletion::Usual;
+        Self::Delete { what, meta, how }
+    }
+
+    /// Replaces the status of the object by the one it now carries.
+    pub fn status(what: What, object: Value) -> Self {
+        Self::Update {
+            what,
+            subresource: Some("status"),
+            object,
+        }
+    }
+
+    /// Merges `change` into the object.
+    pub fn merge(what: What, meta: &Meta, change: Value) -> Self {
+        let at = (meta.namespace.clone(), meta.name.clone());
+        Self::Patch {
+            what,
+            at,
+            subresource: None,
+            patch: Patch::Merge(change),
+        }
+    }
+}
+
+/// A reference to an object, as Events carry it.
+pub fn reference(object: &Value) -> Value {
+    json!({
+        "apiVersion": object.get("apiVersion"),
+        "kind": object.get("kind"),
+        "namespace": text(object, &["metadata", "namespace"]),
+        "name": text(object, &["metadata", "name"]),
+        "uid": text(object, &["metadata", "uid"]),
+        "resourceVersion": text(object, &["metadata", "resourceVersion"]),
+    })
+}
+
+/// An owner reference to the managing controller `owner`.
+pub fn controller_reference(owner: &Value) -> Value {
+    json!({
+        "apiVersion": owner.get("apiVersion"),
+        "kind": owner.get("kind"),
+        "name": text(owner, &["metadata", "name"]),
+        "uid": text(owner, &["metadata", "uid"]),
+        "controller": true,
+        "blockOwnerDeletion": true,
+    })
+}
+
+impl Note {
+    /// The Event's name: the same event again is the same object, counted up.
+    ///
+    /// Source: client-go v1.36 `tools/record` aggregates by the same fields.
+    pub fn name(&self) -> String {
+        let key = format!(
+            "{}/{}/{}/{}",
+            text(&self.about, &["uid"]),
+            self.kind,
+            self.reason,
+            self.message
+        );
+        format!("{}.{:016x}", text(&self.about, &["name"]), hash64(key.as_bytes()))
+    }
+
+    /// The Event's namespace; cluster-scoped objects have theirs in `default`.
+    pub fn namespace(&self) -> &str {
+        match text(&self.about, &["namespace"]) {
+            "" => "default",
+            namespace => namespace,
+        }
+    }
+
+    /// The Event when it happens for the first time.
+    pub fn event(&self, now: Timestamp) -> Value {
+        let now = time::seconds(now);
+        json!({
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": self.name(), "namespace": self.namespace()},
+            "involvedObject": self.about,
+            "type": self.kind,
+            "reason": self.reason,
+            "message": self.message,
+            "source": {"component": self.component},
+            "reportingComponent": self.component,
+            "reportingInstance": "",
+            "count": 1,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+        })
+    }
+}
+
+/// FNV-1a: short, stable names; no secret hangs on it.
+pub fn hash64(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// A hash in the letters Kubernetes uses for generated names (no vowels, no look-alikes): at most 10 of them.
+pub fn short_hash(bytes: &[u8]) -> String {
+    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let folded = hash64(bytes);
+    let digits = ((folded >> 32) ^ (folded & 0xffff_ffff)).to_string();
+    digits
+        .bytes()
+        .filter_map(|digit| LETTERS.get(usize::from(digit) % LETTERS.len()))
+        .map(|byte| char::from(*byte))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_event_has_the_same_name_and_another_has_another() {
+        let note = |message: &str| Note {
+            kind: "Normal",
+            reason: "Created",
+            message: message.into(),
+            about: json!({"name": "web", "namespace": "default", "uid": "u"}),
+            component: "test",
+        };
+        assert_eq!(note("a").name(), note("a").name());
+        assert_ne!(note("a").name(), note("b").name());
+        assert_eq!(
+            note("a").event(Timestamp::UNIX_EPOCH)["firstTimestamp"],
+            "1970-01-01T00:00:00Z"
+        );
+    }
+
+    #[test]
+    fn short_hashes_are_label_values() {
+        let hash = short_hash(b"template");
+        assert!(
+            (1..=10).contains(&hash.len()) && agent::wire::selector::is_label_value(&hash),
+            "{hash}"
+        );
+    }
+}

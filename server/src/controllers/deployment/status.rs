@@ -1,0 +1,197 @@
+//! A Deployment's status: counts, and the conditions `Available` and `Progressing` that `kubectl rollout status` reads.
+//!
+//! Source: Kubernetes v1.36 `pkg/controller/deployment/progress.go`, `sync.go` (`calculateStatus`).
+
+use std::time::Duration;
+
+use agent::wire::object::{Meta, integer, list, set, text};
+use agent::wire::selector::Labels;
+use agent::wire::time;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::super::action::Action;
+use super::super::world::World;
+use super::scale::Limits;
+use super::{replicas, template_of};
+use crate::request::What;
+
+/// The write that brings the status up to date, if it is not; `again` is when a deadline passes.
+pub fn update(deployment: &Value, world: &dyn World, again: &mut Option<Duration>) -> Option<Action> {
+    let meta = Meta::of(deployment);
+    let all = world.list(What::REPLICA_SETS, Some(&meta.namespace), &Labels::everything());
+    let ours: Vec<&Value> = all
+        .iter()
+        .filter(|one| Meta::of(one).controller().is_some_and(|owner| owner.uid == meta.uid))
+        .collect();
+    let new = ours
+        .iter()
+        .copied()
+        .find(|one| template_of(one) == template_of(deployment));
+    let counts = Counts::of(&ours, new);
+    let mut status = json!({"observedGeneration": meta.generation});
+    for (field, count) in [
+        ("replicas", counts.total),
+        ("updatedReplicas", counts.updated),
+        ("readyReplicas", counts.ready),
+        ("availableReplicas", counts.available),
+        ("unavailableReplicas", (counts.wanted_by_sets - counts.available).max(0)),
+    ] {
+        if count > 0 {
+            set(&mut status, &[field], count);
+        }
+    }
+    if let Some(collisions) = integer(deployment, &["status", "collisionCount"]) {
+        set(&mut status, &["collisionCount"], collisions);
+    }
+    let now = world.now();
+    let conditions = vec![
+        available(deployment, &counts, now),
+        progressing(deployment, &counts, new, now, again),
+    ];
+    set(
+        &mut status,
+        &["conditions"],
+        conditions.into_iter().flatten().collect::<Vec<Value>>(),
+    );
+    (deployment.get("status") != Some(&status)).then(|| {
+        let mut updated = deployment.clone();
+        set(&mut updated, &["status"], status);
+        Action::status(What::DEPLOYMENTS, updated)
+    })
+}
+
+struct Counts {
+    wanted_by_sets: i64,
+    total: i64,
+    updated: i64,
+    ready: i64,
+    available: i64,
+}
+
+impl Counts {
+    fn of(sets: &[&Value], new: Option<&Value>) -> Self {
+        let sum = |field: &str| {
+            sets.iter()
+                .map(|one| integer(one, &["status", field]).unwrap_or(0))
+                .sum()
+        };
+        Self {
+            wanted_by_sets: sets.iter().map(|one| replicas(one)).sum(),
+            total: sum("replicas"),
+            updated: new.map_or(0, |one| integer(one, &["status", "replicas"]).unwrap_or(0)),
+            ready: sum("readyReplicas"),
+            available: sum("availableReplicas"),
+        }
+    }
+}
+
+fn existing<'a>(deployment: &'a Value, kind: &str) -> Option<&'a Value> {
+    list(deployment, &["status", "conditions"])
+        .iter()
+        .find(|condition| text(condition, &["type"]) == kind)
+}
+
+fn condition(kind: &str, status: &str, reason: &str, message: &str, before: Option<&Value>, now: Timestamp) -> Value {
+    let now = time::seconds(now);
+    let same_status = before.filter(|before| text(before, &["status"]) == status);
+    let unchanged =
+        same_status.filter(|before| text(before, &["reason"]) == reason && text(before, &["message"]) == message);
+    let kept =
+        |seen: Option<&Value>, field: &str| seen.map_or_else(|| now.clone(), |seen| text(seen, &[field]).to_owned());
+    json!({
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "lastUpdateTime": kept(unchanged, "lastUpdateTime"),
+        "lastTransitionTime": kept(same_status, "lastTransitionTime"),
+    })
+}
+
+fn available(deployment: &Value, counts: &Counts, now: Timestamp) -> Option<Value> {
+    let limits = Limits::of(deployment);
+    let before = existing(deployment, "Available");
+    Some(if counts.available >= limits.wanted - limits.unavailable {
+        let message = "Deployment has minimum availability.";
+        condition("Available", "True", "MinimumReplicasAvailable", message, before, now)
+    } else {
+        let message = "Deployment does not have minimum availability.";
+        condition("Available", "False", "MinimumReplicasUnavailable", message, before, now)
+    })
+}
+
+fn progressing(
+    deployment: &Value,
+    counts: &Counts,
+    new: Option<&Value>,
+    now: Timestamp,
+    again: &mut Option<Duration>,
+) -> Option<Value> {
+    let before = existing(deployment, "Progressing");
+    if deployment["spec"]["paused"] == json!(true) {
+        return Some(condition(
+            "Progressing",
+            "Unknown",
+            "DeploymentPaused",
+            "Deployment is paused",
+            before,
+            now,
+        ));
+    }
+    let Some(new) = new else { return before.cloned() };
+    let name = text(new, &["metadata", "name"]);
+    let wanted = replicas(deployment);
+    let complete = counts.updated == wanted && counts.total == wanted && counts.available == wanted;
+    if complete {
+        let message = format!("ReplicaSet \"{name}\" has successfully progressed.");
+        return Some(condition(
+            "Progressing",
+            "True",
+            "NewReplicaSetAvailable",
+            &message,
+            before,
+            now,
+        ));
+    }
+    let seen = |field: &str| integer(deployment, &["status", field]).unwrap_or(0);
+    let moved = counts.updated > seen("updatedReplicas")
+        || counts.ready > seen("readyReplicas")
+        || counts.available > seen("availableReplicas")
+        || counts.total - counts.updated < seen("replicas") - seen("updatedReplicas");
+    let finished_before = before.is_some_and(|before| text(before, &["reason"]) == "NewReplicaSetAvailable");
+    if before.is_none() || moved || finished_before {
+        let message = format!("ReplicaSet \"{name}\" is progressing.");
+        let mut fresh = condition("Progressing", "True", "ReplicaSetUpdated", &message, before, now);
+        set(&mut fresh, &["lastUpdateTime"], time::seconds(now));
+        return Some(fresh);
+    }
+    overdue(deployment, before?, name, now, again)
+}
+
+/// The condition as it was, or that the deadline has passed.
+fn overdue(
+    deployment: &Value,
+    before: &Value,
+    name: &str,
+    now: Timestamp,
+    again: &mut Option<Duration>,
+) -> Option<Value> {
+    let deadline = integer(deployment, &["spec", "progressDeadlineSeconds"]).unwrap_or(600);
+    let since = time::parse(text(before, &["lastUpdateTime"])).unwrap_or(now);
+    let left = deadline - (now.as_second() - since.as_second());
+    if left <= 0 {
+        let message = format!("ReplicaSet \"{name}\" has timed out progressing.");
+        return Some(condition(
+            "Progressing",
+            "False",
+            "ProgressDeadlineExceeded",
+            &message,
+            Some(before),
+            now,
+        ));
+    }
+    let left = Duration::from_secs(u64::try_from(left).unwrap_or(1));
+    *again = Some(again.map_or(left, |again| again.min(left)));
+    Some(before.clone())
+}

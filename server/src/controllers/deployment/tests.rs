@@ -1,0 +1,222 @@
+//! Rollouts played against a world in which ReplicaSets reach their size at once.
+
+use serde_json::{Value, json};
+
+use super::super::action::Action;
+use super::super::runner::Controller;
+use super::super::world::Key;
+use super::super::world::fake::Objects;
+use super::*;
+use crate::request::Patch;
+
+fn deployment(replicas: i64, image: &str) -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "web", "namespace": "default", "uid": "dep", "generation": 1},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": "web"}},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}},
+            "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": image}]}},
+        },
+    })
+}
+
+/// Carries plans out on a list of objects, ReplicaSets being instantly as large as wanted and available if `healthy`.
+struct Play {
+    objects: Vec<(What, Value)>,
+    most: i64,
+    least_available: i64,
+}
+
+impl Play {
+    fn new(deployment: Value) -> Self {
+        Self {
+            objects: vec![(What::DEPLOYMENTS, deployment)],
+            most: 0,
+            least_available: i64::MAX,
+        }
+    }
+
+    fn deployment(&mut self) -> &mut Value {
+        &mut self.objects[0].1
+    }
+
+    fn sets(&self) -> Vec<&Value> {
+        self.objects
+            .iter()
+            .filter(|(what, _)| *what == What::REPLICA_SETS)
+            .map(|(_, object)| object)
+            .collect()
+    }
+
+    /// Plans until nothing is left to do; panics if that takes suspiciously long.
+    fn settle(&mut self, healthy: impl Fn(&Value) -> bool) {
+        for _ in 0..50 {
+            let key = Key {
+                namespace: "default".into(),
+                name: "web".into(),
+            };
+            let plan = Deployments.plan(&Objects::new(self.objects.clone()), &key);
+            let idle = !plan.actions.iter().any(|action| !matches!(action, Action::Event(_)));
+            plan.actions.into_iter().for_each(|action| self.act(action));
+            for (_, one) in self.objects.iter_mut().filter(|(what, _)| *what == What::REPLICA_SETS) {
+                let size = replicas(one);
+                let available = if healthy(one) { size } else { 0 };
+                one["status"] = json!({"replicas": size, "readyReplicas": available, "availableReplicas": available, "observedGeneration": 1});
+            }
+            self.most = self.most.max(self.sets().iter().map(|one| replicas(one)).sum());
+            let available = self
+                .sets()
+                .iter()
+                .map(|one| one["status"]["availableReplicas"].as_i64().unwrap())
+                .sum();
+            self.least_available = self.least_available.min(available);
+            if idle {
+                return;
+            }
+        }
+        panic!("the rollout does not settle: {:#?}", self.objects);
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Create { what, mut object } => {
+                object["metadata"]["creationTimestamp"] = json!(format!("2026-11-25T11:00:{:02}Z", self.objects.len()));
+                object["metadata"]["generation"] = json!(1);
+                self.objects.push((what, object));
+            }
+            Action::Patch {
+                what,
+                at,
+                patch: Patch::Merge(change),
+                ..
+            } => {
+                let found = self
+                    .objects
+                    .iter_mut()
+                    .find(|(kind, object)| *kind == what && Key::of(object).name == at.1);
+                merge(&mut found.unwrap().1, &change);
+            }
+            Action::Update { what, object, .. } => {
+                let key = Key::of(&object);
+                let found = self
+                    .objects
+                    .iter_mut()
+                    .find(|(kind, object)| *kind == what && Key::of(object) == key);
+                found.unwrap().1 = object;
+            }
+            Action::Delete { what, meta, .. } => self
+                .objects
+                .retain(|(kind, one)| *kind != what || Key::of(one).name != meta.name),
+            Action::Patch { .. } | Action::Event(_) => {}
+        }
+    }
+}
+
+fn merge(target: &mut Value, change: &Value) {
+    match change {
+        Value::Object(map) => map.iter().for_each(|(key, value)| {
+            if !target.is_object() {
+                *target = json!({});
+            }
+            merge(&mut target[key.as_str()], value);
+        }),
+        other => *target = other.clone(),
+    }
+}
+
+fn sizes(play: &Play) -> Vec<i64> {
+    play.sets().iter().map(|one| replicas(one)).collect()
+}
+
+#[test]
+fn a_new_deployment_gets_one_set_of_its_size() {
+    let mut play = Play::new(deployment(3, "a"));
+    play.settle(|_| true);
+    assert_eq!(sizes(&play), [3]);
+    let set = play.sets()[0].clone();
+    assert_eq!(set["metadata"]["annotations"][REVISION], "1");
+    assert_eq!(
+        set["spec"]["selector"]["matchLabels"][HASH],
+        set["metadata"]["labels"][HASH]
+    );
+    let status = play.deployment()["status"].clone();
+    assert_eq!(
+        (status["availableReplicas"].clone(), status["updatedReplicas"].clone()),
+        (json!(3), json!(3))
+    );
+    assert_eq!(status["conditions"][1]["reason"], "NewReplicaSetAvailable");
+}
+
+#[test]
+fn a_new_image_rolls_within_surge_and_unavailable() {
+    let mut play = Play::new(deployment(4, "a"));
+    play.settle(|_| true);
+    (play.most, play.least_available) = (0, i64::MAX);
+    *play.deployment() = {
+        let mut next = play.deployment().clone();
+        next["spec"]["template"]["spec"]["containers"][0]["image"] = json!("b");
+        next
+    };
+    play.settle(|_| true);
+    assert_eq!(sizes(&play), [0, 4]);
+    assert!(
+        play.most <= 5 && play.least_available >= 3,
+        "most {} least {}",
+        play.most,
+        play.least_available
+    );
+    assert_eq!(play.deployment()["metadata"]["annotations"][REVISION], "2");
+}
+
+#[test]
+fn a_bad_image_stops_the_rollout_and_going_back_gets_a_new_revision() {
+    let mut play = Play::new(deployment(4, "a"));
+    play.settle(|_| true);
+    play.deployment()["spec"]["template"]["spec"]["containers"][0]["image"] = json!("bad");
+    let healthy = |one: &Value| one["spec"]["template"]["spec"]["containers"][0]["image"] != "bad";
+    play.settle(healthy);
+    assert_eq!(sizes(&play), [3, 2], "the old set keeps what must stay available");
+    play.deployment()["spec"]["template"]["spec"]["containers"][0]["image"] = json!("a");
+    play.settle(healthy);
+    assert_eq!(sizes(&play), [4, 0]);
+    assert_eq!(play.deployment()["metadata"]["annotations"][REVISION], "3");
+}
+
+#[test]
+fn scaling_changes_the_set_that_has_the_pods() {
+    let mut play = Play::new(deployment(2, "a"));
+    play.settle(|_| true);
+    play.deployment()["spec"]["replicas"] = json!(5);
+    play.settle(|_| true);
+    assert_eq!(sizes(&play), [5]);
+    play.deployment()["spec"]["replicas"] = json!(0);
+    play.settle(|_| true);
+    assert_eq!(sizes(&play), [0]);
+}
+
+#[test]
+fn recreate_empties_the_old_set_first() {
+    let mut first = deployment(3, "a");
+    first["spec"]["strategy"] = json!({"type": "Recreate"});
+    let mut play = Play::new(first);
+    play.settle(|_| true);
+    play.most = 0;
+    play.deployment()["spec"]["template"]["spec"]["containers"][0]["image"] = json!("b");
+    play.settle(|_| true);
+    assert_eq!(sizes(&play), [0, 3]);
+    assert_eq!(play.most, 3, "never both at once");
+}
+
+#[test]
+fn old_sets_beyond_the_history_are_forgotten() {
+    let mut first = deployment(1, "0");
+    first["spec"]["revisionHistoryLimit"] = json!(2);
+    let mut play = Play::new(first);
+    for image in 0..6 {
+        play.deployment()["spec"]["template"]["spec"]["containers"][0]["image"] = json!(image.to_string());
+        play.settle(|_| true);
+    }
+    assert_eq!(play.sets().len(), 3, "two old ones and the present one");
+}

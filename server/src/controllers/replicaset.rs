@@ -1,0 +1,386 @@
+//! Keeps the number of live pods of each ReplicaSet at what is wanted.
+//!
+//! Source: Kubernetes v1.36 `pkg/controller/replicaset` and `pkg/controller/controller_utils.go` (`ActivePodsWithRanks`).
+
+use std::time::Duration;
+
+use agent::wire::object::{Meta, integer, list, remove, set, text};
+use agent::wire::selector::Labels;
+use agent::wire::time;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::action::{Action, Note, Plan, controller_reference, reference};
+use super::runner::{Controller, Source};
+use super::world::{Key, World, selector_of, selects, terminating};
+use crate::cache::{ChangeKind, Item};
+use crate::request::What;
+
+/// Creations of one pass; more follow at once in the next.
+const BURST: usize = 500;
+const COMPONENT: &str = "replicaset-controller";
+
+/// The controller.
+#[derive(Debug)]
+pub struct ReplicaSets;
+
+impl Controller for ReplicaSets {
+    fn name(&self) -> &'static str {
+        COMPONENT
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::own(What::REPLICA_SETS), Source::of(What::PODS, keys_of_pod)]
+    }
+
+    fn plan(&self, world: &dyn World, key: &Key) -> Plan {
+        let Some(set) = world.get(What::REPLICA_SETS, &key.namespace, &key.name) else {
+            return Plan::default();
+        };
+        let Some(selector) = selector_of(&set) else {
+            return Plan::default();
+        };
+        let pods = world.list(What::PODS, Some(&key.namespace), &Labels::everything());
+        reconcile(&set, &selector, &pods, world.now())
+    }
+}
+
+/// The owner of a pod; for a pod without one every set of its namespace, which may adopt it.
+fn keys_of_pod(world: &dyn World, _: ChangeKind, item: &Item) -> Vec<Key> {
+    let meta = Meta::of(&item.value());
+    match meta.controller() {
+        Some(owner) if owner.kind == "ReplicaSet" => {
+            vec![Key {
+                namespace: meta.namespace.clone(),
+                name: owner.name.clone(),
+            }]
+        }
+        Some(_) => Vec::new(),
+        None => {
+            let sets = world.list(What::REPLICA_SETS, Some(&meta.namespace), &Labels::everything());
+            let wanted = |set: &&Value| selector_of(set).is_some_and(|selector| selects(&selector, &meta));
+            sets.iter().filter(wanted).map(Key::of).collect()
+        }
+    }
+}
+
+/// Brings the live pods to the number wanted; unready ones go first, then the youngest.
+fn reconcile(set: &Value, selector: &Labels, pods: &[Value], now: Timestamp) -> Plan {
+    let mut plan = Plan::default();
+    let meta = Meta::of(set);
+    let mut owned = Vec::new();
+    for pod in pods {
+        let pod_meta = Meta::of(pod);
+        let ours = pod_meta.controller().is_some_and(|owner| owner.uid == meta.uid);
+        match (ours, selects(selector, &pod_meta)) {
+            (true, true) => owned.push(pod),
+            (true, false) if !terminating(&meta) => plan.push(release(&pod_meta, &meta.uid)),
+            (false, true)
+                if pod_meta.controller().is_none() && !terminating(&pod_meta) && !terminating(&meta) && active(pod) =>
+            {
+                plan.push(adopt(pod, set));
+                owned.push(pod);
+            }
+            _ => {}
+        }
+    }
+    let mut live: Vec<&Value> = owned.iter().copied().filter(|pod| active(pod)).collect();
+    let wanted = usize::try_from(integer(set, &["spec", "replicas"]).unwrap_or(1)).unwrap_or(0);
+    if !terminating(&meta) {
+        match wanted.checked_sub(live.len()) {
+            Some(missing) => create(&mut plan, set, missing),
+            None => {
+                live.sort_by_key(|pod| deletion_rank(pod));
+                for pod in live.iter().take(live.len() - wanted) {
+                    plan.push(Action::delete(What::PODS, pod));
+                    plan.push(note(
+                        set,
+                        "SuccessfulDelete",
+                        format!("Deleted pod: {}", text(pod, &["metadata", "name"])),
+                    ));
+                }
+            }
+        }
+    }
+    update_status(&mut plan, set, &owned, now);
+    plan
+}
+
+fn create(plan: &mut Plan, set: &Value, missing: usize) {
+    for _ in 0..missing.min(BURST) {
+        plan.push(Action::Create {
+            what: What::PODS,
+            object: pod_of(set),
+        });
+    }
+    if missing > 0 {
+        let pods = if missing == 1 { "pod" } else { "pods" };
+        plan.push(note(set, "SuccessfulCreate", format!("Created {missing} {pods}")));
+    }
+    if missing > BURST {
+        plan.after(Duration::ZERO);
+    }
+}
+
+/// A pod after the set's template.
+fn pod_of(set: &Value) -> Value {
+    let template = set
+        .get("spec")
+        .and_then(|spec| spec.get("template"))
+        .cloned()
+        .unwrap_or_default();
+    let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}});
+    for field in ["labels", "annotations", "finalizers"] {
+        if let Some(value) = template.get("metadata").and_then(|meta| meta.get(field)) {
+            set_in(&mut pod, &["metadata", field], value.clone());
+        }
+    }
+    set_in(
+        &mut pod,
+        &["metadata", "generateName"],
+        format!("{}-", text(set, &["metadata", "name"])),
+    );
+    set_in(
+        &mut pod,
+        &["metadata", "namespace"],
+        text(set, &["metadata", "namespace"]),
+    );
+    set_in(
+        &mut pod,
+        &["metadata", "ownerReferences"],
+        json!([controller_reference(set)]),
+    );
+    set_in(&mut pod, &["spec"], template.get("spec").cloned().unwrap_or_default());
+    pod
+}
+
+fn set_in(object: &mut Value, path: &[&str], value: impl Into<Value>) {
+    set(object, path, value);
+}
+
+fn adopt(pod: &Value, set: &Value) -> Action {
+    let meta = Meta::of(pod);
+    let mut owners = list(pod, &["metadata", "ownerReferences"]).to_vec();
+    owners.push(controller_reference(set));
+    Action::merge(
+        What::PODS,
+        &meta,
+        json!({"metadata": {"uid": meta.uid, "ownerReferences": owners}}),
+    )
+}
+
+fn release(pod: &Meta, owner_uid: &str) -> Action {
+    let others: Vec<_> = pod
+        .owner_references
+        .iter()
+        .filter(|owner| owner.uid != owner_uid)
+        .collect();
+    Action::merge(
+        What::PODS,
+        pod,
+        json!({"metadata": {"uid": pod.uid, "ownerReferences": others}}),
+    )
+}
+
+/// Neither finished nor going.
+pub fn active(pod: &Value) -> bool {
+    !matches!(text(pod, &["status", "phase"]), "Succeeded" | "Failed")
+        && pod["metadata"].get("deletionTimestamp").is_none()
+}
+
+fn condition<'a>(pod: &'a Value, kind: &str) -> Option<&'a Value> {
+    list(pod, &["status", "conditions"])
+        .iter()
+        .find(|condition| text(condition, &["type"]) == kind)
+}
+
+/// Whether the pod's Ready condition is true.
+pub fn ready(pod: &Value) -> bool {
+    condition(pod, "Ready").is_some_and(|condition| text(condition, &["status"]) == "True")
+}
+
+/// When it became ready, if it is.
+fn ready_since(pod: &Value) -> Option<Timestamp> {
+    let condition = condition(pod, "Ready").filter(|condition| text(condition, &["status"]) == "True")?;
+    time::parse(text(condition, &["lastTransitionTime"]))
+}
+
+/// Smaller goes first: unassigned, pending, unready, cheap to delete, recently ready, restarting, young.
+fn deletion_rank(pod: &Value) -> impl Ord + use<> {
+    let cost = text(
+        pod,
+        &["metadata", "annotations", "controller.kubernetes.io/pod-deletion-cost"],
+    )
+    .parse::<i32>();
+    let restarts = list(pod, &["status", "containerStatuses"])
+        .iter()
+        .filter_map(|one| integer(one, &["restartCount"]))
+        .max();
+    let phase = match text(pod, &["status", "phase"]) {
+        "Pending" | "" => 0,
+        "Unknown" => 1,
+        _ => 2,
+    };
+    (
+        !text(pod, &["spec", "nodeName"]).is_empty(),
+        phase,
+        ready(pod),
+        cost.unwrap_or(0),
+        std::cmp::Reverse(ready_since(pod).map(Timestamp::as_second)),
+        std::cmp::Reverse(restarts),
+        std::cmp::Reverse(text(pod, &["metadata", "creationTimestamp"]).to_owned()),
+        text(pod, &["metadata", "name"]).to_owned(),
+    )
+}
+
+fn update_status(plan: &mut Plan, set: &Value, owned: &[&Value], now: Timestamp) {
+    let live: Vec<&Value> = owned.iter().copied().filter(|pod| active(pod)).collect();
+    let min_ready = integer(set, &["spec", "minReadySeconds"]).unwrap_or(0);
+    let template = set["spec"]["template"]["metadata"]
+        .get("labels")
+        .cloned()
+        .unwrap_or_default();
+    let labelled = |pod: &&&Value| {
+        let labels = template.as_object().into_iter().flatten();
+        labels
+            .clone()
+            .all(|(key, value)| pod["metadata"]["labels"].get(key) == Some(value))
+    };
+    let mut available = 0;
+    for pod in &live {
+        let Some(since) = ready_since(pod).or_else(|| ready(pod).then_some(now)) else {
+            continue;
+        };
+        let waits = min_ready - (now.as_second() - since.as_second());
+        match u64::try_from(waits) {
+            Ok(waits @ 1..) => plan.after(Duration::from_secs(waits)),
+            _ => available += 1,
+        }
+    }
+    let mut status = json!({
+        "replicas": live.len(),
+        "observedGeneration": integer(set, &["metadata", "generation"]).unwrap_or(0),
+    });
+    for (field, count) in [
+        ("fullyLabeledReplicas", live.iter().filter(labelled).count()),
+        ("readyReplicas", live.iter().filter(|pod| ready(pod)).count()),
+        ("availableReplicas", available),
+    ] {
+        if count > 0 {
+            set_in(&mut status, &[field], count);
+        }
+    }
+    let conditions = set["status"].get("conditions").cloned();
+    if let Some(conditions) = conditions {
+        set_in(&mut status, &["conditions"], conditions);
+    }
+    if set.get("status") != Some(&status) {
+        let mut updated = set.clone();
+        remove(&mut updated, &["status"]);
+        set_in(&mut updated, &["status"], status);
+        plan.push(Action::status(What::REPLICA_SETS, updated));
+    }
+}
+
+fn note(set: &Value, reason: &'static str, message: String) -> Action {
+    Action::Event(Note {
+        kind: "Normal",
+        reason,
+        message,
+        about: reference(set),
+        component: COMPONENT,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::fake::Objects;
+    use super::*;
+
+    fn set(replicas: u32) -> Value {
+        json!({
+            "apiVersion": "apps/v1", "kind": "ReplicaSet",
+            "metadata": {"name": "web", "namespace": "default", "uid": "set-uid", "generation": 1},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}},
+                     "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c"}]}}},
+        })
+    }
+
+    fn pod(name: &str, owner: Option<&str>, ready: bool) -> Value {
+        let owners: Vec<Value> = owner
+            .map(|uid| json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": uid, "controller": true}))
+            .into_iter()
+            .collect();
+        let status = if ready { "True" } else { "False" };
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "uid": name, "labels": {"app": "web"}, "ownerReferences": owners},
+            "spec": {"nodeName": "n"},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": status, "lastTransitionTime": "2026-11-25T11:00:00Z"}]},
+        })
+    }
+
+    fn plan(set: Value, pods: &[Value]) -> Plan {
+        let mut world = vec![(What::REPLICA_SETS, set)];
+        world.extend(pods.iter().map(|pod| (What::PODS, pod.clone())));
+        ReplicaSets.plan(
+            &Objects::new(world),
+            &Key {
+                namespace: "default".into(),
+                name: "web".into(),
+            },
+        )
+    }
+
+    fn count(plan: &Plan, wanted: impl Fn(&Action) -> bool) -> usize {
+        plan.actions.iter().filter(|action| wanted(action)).count()
+    }
+
+    #[test]
+    fn missing_pods_are_made_after_the_template() {
+        let plan = plan(set(3), &[pod("a", Some("set-uid"), true)]);
+        assert_eq!(count(&plan, |action| matches!(action, Action::Create { .. })), 2);
+        let Some(Action::Create { object, .. }) = plan.actions.first() else {
+            panic!("{plan:?}")
+        };
+        assert_eq!(object["metadata"]["generateName"], "web-");
+        assert_eq!(object["metadata"]["ownerReferences"][0]["uid"], "set-uid");
+        assert_eq!(object["spec"]["containers"][0]["name"], "c");
+    }
+
+    #[test]
+    fn surplus_pods_go_unready_first() {
+        let pods = [
+            pod("a", Some("set-uid"), true),
+            pod("b", Some("set-uid"), false),
+            pod("c", Some("set-uid"), true),
+        ];
+        let plan = plan(set(2), &pods);
+        let deleted: Vec<&str> = plan
+            .actions
+            .iter()
+            .filter_map(|action| match action {
+                Action::Delete { meta, .. } => Some(meta.name.as_str()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(deleted, ["b"]);
+    }
+
+    #[test]
+    fn orphans_are_adopted_and_strangers_left_alone() {
+        let plan = plan(
+            set(2),
+            &[pod("orphan", None, true), pod("stranger", Some("other"), true)],
+        );
+        assert_eq!(count(&plan, |action| matches!(action, Action::Patch { .. })), 1);
+        assert_eq!(count(&plan, |action| matches!(action, Action::Create { .. })), 1);
+    }
+
+    #[test]
+    fn a_settled_set_is_not_written_again() {
+        let mut settled = set(1);
+        settled["status"] = json!({"replicas": 1, "observedGeneration": 1, "fullyLabeledReplicas": 1, "readyReplicas": 1, "availableReplicas": 1});
+        assert!(plan(settled, &[pod("a", Some("set-uid"), true)]).actions.is_empty());
+    }
+}

@@ -1,0 +1,327 @@
+//! The one runner of all controllers: watches what a controller names, keeps a queue of keys, plans and carries out.
+//!
+//! Level-triggered: an event only says "look again", and a plan is made from the present state. A key whose plan failed
+//! is looked at again with back-off. Our own writes are in the cache before they are acknowledged, so a plan never
+//! misses what the previous one did.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::wire::object::{Meta, integer, text};
+use agent::wire::status::{Reason, Status};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{debug, warn};
+
+use super::action::{Action, Deletion, Note, Plan};
+use super::world::{Key, Live, World};
+use crate::cache::{Cache, ChangeKind, Filter, From, Item, Watch, WatchEvent};
+use crate::request::{Client, DeleteOptions, Patch, What};
+
+/// Delay after the first failure; doubles up to [`SLOWEST`]. Source: client-go v1.36 `DefaultTypedControllerRateLimiter`.
+const FASTEST: Duration = Duration::from_millis(5);
+/// The longest a failing key waits.
+const SLOWEST: Duration = Duration::from_secs(300);
+/// Keys between a source's watch and the queue; a full channel makes the watch wait, nothing is lost.
+const CHANNEL: usize = 256;
+/// The prefix of every key.
+const EVERYTHING: &str = "/registry/";
+/// Between two tries to open a watch.
+const REOPEN: Duration = Duration::from_secs(1);
+
+/// Something watched, and the keys an object of it concerns.
+#[derive(Clone, Copy)]
+pub struct Source {
+    /// The kind; `None` is every object there is.
+    pub what: Option<What>,
+    /// Which keys to look at when this happened to this object.
+    pub keys: fn(&dyn World, ChangeKind, &Item) -> Vec<Key>,
+}
+
+impl Source {
+    /// A kind whose objects are the controller's own keys.
+    pub fn own(what: What) -> Self {
+        Self {
+            what: Some(what),
+            keys: |_, _, item| vec![Key::of(&item.value())],
+        }
+    }
+
+    /// A kind whose objects concern others.
+    pub fn of(what: What, keys: fn(&dyn World, ChangeKind, &Item) -> Vec<Key>) -> Self {
+        Self { what: Some(what), keys }
+    }
+
+    async fn watch(self, client: &Client, cache: &Cache) -> Result<Watch, Status> {
+        let start = From::State { bookmark: false };
+        match self.what {
+            Some(what) => client.watch(what, None, Filter::default(), start).await,
+            None => cache
+                .watch(EVERYTHING, Filter::default(), start)
+                .map_err(Status::internal),
+        }
+    }
+}
+
+/// A controller: what it watches and what it decides. It does nothing itself.
+pub trait Controller: Send + Sync + 'static {
+    /// For logs.
+    fn name(&self) -> &'static str;
+    /// What it watches.
+    fn sources(&self) -> Vec<Source>;
+    /// What is to be done for a key, given the present state.
+    fn plan(&self, world: &dyn World, key: &Key) -> Plan;
+}
+
+/// Runs a controller until the task set is shut down. `client` acts as the controller.
+pub async fn run(controller: Arc<dyn Controller>, client: Client, cache: Cache) {
+    let (sender, mut changed) = mpsc::channel(CHANNEL);
+    let mut watchers = JoinSet::new();
+    for source in controller.sources() {
+        watchers.spawn(follow(
+            source,
+            client.clone(),
+            cache.clone(),
+            sender.clone(),
+            controller.name(),
+        ));
+    }
+    let mut queue = Queue::default();
+    loop {
+        let now = Instant::now();
+        let Some(key) = queue.due(now) else {
+            let wake = queue.next().unwrap_or_else(|| now + SLOWEST);
+            tokio::select! {
+                changed = changed.recv() => match changed {
+                    Some(key) => queue.add(key, Instant::now()),
+                    None => return,
+                },
+                () = sleep_until(wake) => {}
+            }
+            while let Ok(key) = changed.try_recv() {
+                queue.add(key, Instant::now());
+            }
+            continue;
+        };
+        let plan = controller.plan(&Live::now(&cache), &key);
+        match carry_out(&client, plan).await {
+            Ok(again) => queue.done(key, again.map(|delay| Instant::now() + delay)),
+            Err(status) => {
+                let delay = queue.failed(key.clone(), Instant::now());
+                log_failure(controller.name(), &key, &status, delay);
+            }
+        }
+    }
+}
+
+fn log_failure(controller: &'static str, key: &Key, status: &Status, delay: Duration) {
+    let (namespace, name, retry_ms) = (&key.namespace, &key.name, delay.as_millis());
+    if status.is(Reason::Conflict) || status.is(Reason::NotFound) {
+        debug!(controller, %namespace, %name, error = %status, retry_ms, "object moved on while it was looked at");
+    } else {
+        warn!(controller, %namespace, %name, error = %status, retry_ms, "controller could not carry out its plan");
+    }
+}
+
+/// Watches a source for ever and sends the keys that its events concern.
+async fn follow(source: Source, client: Client, cache: Cache, sender: mpsc::Sender<Key>, controller: &'static str) {
+    loop {
+        match source.watch(&client, &cache).await {
+            Ok(mut watch) => {
+                while let Some(event) = watch.next().await {
+                    let WatchEvent::Change(change, item) = event else {
+                        continue;
+                    };
+                    let keys = (source.keys)(&Live::now(&cache), change, &item);
+                    for key in keys {
+                        if sender.send(key).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+            Err(status) => {
+                let kind = source.what.map_or("everything", |what| what.plural);
+                warn!(controller, kind, error = %status, "controller cannot watch, trying again");
+            }
+        }
+        sleep(REOPEN).await;
+    }
+}
+
+/// Keys that are due now or later, each once; failures are counted per key.
+#[derive(Default)]
+struct Queue {
+    due: BTreeMap<Key, Instant>,
+    failures: HashMap<Key, u32>,
+}
+
+impl Queue {
+    fn add(&mut self, key: Key, now: Instant) {
+        self.due
+            .entry(key)
+            .and_modify(|due| *due = now.min(*due))
+            .or_insert(now);
+    }
+
+    fn due(&mut self, now: Instant) -> Option<Key> {
+        let key = self
+            .due
+            .iter()
+            .filter(|(_, due)| **due <= now)
+            .min_by_key(|(_, due)| **due)
+            .map(|(key, _)| key.clone())?;
+        self.due.remove(&key);
+        Some(key)
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.due.values().min().copied()
+    }
+
+    fn done(&mut self, key: Key, again: Option<Instant>) {
+        self.failures.remove(&key);
+        if let Some(again) = again {
+            self.add(key, again);
+        }
+    }
+
+    fn failed(&mut self, key: Key, now: Instant) -> Duration {
+        let failures = self.failures.entry(key.clone()).or_default();
+        let delay = back_off(*failures);
+        *failures = failures.saturating_add(1);
+        self.add(key, now + delay);
+        delay
+    }
+}
+
+/// Doubles with each failure.
+fn back_off(failures: u32) -> Duration {
+    FASTEST
+        .saturating_mul(2_u32.saturating_pow(failures.min(20)))
+        .min(SLOWEST)
+}
+
+async fn carry_out(client: &Client, plan: Plan) -> Result<Option<Duration>, Status> {
+    for action in plan.actions {
+        act(client, action).await?;
+    }
+    Ok(plan.again)
+}
+
+async fn act(client: &Client, action: Action) -> Result<(), Status> {
+    match action {
+        Action::Create { what, object } => {
+            let namespace = text(&object, &["metadata", "namespace"]).to_owned();
+            unless(Reason::AlreadyExists, client.create(what, &namespace, object).await)
+        }
+        Action::Update {
+            what,
+            subresource,
+            object,
+        } => {
+            let Key { namespace, name } = Key::of(&object);
+            client
+                .update_sub(what, &namespace, &name, subresource, object)
+                .await
+                .map(drop)
+        }
+        Action::Patch {
+            what,
+            at: (namespace, name),
+            subresource,
+            patch,
+        } => client
+            .patch(what, &namespace, &name, subresource, patch)
+            .await
+            .map(drop),
+        Action::Delete { what, meta, how } => {
+            let Meta {
+                namespace, name, uid, ..
+            } = *meta;
+            let propagation = match how {
+                Deletion::Usual | Deletion::Now => None,
+                Deletion::Foreground => Some("Foreground".to_owned()),
+                Deletion::Background => Some("Background".to_owned()),
+            };
+            let options = DeleteOptions {
+                uid: Some(uid),
+                grace: (how == Deletion::Now).then_some(0),
+                propagation,
+                ..DeleteOptions::default()
+            };
+            unless(Reason::NotFound, client.delete(what, &namespace, &name, options).await)
+        }
+        Action::Event(note) => {
+            tell(client, &note, Timestamp::now()).await;
+            Ok(())
+        }
+    }
+}
+
+fn unless(expected: Reason, result: Result<Value, Status>) -> Result<(), Status> {
+    match result {
+        Err(status) if !status.is(expected) => Err(status),
+        _ => Ok(()),
+    }
+}
+
+/// Writes an Event, or counts up the one that is there. Events are for people: that one is lost is not worth a retry.
+pub async fn tell(client: &Client, note: &Note, now: Timestamp) {
+    let result = match client.create(What::EVENTS, note.namespace(), note.event(now)).await {
+        Err(status) if status.is(Reason::AlreadyExists) => count_up(client, note, now).await,
+        other => other.map(drop),
+    };
+    if let Err(status) = result {
+        debug!(reason = note.reason, error = %status, "event was not recorded");
+    }
+}
+
+async fn count_up(client: &Client, note: &Note, now: Timestamp) -> Result<(), Status> {
+    let seen = client.get(What::EVENTS, note.namespace(), &note.name()).await?;
+    let count = integer(&seen, &["count"]).unwrap_or(1).saturating_add(1);
+    let change = json!({"count": count, "lastTimestamp": agent::wire::time::seconds(now)});
+    client
+        .patch(What::EVENTS, note.namespace(), &note.name(), None, Patch::Merge(change))
+        .await
+        .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        Key {
+            namespace: "default".into(),
+            name: name.into(),
+        }
+    }
+
+    #[test]
+    fn a_failing_key_waits_longer_each_time_and_a_success_forgets_that() {
+        let mut queue = Queue::default();
+        let now = Instant::now();
+        let delays: Vec<u128> = (0..3).map(|_| queue.failed(key("a"), now).as_millis()).collect();
+        assert_eq!(delays, [5, 10, 20]);
+        assert_eq!(back_off(40), SLOWEST);
+        queue.done(key("a"), None);
+        assert_eq!(queue.failed(key("a"), now), FASTEST);
+    }
+
+    #[test]
+    fn a_change_brings_a_waiting_key_forward_and_each_key_is_queued_once() {
+        let mut queue = Queue::default();
+        let now = Instant::now();
+        queue.done(key("a"), Some(now + SLOWEST));
+        assert_eq!(queue.due(now), None);
+        queue.add(key("a"), now);
+        queue.add(key("a"), now);
+        assert_eq!(queue.due(now), Some(key("a")));
+        assert_eq!(queue.due(now), None);
+    }
+}
