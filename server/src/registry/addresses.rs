@@ -1,0 +1,452 @@
+//! Cluster IPs and node ports: each unique, none leaked.
+//!
+//! Level, not edge: what is taken is read from the Services in the cache at each allocation, and what is being written
+//! right now is held beside it until the cache shows it. So nothing has to be released, and a crash leaks nothing. One
+//! process allocates; two servers on one database would need the allocation in the store's own transaction.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use agent::wire::object::{self, at, integer, list, text};
+use serde_json::{Value, json};
+
+use crate::cache::{Cache, Filter};
+
+use super::resource::{FieldError, Resource};
+
+const SERVICES: &str = "/registry/services/specs/";
+
+/// Where cluster IPs and node ports come from.
+#[derive(Clone, Debug)]
+pub struct ServiceRange {
+    /// The network's address.
+    pub network: Ipv4Addr,
+    /// Its length in bits.
+    pub bits: u8,
+    /// Node ports.
+    pub ports: RangeInclusive<u16>,
+}
+
+impl Default for ServiceRange {
+    /// K3s' own.
+    fn default() -> Self {
+        Self {
+            network: Ipv4Addr::new(10, 43, 0, 0),
+            bits: 16,
+            ports: 30_000..=32_767,
+        }
+    }
+}
+
+impl ServiceRange {
+    /// Number of addresses, the network's and the broadcast's own among them.
+    fn size(&self) -> u32 {
+        1_u32
+            .checked_shl(32_u32.saturating_sub(self.bits.into()))
+            .unwrap_or(u32::MAX)
+    }
+
+    fn base(&self) -> u32 {
+        u32::from(self.network) & !self.size().wrapping_sub(1)
+    }
+
+    fn holds(&self, address: Ipv4Addr) -> bool {
+        let offset = u32::from(address).wrapping_sub(self.base());
+        offset > 0 && offset < self.size() - 1
+    }
+
+    /// The addresses below this offset are for people to choose. Source: Kubernetes v1.36 `ipallocator.calculateRangeOffset`.
+    fn reserved(&self) -> u32 {
+        match self.size() / 16 {
+            0..16 => 0,
+            part => part.min(256),
+        }
+    }
+
+    fn text(&self) -> String {
+        format!("{}/{}", Ipv4Addr::from(self.base()), self.bits)
+    }
+}
+
+/// Hands out addresses.
+pub(super) struct Addresses {
+    range: ServiceRange,
+    cache: Cache,
+    pending: Arc<Mutex<Taken>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Taken {
+    addresses: BTreeSet<Ipv4Addr>,
+    ports: BTreeSet<u16>,
+}
+
+/// Holds what was allocated until the write is visible.
+pub(super) struct Reserved {
+    own: Taken,
+    pending: Arc<Mutex<Taken>>,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending
+            .addresses
+            .retain(|address| !self.own.addresses.contains(address));
+        pending.ports.retain(|port| !self.own.ports.contains(port));
+    }
+}
+
+impl Addresses {
+    pub(super) fn new(range: ServiceRange, cache: Cache) -> Self {
+        Self {
+            range,
+            cache,
+            pending: Arc::default(),
+        }
+    }
+
+    /// Gives a Service what it needs and does not have; other kinds need nothing. Keep the result until the write is
+    /// visible.
+    pub(super) fn reserve(
+        &self,
+        row: &Resource,
+        service: &mut Value,
+        old: Option<&Value>,
+        random: [u8; 16],
+        faults: &mut Vec<FieldError>,
+    ) -> Option<Reserved> {
+        if row.prefix != SERVICES {
+            return None;
+        }
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let uid = text(service, &["metadata", "uid"]);
+        let mut taken = self.taken(uid);
+        taken.addresses.extend(&pending.addresses);
+        taken.ports.extend(&pending.ports);
+        let own = allocate(&self.range, &taken, service, old, random, faults);
+        pending.addresses.extend(&own.addresses);
+        pending.ports.extend(&own.ports);
+        Some(Reserved {
+            own,
+            pending: Arc::clone(&self.pending),
+        })
+    }
+
+    /// What all Services but one have.
+    fn taken(&self, but: &str) -> Taken {
+        let mut taken = Taken::default();
+        let Ok(page) = self.cache.list(SERVICES, &Filter::default(), None, None, None) else {
+            return taken;
+        };
+        for item in page.items.iter().filter(|item| *item.index.uid != *but) {
+            taken.addresses.extend(item.field("spec.clusterIP").parse::<Ipv4Addr>());
+            if matches!(item.field("spec.type"), "NodePort" | "LoadBalancer") {
+                taken.ports.extend(node_ports(&item.value()));
+            }
+        }
+        taken
+    }
+}
+
+fn node_ports(service: &Value) -> BTreeSet<u16> {
+    let ports = list(service, &["spec", "ports"]).iter();
+    let ports = ports.filter_map(|port| integer(port, &["nodePort"]));
+    let health = integer(service, &["spec", "healthCheckNodePort"]);
+    ports
+        .chain(health)
+        .filter_map(|port| u16::try_from(port).ok())
+        .filter(|port| *port > 0)
+        .collect()
+}
+
+/// Fills the Service; pure. Returns what is new.
+fn allocate(
+    range: &ServiceRange,
+    taken: &Taken,
+    service: &mut Value,
+    old: Option<&Value>,
+    random: [u8; 16],
+    faults: &mut Vec<FieldError>,
+) -> Taken {
+    let mut own = Taken::default();
+    let kind = text(service, &["spec", "type"]).to_owned();
+    if kind != "ExternalName" {
+        address(range, taken, service, old, random, faults, &mut own);
+    }
+    if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
+        ports(range, taken, service, old, random, faults, &mut own);
+    }
+    own
+}
+
+fn address(
+    range: &ServiceRange,
+    taken: &Taken,
+    service: &mut Value,
+    old: Option<&Value>,
+    random: [u8; 16],
+    faults: &mut Vec<FieldError>,
+    own: &mut Taken,
+) {
+    let asked = text(service, &["spec", "clusterIP"]).to_owned();
+    if asked == "None" || old.is_some_and(|old| !asked.is_empty() && text(old, &["spec", "clusterIP"]) == asked) {
+        return;
+    }
+    let refuse = |faults: &mut Vec<FieldError>, detail: String| {
+        let value = json!([asked]);
+        faults.push(FieldError::invalid("spec.clusterIPs", &value, &detail));
+    };
+    if !asked.is_empty() {
+        let Ok(address) = asked.parse::<Ipv4Addr>() else { return };
+        if !range.holds(address) {
+            let detail = format!(
+                "failed to allocate IP {asked}: the provided IP ({asked}) is not in the valid range. The range of valid IPs is {}",
+                range.text()
+            );
+            return refuse(faults, detail);
+        }
+        if taken.addresses.contains(&address) {
+            return refuse(
+                faults,
+                format!("failed to allocate IP {asked}: provided IP is already allocated"),
+            );
+        }
+        own.addresses.insert(address);
+        return;
+    }
+    let Some(address) = free_address(range, &taken.addresses, random) else {
+        return refuse(faults, "failed to allocate a serviceIP: range is full".to_owned());
+    };
+    own.addresses.insert(address);
+    object::set(service, &["spec", "clusterIP"], address.to_string());
+    object::set(service, &["spec", "clusterIPs"], json!([address.to_string()]));
+}
+
+/// A free address from a random place on; the reserved ones last.
+fn free_address(range: &ServiceRange, taken: &BTreeSet<Ipv4Addr>, random: [u8; 16]) -> Option<Ipv4Addr> {
+    let (base, last) = (range.base(), range.size().saturating_sub(2));
+    let first = range.reserved() + 1;
+    let free = |offset: u32| {
+        let address = Ipv4Addr::from(base + offset);
+        (!taken.contains(&address)).then_some(address)
+    };
+    let start = first + number(random) % last.saturating_sub(first).max(1);
+    (start..=last)
+        .chain(first..start)
+        .find_map(free)
+        .or_else(|| (1..first).find_map(free))
+}
+
+fn ports(
+    range: &ServiceRange,
+    taken: &Taken,
+    service: &mut Value,
+    old: Option<&Value>,
+    random: [u8; 16],
+    faults: &mut Vec<FieldError>,
+    own: &mut Taken,
+) {
+    let before = old.map(node_ports).unwrap_or_default();
+    let mut used = taken.ports.clone();
+    let kind = text(service, &["spec", "type"]);
+    let wanted = kind == "NodePort" || at(service, &["spec", "allocateLoadBalancerNodePorts"]) != Some(&json!(false));
+    let health = text(service, &["spec", "externalTrafficPolicy"]) == "Local" && kind == "LoadBalancer";
+    let asked: Vec<(Option<u16>, String)> = list(service, &["spec", "ports"])
+        .iter()
+        .map(|port| {
+            let number = integer(port, &["nodePort"]).and_then(|port| u16::try_from(port).ok());
+            (number.filter(|port| *port > 0), text(port, &["protocol"]).to_owned())
+        })
+        .collect();
+    // Explicit wishes first: a free choice must not take one of them.
+    let mut mine: BTreeSet<(u16, String)> = BTreeSet::new();
+    for (index, (number, protocol)) in asked.iter().enumerate() {
+        let Some(number) = number else { continue };
+        let field = format!("spec.ports[{index}].nodePort");
+        if !mine.insert((*number, protocol.clone())) {
+            faults.push(FieldError::duplicate(field, &(*number).into()));
+        } else if used.contains(number) {
+            let detail = "provided port is already allocated";
+            faults.push(FieldError::invalid(field, &(*number).into(), detail));
+        } else if !range.ports.contains(number) && !before.contains(number) {
+            let detail = format!(
+                "provided port is not in the valid range. The range of valid ports is {}-{}",
+                range.ports.start(),
+                range.ports.end()
+            );
+            faults.push(FieldError::invalid(field, &(*number).into(), &detail));
+        }
+    }
+    for (number, _) in &mine {
+        used.insert(*number);
+        own.ports.insert(*number);
+    }
+    let mut chosen = Vec::new();
+    for (index, (number, protocol)) in asked.iter().enumerate() {
+        if number.is_some() || !wanted {
+            continue;
+        }
+        // TCP and UDP of one service port share the node port, as upstream does.
+        let port_of = |index: usize| {
+            list(service, &["spec", "ports"])
+                .get(index)
+                .and_then(|port| integer(port, &["port"]))
+        };
+        let twin = chosen
+            .iter()
+            .find(|(other, _, other_protocol): &&(usize, u16, String)| {
+                port_of(*other) == port_of(index) && other_protocol != protocol
+            });
+        let number = twin
+            .map(|(_, number, _)| *number)
+            .or_else(|| free_port(range, &used, random));
+        let Some(number) = number else {
+            let text = "failed to allocate a nodePort: range is full";
+            faults.push(FieldError::invalid(
+                format!("spec.ports[{index}].nodePort"),
+                &0.into(),
+                text,
+            ));
+            return;
+        };
+        used.insert(number);
+        own.ports.insert(number);
+        chosen.push((index, number, protocol.clone()));
+    }
+    for (index, number, _) in chosen {
+        let port = service.get_mut("spec").and_then(|spec| spec.get_mut("ports"));
+        if let Some(port) = port.and_then(|ports| ports.get_mut(index)) {
+            object::set(port, &["nodePort"], number);
+        }
+    }
+    if health && integer(service, &["spec", "healthCheckNodePort"]).unwrap_or(0) == 0 {
+        if let Some(number) = free_port(range, &used, random) {
+            own.ports.insert(number);
+            object::set(service, &["spec", "healthCheckNodePort"], number);
+        }
+    }
+}
+
+fn free_port(range: &ServiceRange, used: &BTreeSet<u16>, random: [u8; 16]) -> Option<u16> {
+    let count = u32::from(*range.ports.end() - *range.ports.start()) + 1;
+    let start = u16::try_from(number(random) % count).unwrap_or(0) + *range.ports.start();
+    (start..=*range.ports.end())
+        .chain(*range.ports.start()..start)
+        .find(|port| !used.contains(port))
+}
+
+fn number(random: [u8; 16]) -> u32 {
+    let [a, b, c, d, ..] = random;
+    u32::from_le_bytes([a, b, c, d])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(taken: &Taken, service: Value) -> (Value, Vec<FieldError>) {
+        let (mut service, mut faults) = (service, Vec::new());
+        allocate(
+            &ServiceRange::default(),
+            taken,
+            &mut service,
+            None,
+            [7; 16],
+            &mut faults,
+        );
+        (service, faults)
+    }
+
+    #[test]
+    fn addresses_are_unique_in_range_and_above_the_reserved_ones() {
+        let range = ServiceRange::default();
+        let mut taken = BTreeSet::new();
+        for seed in 0..200_u8 {
+            let address = free_address(&range, &taken, [seed; 16]).unwrap();
+            assert!(
+                range.holds(address) && u32::from(address) - range.base() > 256,
+                "{address}"
+            );
+            assert!(taken.insert(address), "{address} twice");
+        }
+    }
+
+    #[test]
+    fn a_full_range_gives_its_reserved_addresses_last_and_then_nothing() {
+        let range = ServiceRange {
+            bits: 29,
+            ..ServiceRange::default()
+        };
+        let mut taken = BTreeSet::new();
+        while let Some(address) = free_address(&range, &taken, [9; 16]) {
+            taken.insert(address);
+        }
+        assert_eq!(taken.len(), 6);
+    }
+
+    #[test]
+    fn a_wish_is_granted_or_refused_with_upstreams_words() {
+        let mut taken = Taken::default();
+        taken.addresses.insert(Ipv4Addr::new(10, 43, 0, 10));
+        for (ip, text) in [
+            ("10.43.0.11", ""),
+            (
+                "10.43.0.10",
+                "Invalid value: [\"10.43.0.10\"]: failed to allocate IP 10.43.0.10: provided IP is already allocated",
+            ),
+            (
+                "10.44.0.1",
+                "Invalid value: [\"10.44.0.1\"]: failed to allocate IP 10.44.0.1: the provided IP (10.44.0.1) is not in the valid range. The range of valid IPs is 10.43.0.0/16",
+            ),
+        ] {
+            let (_, faults) = filled(
+                &taken,
+                json!({"spec": {"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip]}}),
+            );
+            assert_eq!(faults.first().map_or("", |fault| fault.text.as_str()), text, "{ip}");
+        }
+    }
+
+    #[test]
+    fn node_ports_are_given_to_those_who_ask_for_none() {
+        let (service, faults) = filled(
+            &Taken::default(),
+            json!({"spec": {"type": "NodePort", "ports": [{"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}, {"port": 80, "nodePort": 31000, "protocol": "TCP"}]}}),
+        );
+        assert_eq!(faults, []);
+        let ports: Vec<i64> = list(&service, &["spec", "ports"])
+            .iter()
+            .map(|port| port["nodePort"].as_i64().unwrap())
+            .collect();
+        assert_eq!((ports[0], ports[2]), (ports[1], 31000));
+        assert!((30_000..=32_767).contains(&ports[0]) && ports[0] != 31000);
+        let mut taken = Taken::default();
+        taken.ports.insert(31000);
+        let (_, faults) = filled(
+            &taken,
+            json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 31000}, {"port": 81, "nodePort": 99}]}}),
+        );
+        let texts: Vec<&str> = faults.iter().map(|fault| fault.text.as_str()).collect();
+        assert_eq!(
+            texts,
+            [
+                "Invalid value: 31000: provided port is already allocated",
+                "Invalid value: 99: provided port is not in the valid range. The range of valid ports is 30000-32767"
+            ]
+        );
+    }
+
+    #[test]
+    fn headless_and_external_services_get_nothing() {
+        for spec in [
+            json!({"type": "ClusterIP", "clusterIP": "None"}),
+            json!({"type": "ExternalName"}),
+        ] {
+            let service = json!({ "spec": spec });
+            assert_eq!(filled(&Taken::default(), service.clone()), (service, vec![]));
+        }
+    }
+}
