@@ -5,10 +5,13 @@
 
 mod built_in;
 pub mod columns;
+mod index;
 
 use std::sync::{Arc, LazyLock};
 
 use crate::registry::resource::Resource;
+
+pub use index::{indexer, of_key};
 
 /// All built-in rows, in the order of discovery.
 pub fn table() -> &'static [Arc<Resource>] {
