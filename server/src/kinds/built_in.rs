@@ -3,6 +3,9 @@
 //! Order is the order of discovery. Store prefixes are upstream's (`kubeapiserver/default_storage_factory_builder.go`,
 //! `SpecialDefaultResourcePrefixes`), so that a datastore can be moved. Short names and categories are kubectl's vocabulary.
 
+use super::{
+    batch, data, extension, grant, heartbeat, namespace, network, node, pod, policy, service, volume, workload,
+};
 use crate::registry::resource::{Names, NoRules, Resource, Rules, SelectableField, Subresource};
 
 const ALL_VERBS: &[&str] = &[
@@ -104,39 +107,49 @@ pub(super) fn rows() -> Vec<Resource> {
 fn core() -> Vec<Resource> {
     vec![
         virtual_kind("", "Binding", "bindings", true),
-        namespaced("", "ConfigMap", "configmaps").short(&["cm"]),
+        namespaced("", "ConfigMap", "configmaps")
+            .rules(&data::ConfigMap)
+            .short(&["cm"]),
         namespaced("", "Endpoints", "endpoints")
+            .rules(&network::Endpoints)
             .singular("endpoints")
             .short(&["ep"])
             .stored("services/endpoints")
             .created_by_update(),
         namespaced("", "Event", "events")
+            .rules(&heartbeat::Event)
             .short(&["ev"])
             .fields(EVENT_FIELDS)
             .created_by_update(),
         namespaced("", "LimitRange", "limitranges")
+            .rules(&policy::Limits)
             .short(&["limits"])
             .created_by_update(),
         cluster("", "Namespace", "namespaces")
+            .rules(&namespace::Namespace)
             .short(&["ns"])
             .verbs(NO_COLLECTION)
             .subresources(NAMESPACE_SUBRESOURCES)
             .fields(PHASE)
             .names(Names::Label),
         cluster("", "Node", "nodes")
+            .rules(&node::Node)
             .short(&["no"])
             .subresources(NODE_SUBRESOURCES)
             .fields(NODE_FIELDS)
             .stored("minions"),
         namespaced("", "PersistentVolumeClaim", "persistentvolumeclaims")
+            .rules(&volume::Claim)
             .short(&["pvc"])
             .subresources(ONLY_STATUS)
             .returns_deleted(),
         cluster("", "PersistentVolume", "persistentvolumes")
+            .rules(&volume::Volume)
             .short(&["pv"])
             .subresources(ONLY_STATUS)
             .returns_deleted(),
         namespaced("", "Pod", "pods")
+            .rules(&pod::Pod)
             .short(&["po"])
             .categories(&["all"])
             .subresources(POD_SUBRESOURCES)
@@ -144,9 +157,11 @@ fn core() -> Vec<Resource> {
             .counted()
             .returns_deleted(),
         namespaced("", "PodTemplate", "podtemplates")
+            .rules(&workload::PodTemplate)
             .counted()
             .returns_deleted(),
         namespaced("", "ReplicationController", "replicationcontrollers")
+            .rules(&workload::ReplicationController)
             .short(&["rc"])
             .categories(&["all"])
             .subresources(SCALED)
@@ -157,12 +172,13 @@ fn core() -> Vec<Resource> {
         namespaced("", "ResourceQuota", "resourcequotas")
             .short(&["quota"])
             .subresources(ONLY_STATUS),
-        namespaced("", "Secret", "secrets").fields(TYPE),
+        namespaced("", "Secret", "secrets").rules(&data::Secret).fields(TYPE),
         namespaced("", "ServiceAccount", "serviceaccounts")
             .short(&["sa"])
             .subresources(TOKEN)
             .returns_deleted(),
         namespaced("", "Service", "services")
+            .rules(&service::Service)
             .short(&["svc"])
             .categories(&["all"])
             .subresources(SERVICE_SUBRESOURCES)
@@ -177,43 +193,51 @@ fn core() -> Vec<Resource> {
 fn workloads() -> Vec<Resource> {
     vec![
         cluster("apiregistration.k8s.io", "APIService", "apiservices")
+            .rules(&extension::ApiService)
             .categories(&["api-extensions"])
             .subresources(ONLY_STATUS)
             .stored("apiregistration.k8s.io/apiservices")
             .conditional(),
-        namespaced("apps", "ControllerRevision", "controllerrevisions"),
+        namespaced("apps", "ControllerRevision", "controllerrevisions").rules(&workload::ControllerRevision),
         namespaced("apps", "DaemonSet", "daemonsets")
+            .rules(&workload::DaemonSet)
             .short(&["ds"])
             .categories(&["all"])
             .subresources(ONLY_STATUS)
             .counted(),
         namespaced("apps", "Deployment", "deployments")
+            .rules(&workload::Deployment)
             .short(&["deploy"])
             .categories(&["all"])
             .subresources(SCALED)
             .counted(),
         namespaced("apps", "ReplicaSet", "replicasets")
+            .rules(&workload::ReplicaSet)
             .short(&["rs"])
             .categories(&["all"])
             .subresources(SCALED)
             .fields(REPLICAS)
             .counted(),
         namespaced("apps", "StatefulSet", "statefulsets")
+            .rules(&workload::StatefulSet)
             .short(&["sts"])
             .categories(&["all"])
             .subresources(SCALED)
             .counted(),
         namespaced("autoscaling", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+            .rules(&policy::Autoscaler)
             .version("v2")
             .short(&["hpa"])
             .categories(&["all"])
             .subresources(ONLY_STATUS),
         namespaced("batch", "CronJob", "cronjobs")
+            .rules(&batch::CronJob)
             .short(&["cj"])
             .categories(&["all"])
             .subresources(ONLY_STATUS)
             .counted(),
         namespaced("batch", "Job", "jobs")
+            .rules(&batch::Job)
             .categories(&["all"])
             .subresources(ONLY_STATUS)
             .fields(SUCCESSFUL)
@@ -256,37 +280,46 @@ fn networking_policy_rbac() -> Vec<Resource> {
             "CertificateSigningRequest",
             "certificatesigningrequests",
         )
+        .rules(&grant::CertificateRequest)
         .short(&["csr"])
         .subresources(CSR_SUBRESOURCES)
         .fields(SIGNER),
         cluster(NETWORKING, "IngressClass", "ingressclasses")
+            .rules(&network::IngressClass)
             .singular("ingressclass")
             .counted(),
         namespaced(NETWORKING, "Ingress", "ingresses")
+            .rules(&network::Ingress)
             .short(&["ing"])
             .subresources(ONLY_STATUS)
             .stored("ingress")
             .counted(),
         cluster(NETWORKING, "IPAddress", "ipaddresses").short(&["ip"]),
         namespaced(NETWORKING, "NetworkPolicy", "networkpolicies")
+            .rules(&network::NetworkPolicy)
             .short(&["netpol"])
             .counted(),
         cluster(NETWORKING, "ServiceCIDR", "servicecidrs").subresources(ONLY_STATUS),
         namespaced("policy", "PodDisruptionBudget", "poddisruptionbudgets")
+            .rules(&policy::Budget)
             .short(&["pdb"])
             .subresources(ONLY_STATUS)
             .counted()
             .conditional(),
         cluster(RBAC, "ClusterRoleBinding", "clusterrolebindings")
+            .rules(&grant::Binding { cluster: true })
             .names(Names::PathSegment)
             .created_by_update(),
         cluster(RBAC, "ClusterRole", "clusterroles")
+            .rules(&grant::Role)
             .names(Names::PathSegment)
             .created_by_update(),
         namespaced(RBAC, "RoleBinding", "rolebindings")
+            .rules(&grant::Binding { cluster: false })
             .names(Names::PathSegment)
             .created_by_update(),
         namespaced(RBAC, "Role", "roles")
+            .rules(&grant::Role)
             .names(Names::PathSegment)
             .created_by_update(),
     ]
@@ -295,10 +328,14 @@ fn networking_policy_rbac() -> Vec<Resource> {
 fn storage_and_admission() -> Vec<Resource> {
     let extends = &["api-extensions"];
     vec![
-        cluster(STORAGE, "CSIDriver", "csidrivers").counted(),
+        cluster(STORAGE, "CSIDriver", "csidrivers")
+            .rules(&volume::Driver)
+            .counted(),
         cluster(STORAGE, "CSINode", "csinodes"),
         namespaced(STORAGE, "CSIStorageCapacity", "csistoragecapacities"),
-        cluster(STORAGE, "StorageClass", "storageclasses").short(&["sc"]),
+        cluster(STORAGE, "StorageClass", "storageclasses")
+            .rules(&volume::StorageClass)
+            .short(&["sc"]),
         cluster(STORAGE, "VolumeAttachment", "volumeattachments").subresources(ONLY_STATUS),
         cluster(STORAGE, "VolumeAttributesClass", "volumeattributesclasses").short(&["vac"]),
         cluster(ADMISSION, "MutatingAdmissionPolicy", "mutatingadmissionpolicies")
@@ -316,6 +353,7 @@ fn storage_and_admission() -> Vec<Resource> {
             "MutatingWebhookConfiguration",
             "mutatingwebhookconfigurations",
         )
+        .rules(&extension::Webhooks { mutating: true })
         .categories(extends)
         .counted(),
         cluster(ADMISSION, "ValidatingAdmissionPolicy", "validatingadmissionpolicies")
@@ -334,6 +372,7 @@ fn storage_and_admission() -> Vec<Resource> {
             "ValidatingWebhookConfiguration",
             "validatingwebhookconfigurations",
         )
+        .rules(&extension::Webhooks { mutating: false })
         .categories(extends)
         .counted(),
         cluster(
@@ -341,6 +380,7 @@ fn storage_and_admission() -> Vec<Resource> {
             "CustomResourceDefinition",
             "customresourcedefinitions",
         )
+        .rules(&extension::Definition)
         .short(&["crd", "crds"])
         .categories(extends)
         .subresources(ONLY_STATUS)
@@ -353,13 +393,17 @@ fn storage_and_admission() -> Vec<Resource> {
 fn the_rest() -> Vec<Resource> {
     vec![
         cluster("scheduling.k8s.io", "PriorityClass", "priorityclasses")
+            .rules(&policy::PriorityClass)
             .short(&["pc"])
             .counted(),
         namespaced("coordination.k8s.io", "Lease", "leases")
+            .rules(&heartbeat::Lease)
             .created_by_update()
             .conditional(),
-        cluster("node.k8s.io", "RuntimeClass", "runtimeclasses"),
-        namespaced("discovery.k8s.io", "EndpointSlice", "endpointslices").counted(),
+        cluster("node.k8s.io", "RuntimeClass", "runtimeclasses").rules(&policy::RuntimeClass),
+        namespaced("discovery.k8s.io", "EndpointSlice", "endpointslices")
+            .rules(&network::EndpointSlice)
+            .counted(),
         cluster(FLOW, "FlowSchema", "flowschemas")
             .subresources(ONLY_STATUS)
             .counted(),
@@ -506,7 +550,6 @@ impl Resource {
         self.orphans = true;
         self
     }
-    #[expect(dead_code, reason = "rules follow in the next change")]
     fn rules(mut self, rules: &'static dyn Rules) -> Self {
         self.rules = rules;
         self

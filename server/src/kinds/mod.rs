@@ -3,9 +3,27 @@
 //! A kind without rules of its own has a row in `built_in.rs` and no file. Rules are pure; what needs to look at other
 //! objects is admission's.
 
+mod batch;
 mod built_in;
 pub mod columns;
+mod container_check;
+mod data;
+mod extension;
+mod fault;
+mod fill;
+mod grant;
+mod heartbeat;
 mod index;
+mod namespace;
+mod network;
+mod node;
+mod pod;
+mod pod_check;
+mod pod_spec;
+mod policy;
+mod service;
+mod volume;
+mod workload;
 
 use std::sync::{Arc, LazyLock};
 

@@ -65,7 +65,7 @@ impl Registry {
     ) -> Result<Option<(u16, bytes::Bytes)>, Status> {
         let row = context.row;
         meta::stamp(&mut object, row, self.world.now(), self.world.random());
-        if row.has_status() {
+        if row.has_status() && !row.rules.born_with_status() {
             object::remove(&mut object, &["status"]);
         }
         row.rules.prepare(&mut object, None);

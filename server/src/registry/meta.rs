@@ -95,20 +95,6 @@ pub(super) fn keep(new: &mut Value, old: &Value) {
     object::remove(new, &["metadata", "managedFields"]);
 }
 
-/// Raises `generation` if the desired state (all but metadata and status) differs.
-pub(super) fn count(new: &mut Value, old: &Value) {
-    let desired = |object: &Value| {
-        let mut map = object.as_object().cloned().unwrap_or_default();
-        for key in ["metadata", "status", "apiVersion", "kind"] {
-            map.remove(key);
-        }
-        map
-    };
-    if desired(new) != desired(old) {
-        raise(new);
-    }
-}
-
 /// One generation on.
 pub(super) fn raise(object: &mut Value) {
     let next = integer(object, &["metadata", "generation"]).unwrap_or(0) + 1;

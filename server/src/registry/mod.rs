@@ -33,7 +33,7 @@ use crate::store::{Change, Expect, Store, StoreError, Write};
 
 use addresses::Addresses;
 pub use addresses::ServiceRange;
-pub(crate) use meta::suffix as name_suffix;
+pub(crate) use meta::{check_labels, name_fault, suffix as name_suffix};
 use resource::{FieldError, Keep, Resource};
 
 /// Time and chance, so that tests decide both.

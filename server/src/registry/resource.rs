@@ -239,6 +239,23 @@ pub trait Rules: Sync + Send {
         Vec::new()
     }
 
+    /// The desired state differs, so that `metadata.generation` goes up: anything but metadata and status.
+    fn changed(&self, new: &Value, old: &Value) -> bool {
+        let beside = |key: &str| matches!(key, "metadata" | "status" | "apiVersion" | "kind");
+        let differs = |from: &Value, to: &Value| {
+            let members = from.as_object().into_iter().flatten();
+            members
+                .into_iter()
+                .any(|(key, value)| !beside(key) && to.get(key) != Some(value))
+        };
+        differs(new, old) || differs(old, new)
+    }
+
+    /// A new object brings its status along: nodes report themselves in one write.
+    fn born_with_status(&self) -> bool {
+        false
+    }
+
     /// Advice that goes along with the answer to a write.
     fn warnings(&self, _new: &Value) -> Vec<String> {
         Vec::new()

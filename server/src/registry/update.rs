@@ -130,8 +130,8 @@ impl Registry {
             old: Some(old),
         };
         self.admission.admit(&request, &mut new)?;
-        if row.generation && part.counts() {
-            meta::count(&mut new, old);
+        if row.generation && part.counts() && row.rules.changed(&new, old) {
+            meta::raise(&mut new);
         }
         let mut faults = meta::check(&new, Some(old), row);
         let mut reserved = None;
