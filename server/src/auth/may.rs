@@ -9,13 +9,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use agent::wire::object::{list, text};
+use agent::wire::selector::Fields;
 use agent::wire::status::{Reason, Status};
 use serde_json::Value;
 
-use crate::request::{Call, Operation, User};
+use crate::request::{Call, Operation, Target, User};
 
 /// What authorization looks at: the request, reduced.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Attributes<'a> {
     /// A resource or a subresource.
     Resource {
@@ -31,6 +32,8 @@ pub enum Attributes<'a> {
         namespace: &'a str,
         /// Empty for collections.
         name: &'a str,
+        /// What a list or a watch is limited to.
+        fields: Option<&'a Fields>,
     },
     /// A path outside the resources.
     Path {
@@ -88,18 +91,25 @@ pub struct Sources {
 impl<'a> Attributes<'a> {
     /// Of a call.
     pub fn of(call: &'a Call) -> Self {
-        let named = |filter: &'a crate::cache::Filter| filter.fields.required("metadata.name");
-        let (verb, selected) = match &call.operation {
+        let (verb, fields) = match &call.operation {
             Operation::Get { .. } => ("get", None),
-            Operation::List(options) => ("list", named(&options.filter)),
-            Operation::Watch { filter, .. } => ("watch", named(filter)),
+            Operation::List(options) => ("list", Some(&options.filter.fields)),
+            Operation::Watch { filter, .. } => ("watch", Some(&filter.fields)),
             Operation::Create { .. } => ("create", None),
             Operation::Update { .. } => ("update", None),
             Operation::Patch { .. } => ("patch", None),
             Operation::Delete(_) => ("delete", None),
-            Operation::DeleteCollection { .. } => ("deletecollection", None),
+            Operation::DeleteCollection { list, .. } => ("deletecollection", Some(&list.filter.fields)),
         };
-        let target = &call.target;
+        Self::on(verb, &call.target, fields)
+    }
+
+    /// Of a verb on a target. A list or watch of one object by its name carries that name.
+    pub fn on(verb: &'a str, target: &'a Target, fields: Option<&'a Fields>) -> Self {
+        let selected = match verb {
+            "list" | "watch" => fields.and_then(|fields| fields.required("metadata.name")),
+            _ => None,
+        };
         let name = target.name.as_deref().or(selected).unwrap_or_default();
         let own = target.resource.group.is_empty() && target.resource.plural == "namespaces";
         Self::Resource {
@@ -109,6 +119,7 @@ impl<'a> Attributes<'a> {
             subresource: target.subresource.as_deref().unwrap_or_default(),
             namespace: target.namespace.as_deref().unwrap_or(if own { name } else { "" }),
             name,
+            fields,
         }
     }
 
@@ -127,6 +138,7 @@ impl<'a> Attributes<'a> {
                 subresource,
                 namespace,
                 name,
+                fields: _,
             } => {
                 let scope = match namespace {
                     "" => "at the cluster scope".to_owned(),
@@ -363,6 +375,7 @@ mod tests {
             subresource,
             namespace,
             name,
+            fields: None,
         }
     }
 

@@ -1,6 +1,8 @@
 //! Who asks (`who`, `token`), and what they may do (`may`, `node`, `bootstrap`).
 
 pub mod guard;
+pub mod impersonate;
 pub mod may;
+pub mod node;
 pub mod token;
 pub mod who;

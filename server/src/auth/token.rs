@@ -175,6 +175,15 @@ impl Keys {
         Ok(claims)
     }
 
+    /// Names of the signature algorithms in use, each once.
+    pub fn algorithms(&self) -> Vec<&'static str> {
+        let name = |key: &Public| if key.rsa { "RS256" } else { "ES256" };
+        let mut names: Vec<&str> = self.public.iter().map(name).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
     /// The public keys as a JSON Web Key Set, `/openid/v1/jwks`.
     pub fn jwks(&self) -> Value {
         json!({"keys": self.public.iter().map(Public::jwk).collect::<Vec<_>>()})

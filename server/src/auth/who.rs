@@ -1,9 +1,236 @@
 //! Who is asking: client certificate, password, token, or nobody.
+//!
+//! The first authenticator that knows the credential decides; a credential that is presented and wrong is a refusal, never
+//! "nobody". Reads the cache for service accounts, what their tokens are bound to, and bootstrap tokens.
+//!
+//! Source: Kubernetes v1.36, `pkg/kubeapiserver/authenticator` and `pkg/serviceaccount/claims.go`.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use agent::wire::object::text;
+use agent::wire::time;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hyper::header::{AUTHORIZATION, HeaderMap};
+use jiff::Timestamp;
+use ring::digest::{SHA256, digest};
+use serde_json::Value;
+
+use super::token::{Claims, Keys, TokenError};
+use crate::cache::{Cache, Item};
+use crate::http::Peer;
 use crate::request::User;
+
+/// A pod's token works for so long after its pod was to be gone (upstream's `expiryGracePeriod`).
+const GONE_GRACE_S: i64 = 60;
 
 /// Checks user name and password: K3s' `passwd` file, kept by the supervisor.
 pub trait Passwords: Send + Sync {
     /// The user, when the password is the one on record.
     fn check(&self, user: &str, password: &str) -> Option<User>;
+}
+
+/// What a request without credentials may see.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Anonymous {
+    /// Nothing at all: `anonymous-auth=false`, as K3s runs it.
+    Refused,
+    /// Health and version, and nothing else whatever roles say.
+    #[default]
+    HealthOnly,
+    /// What roles give `system:anonymous` and `system:unauthenticated`.
+    Allowed,
+}
+
+/// The credential is wrong, or there is none: 401.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("Unauthorized")]
+pub struct Unauthorized;
+
+/// The authenticators.
+pub struct Who {
+    /// Basic authentication, if any.
+    pub passwords: Option<Arc<dyn Passwords>>,
+    /// Service-account keys.
+    pub keys: Arc<Keys>,
+    /// The API's own audiences: a token for one of them is for us. The first is the default of new tokens.
+    pub audiences: Vec<String>,
+    /// Requests without credentials.
+    pub anonymous: Anonymous,
+    /// Where accounts and their objects are looked up.
+    pub cache: Cache,
+}
+
+impl Who {
+    /// The user behind a request; `None`: no credentials.
+    ///
+    /// # Errors
+    /// [`Unauthorized`] for credentials that are no good.
+    pub fn ask(&self, headers: &HeaderMap, peer: &Peer, now: Timestamp) -> Result<Option<User>, Unauthorized> {
+        if let Some(user) = &peer.certificate {
+            return Ok(Some(user.clone()));
+        }
+        let Some(header) = headers.get(AUTHORIZATION) else {
+            return Ok(None);
+        };
+        let header = header.to_str().map_err(|_| Unauthorized)?;
+        let (scheme, credential) = header.split_once(' ').ok_or(Unauthorized)?;
+        match scheme.to_ascii_lowercase().as_str() {
+            "basic" => self.basic(credential.trim()).map(Some),
+            "bearer" => self
+                .bearer(credential.trim(), &self.audiences, now)
+                .map(|(user, _)| Some(user)),
+            _ => Err(Unauthorized),
+        }
+    }
+
+    fn basic(&self, credential: &str) -> Result<User, Unauthorized> {
+        let bytes = STANDARD.decode(credential).map_err(|_| Unauthorized)?;
+        let text = String::from_utf8(bytes).map_err(|_| Unauthorized)?;
+        let (user, password) = text.split_once(':').ok_or(Unauthorized)?;
+        let passwords = self.passwords.as_ref().ok_or(Unauthorized)?;
+        passwords.check(user, password).ok_or(Unauthorized)
+    }
+
+    /// The user of a bearer token and which of `audiences` it is for.
+    ///
+    /// # Errors
+    /// [`Unauthorized`] for any token that is no good.
+    pub fn bearer(
+        &self,
+        token: &str,
+        audiences: &[String],
+        now: Timestamp,
+    ) -> Result<(User, Vec<String>), Unauthorized> {
+        match self.keys.verify(token, now) {
+            Ok(claims) => {
+                let legacy = claims.exp == 0;
+                let mine = |one: &&String| legacy || claims.aud.contains(*one);
+                let shared: Vec<String> = audiences.iter().filter(mine).cloned().collect();
+                if shared.is_empty() {
+                    return Err(Unauthorized);
+                }
+                let user = self.account(&claims, token, now).ok_or(Unauthorized)?;
+                Ok((user, shared))
+            }
+            Err(TokenError::Foreign) => {
+                let user = self.bootstrap(token, now).ok_or(Unauthorized)?;
+                Ok((user, audiences.to_vec()))
+            }
+            Err(_) => Err(Unauthorized),
+        }
+    }
+
+    /// The service account of a genuine token, if it and what the token is bound to still exist.
+    fn account(&self, claims: &Claims, token: &str, now: Timestamp) -> Option<User> {
+        let (namespace, name) = claims.sub.strip_prefix("system:serviceaccount:")?.split_once(':')?;
+        let account = self
+            .cache
+            .get(&format!("/registry/serviceaccounts/{namespace}/{name}"))?;
+        let mut extra = BTreeMap::new();
+        if claims.exp == 0 {
+            // A legacy token lives as long as the secret that holds it.
+            let secret = text(&claims.kubernetes, &["secret", "name"]);
+            let item = self.cache.get(&format!("/registry/secrets/{namespace}/{secret}"))?;
+            let held = STANDARD.decode(text(&item.value(), &["data", "token"])).ok()?;
+            (held == token.as_bytes()).then_some(())?;
+        } else {
+            let bound = &claims.kubernetes;
+            (*account.index.uid == *text(bound, &["serviceaccount", "uid"])).then_some(())?;
+            for (what, prefix, space) in [
+                ("pod", "/registry/pods/", format!("{namespace}/")),
+                ("node", "/registry/minions/", String::new()),
+                ("secret", "/registry/secrets/", format!("{namespace}/")),
+            ] {
+                let (object, uid) = (text(bound, &[what, "name"]), text(bound, &[what, "uid"]));
+                if object.is_empty() {
+                    continue;
+                }
+                if what != "node" || bound.get("pod").is_none() {
+                    let item = self.cache.get(&format!("{prefix}{space}{object}"))?;
+                    (*item.index.uid == *uid && !gone(&item, now)).then_some(())?;
+                }
+                if what != "secret" {
+                    let key = |part| format!("authentication.kubernetes.io/{what}-{part}");
+                    extra.insert(key("name"), vec![object.to_owned()]);
+                    extra.insert(key("uid"), vec![uid.to_owned()]);
+                }
+            }
+            if !claims.jti.is_empty() {
+                let id = format!("JTI={}", claims.jti);
+                extra.insert("authentication.kubernetes.io/credential-id".to_owned(), vec![id]);
+            }
+        }
+        Some(User {
+            uid: account.index.uid.to_string(),
+            extra,
+            ..service_account(namespace, name)
+        })
+    }
+
+    /// The user of a bootstrap token `ID.SECRET`.
+    fn bootstrap(&self, token: &str, now: Timestamp) -> Option<User> {
+        let (id, secret) = token.split_once('.')?;
+        let plain = |text: &str| {
+            text.bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        };
+        (id.len() == 6 && secret.len() == 16 && plain(id) && plain(secret)).then_some(())?;
+        let item = self
+            .cache
+            .get(&format!("/registry/secrets/kube-system/bootstrap-token-{id}"))?;
+        let object = item.value();
+        let data = |key: &str| {
+            let bytes = STANDARD.decode(text(&object, &["data", key])).unwrap_or_default();
+            String::from_utf8(bytes).unwrap_or_default()
+        };
+        let expires = data("expiration");
+        let alive = expires.is_empty() || time::parse(&expires).is_some_and(|at| at > now);
+        let usable = text(&object, &["type"]) == "bootstrap.kubernetes.io/token"
+            && text(&object, &["metadata", "deletionTimestamp"]).is_empty()
+            && data("token-id") == id
+            && data("usage-bootstrap-authentication") == "true";
+        // Digests are compared, so that the time it takes says nothing of the secret.
+        let same = |text: &str| digest(&SHA256, text.as_bytes());
+        let genuine = same(&data("token-secret")).as_ref() == same(secret).as_ref();
+        (usable && alive && genuine).then_some(())?;
+        let groups = data("auth-extra-groups");
+        let groups: Vec<&str> = groups
+            .split(',')
+            .map(str::trim)
+            .filter(|group| group.starts_with("system:bootstrappers:"))
+            .chain(["system:bootstrappers"])
+            .collect();
+        Some(User::new(&format!("system:bootstrap:{id}"), &groups))
+    }
+}
+
+/// A service account as a user, with its groups.
+pub fn service_account(namespace: &str, name: &str) -> User {
+    let own = format!("system:serviceaccounts:{namespace}");
+    User::new(
+        &format!("system:serviceaccount:{namespace}:{name}"),
+        &["system:serviceaccounts", &own],
+    )
+}
+
+/// Nobody.
+pub fn anonymous() -> User {
+    User {
+        name: "system:anonymous".to_owned(),
+        groups: vec!["system:unauthenticated".to_owned()],
+        ..User::default()
+    }
+}
+
+/// Whether an object has been deleted for longer than its tokens may outlive it.
+fn gone(item: &Item, now: Timestamp) -> bool {
+    const MARK: &[u8] = b"\"deletionTimestamp\"";
+    if !item.body.windows(MARK.len()).any(|window| window == MARK) {
+        return false;
+    }
+    let object: Value = item.value();
+    let deleted = time::parse(text(&object, &["metadata", "deletionTimestamp"]));
+    deleted.is_some_and(|at| now.as_second() > at.as_second() + GONE_GRACE_S)
 }

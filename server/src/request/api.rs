@@ -17,6 +17,11 @@ pub trait Pipeline: Send + Sync {
 
     /// The row of a served resource, custom ones included.
     fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>>;
+
+    /// All rows, in the order of discovery.
+    fn rows(&self) -> Vec<Arc<Resource>> {
+        crate::kinds::table().to_vec()
+    }
 }
 
 /// The only way in.
@@ -39,6 +44,11 @@ impl Api {
     /// The row of a served resource.
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
         self.pipeline.find(group, version, plural)
+    }
+
+    /// All rows, in the order of discovery.
+    pub fn rows(&self) -> Vec<Arc<Resource>> {
+        self.pipeline.rows()
     }
 
     /// Authorizes and carries out.
