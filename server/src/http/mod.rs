@@ -3,9 +3,19 @@
 //! Decisions are pure (`path`, `negotiate`, `query`, `table`, `discovery`); `handler` strings them together; `listen`
 //! is the shell around sockets.
 
+mod body;
+mod connect;
+mod discovery;
+pub mod encode;
+mod handler;
+mod listen;
+mod meta;
 pub mod negotiate;
 pub mod path;
 pub mod query;
+mod resource;
+mod review;
+mod stream;
 pub mod table;
 
 use std::io;
@@ -17,8 +27,13 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
+use tokio::sync::watch::Receiver;
 
 use crate::request::User;
+
+pub use connect::Kubelets;
+pub use handler::{ApiHttp, Parts};
+pub use listen::{Upgrades, serve};
 
 /// A response body.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -50,4 +65,10 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 /// No body.
 pub fn empty() -> Body {
     full(Bytes::new())
+}
+
+/// Resolves once the server is asked to stop, or nobody is left to ask.
+async fn stopped(stop: &mut Receiver<bool>) {
+    // The guard that comes with the value must not be held.
+    let _ = stop.wait_for(|stopping| *stopping).await;
 }

@@ -59,6 +59,20 @@ impl Query {
         wanted.map(|(_, value)| value.as_str())
     }
 
+    /// The pairs whose key is wanted, encoded anew.
+    pub fn encode(&self, wanted: impl Fn(&str) -> bool) -> String {
+        let mut out = String::new();
+        for (key, value) in self.0.iter().filter(|(key, _)| wanted(key)) {
+            if !out.is_empty() {
+                out.push('&');
+            }
+            escape(key, &mut out);
+            out.push('=');
+            escape(value, &mut out);
+        }
+        out
+    }
+
     /// A boolean by Go's `strconv.ParseBool`; absent and empty are false.
     ///
     /// # Errors
@@ -237,6 +251,16 @@ impl Query {
             resource_version: None,
             dry_run: self.dry_run()?,
         })
+    }
+}
+
+/// Percent-encodes all but what RFC 3986 calls unreserved.
+fn escape(text: &str, out: &mut String) {
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            other => out.push_str(&format!("%{other:02X}")),
+        }
     }
 }
 

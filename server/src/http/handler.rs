@@ -1,0 +1,295 @@
+//! One request from its head to its response: who, in whose name, may they, how long, what.
+//!
+//! The order is upstream's (Kubernetes v1.36, `apiserver/pkg/server/config.go`, `DefaultBuildHandlerChain`), as far as
+//! we have its links.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::wire::status::{Reason, Status};
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response};
+use jiff::Timestamp;
+use tokio::sync::Semaphore;
+use tokio::sync::watch::Receiver;
+
+use super::connect::Kubelets;
+use super::encode::{self, Style};
+use super::path::{self, Route};
+use super::query::Query;
+use super::table::Include;
+use super::{Body, Front, Peer, empty};
+use crate::auth::impersonate::impersonate;
+use crate::auth::may::Attributes;
+use crate::auth::token::uuid;
+use crate::auth::who::{Anonymous, Who, anonymous};
+use crate::request::{Api, User};
+
+/// Upstream's `RequestTimeout`.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Upstream's sum of `MaxRequestsInFlight` and `MaxMutatingRequestsInFlight`; watches and streams do not count.
+const IN_FLIGHT: usize = 600;
+/// Who has waited so long for its turn is sent away to come again.
+const QUEUE_WAIT: Duration = Duration::from_secs(15);
+const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+/// What the API over HTTP is made of.
+pub struct Parts {
+    /// Authorization and the registry.
+    pub api: Arc<Api>,
+    /// The authenticators.
+    pub who: Who,
+    /// The supervisor: sees every request first.
+    pub front: Option<Arc<dyn Front>>,
+    /// The way to the nodes.
+    pub kubelets: Option<Kubelets>,
+    /// Whether the server has started: `/readyz`.
+    pub ready: Receiver<bool>,
+    /// `HOST:PORT` that clients inside the cluster use, for discovery.
+    pub address: String,
+}
+
+/// The API over HTTP.
+pub struct ApiHttp {
+    pub(super) parts: Parts,
+    slots: Semaphore,
+}
+
+/// One request, understood.
+pub(super) struct Ask {
+    pub user: Arc<User>,
+    pub method: Method,
+    pub path: String,
+    pub query: Query,
+    pub headers: HeaderMap,
+    /// Large bodies may be compressed.
+    pub gzip: bool,
+    pub now: Timestamp,
+    pub stop: Receiver<bool>,
+}
+
+impl Ask {
+    /// One header as text, empty without it.
+    pub fn header(&self, name: &HeaderName) -> &str {
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+    }
+
+    /// How the answer is to look, for what has (or has not) a table form and a protobuf form.
+    pub fn style(&self, convertible: bool, protobuf: bool) -> Result<Style, Status> {
+        Ok(Style {
+            wanted: super::negotiate::accept(self.header(&header::ACCEPT), convertible, protobuf)?,
+            include: Include::read(self.query.get("includeObject")),
+            gzip: self.gzip,
+            now: self.now,
+        })
+    }
+
+    /// Reading is all that is wanted.
+    pub fn reads(&self) -> bool {
+        self.method == Method::GET || self.method == Method::HEAD
+    }
+}
+
+impl ApiHttp {
+    /// The API over HTTP.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            parts,
+            slots: Semaphore::new(IN_FLIGHT),
+        })
+    }
+
+    /// Answers one request of a connection; `stop`: becomes true when the server stops.
+    pub async fn answer(&self, request: Request<Incoming>, peer: &Peer, stop: Receiver<bool>) -> Response<Body> {
+        let request = match &self.parts.front {
+            Some(front) => match front.handle(request, peer).await {
+                Ok(response) => return response,
+                Err(request) => request,
+            },
+            None => request,
+        };
+        let head = request.method() == Method::HEAD;
+        let audit = match request.headers().get(AUDIT_ID) {
+            Some(id) if id.len() <= 64 => Some(id.clone()),
+            _ => HeaderValue::from_str(&uuid()).ok(),
+        };
+        let mut response = match self.attempt(request, peer, stop).await {
+            Ok(response) => response,
+            Err(status) => encode::status(&status),
+        };
+        if let Some(id) = audit {
+            response.headers_mut().insert(AUDIT_ID, id);
+        }
+        if head {
+            *response.body_mut() = empty();
+        }
+        response
+    }
+
+    async fn attempt(
+        &self,
+        request: Request<Incoming>,
+        peer: &Peer,
+        stop: Receiver<bool>,
+    ) -> Result<Response<Body>, Status> {
+        let now = Timestamp::now();
+        let find = |group: &str, version: &str, plural: &str| self.parts.api.find(group, version, plural);
+        let path = request.uri().path().to_owned();
+        let route = path::route(&path, &find);
+        let user = self.user(request.headers(), peer, &route, now)?;
+        let ask = Ask {
+            user: Arc::new(user),
+            method: request.method().clone(),
+            query: Query::parse(request.uri().query().unwrap_or_default())?,
+            gzip: accepts_gzip(request.headers()),
+            headers: request.headers().clone(),
+            path,
+            now,
+            stop,
+        };
+        let long = self.lasts(&ask, &route)?;
+        if long {
+            return self.dispatch(ask, route, request).await;
+        }
+        let limit = match ask.query.get("timeout") {
+            Some(text) => duration(text)?.min(REQUEST_TIMEOUT),
+            None => REQUEST_TIMEOUT,
+        };
+        let _slot = match exempt(&ask.user, &route) {
+            true => None,
+            false => Some(self.turn().await?),
+        };
+        let answer = tokio::time::timeout(limit, self.dispatch(ask, route, request)).await;
+        answer.unwrap_or_else(|_| {
+            let text = "Timeout: request did not complete within requested timeout";
+            Err(Status::failure(Reason::Timeout, text))
+        })
+    }
+
+    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Status> {
+        match tokio::time::timeout(QUEUE_WAIT, self.slots.acquire()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => {
+                let text = "Too many requests, please try again later.";
+                Err(Status::failure(Reason::TooManyRequests, text).retry_after(1))
+            }
+        }
+    }
+
+    /// Who asks, or in whose name.
+    fn user(&self, headers: &HeaderMap, peer: &Peer, route: &Route, now: Timestamp) -> Result<User, Status> {
+        let unauthorized = || Status::failure(Reason::Unauthorized, "Unauthorized");
+        let user = match self.parts.who.ask(headers, peer, now) {
+            Ok(Some(user)) => user,
+            Ok(None) => match self.parts.who.anonymous {
+                Anonymous::Refused => return Err(unauthorized()),
+                Anonymous::HealthOnly if !matches!(route, Route::Health(..) | Route::ServerVersion) => {
+                    return Err(unauthorized());
+                }
+                Anonymous::HealthOnly | Anonymous::Allowed => anonymous(),
+            },
+            Err(_) => return Err(unauthorized()),
+        };
+        let authorizer = self.parts.api.authorizer();
+        Ok(impersonate(headers, &user, authorizer)?.unwrap_or(user))
+    }
+
+    /// Whether the request has no deadline.
+    fn lasts(&self, ask: &Ask, route: &Route) -> Result<bool, Status> {
+        let Route::Resource { target, watch, .. } = route else {
+            return Ok(false);
+        };
+        match target.subresource.as_deref() {
+            Some("exec" | "attach" | "portforward" | "proxy") => Ok(true),
+            Some("log") => ask.query.flag("follow"),
+            Some(_) => Ok(false),
+            None => Ok(ask.reads() && (*watch || ask.query.flag("watch")?)),
+        }
+    }
+
+    async fn dispatch(&self, ask: Ask, route: Route, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+        if let Route::Resource { target, rest, watch } = route {
+            return self.resource(ask, target, &rest, watch, request).await;
+        }
+        let verb = ask.method.as_str().to_ascii_lowercase();
+        let asked = Attributes::Path {
+            verb: &verb,
+            path: &ask.path,
+        };
+        self.parts.api.authorizer().demand(&ask.user, &asked)?;
+        if matches!(route, Route::Unknown) {
+            return Err(Status::no_such_route());
+        }
+        if !ask.reads() {
+            let text = "the server does not allow this method on the requested resource";
+            return Err(Status::failure(Reason::MethodNotAllowed, text));
+        }
+        self.meta(&ask, &route)
+    }
+}
+
+/// Who is never made to wait: administrators, the server itself, and whoever asks whether it lives.
+fn exempt(user: &User, route: &Route) -> bool {
+    matches!(route, Route::Health(..)) || user.groups.iter().any(|group| group == "system:masters")
+}
+
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::ACCEPT_ENCODING).iter();
+    let mut codings = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    codings.any(|coding| coding.trim() == "gzip")
+}
+
+/// A duration as Go writes it: `32s`, `1m30s`, `500ms`, `0`.
+fn duration(text: &str) -> Result<Duration, Status> {
+    let bad = || {
+        let text = format!("invalid value for timeout: time: invalid duration {text:?}");
+        Status::failure(Reason::BadRequest, text)
+    };
+    let (mut rest, mut total) = (text, Duration::ZERO);
+    while !rest.is_empty() && rest != "0" {
+        let digits = rest
+            .find(|character: char| !character.is_ascii_digit())
+            .ok_or_else(bad)?;
+        let (number, tail) = rest.split_at(digits);
+        let number: u32 = number.parse().map_err(|_| bad())?;
+        let (unit, tail) = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1000)]
+            .into_iter()
+            .find_map(|(name, millis)| Some((millis, tail.strip_prefix(name)?)))
+            .ok_or_else(bad)?;
+        total += Duration::from_millis(unit) * number;
+        rest = tail;
+    }
+    match total {
+        Duration::ZERO => Ok(REQUEST_TIMEOUT),
+        total => Ok(total),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_those_of_go() {
+        for (text, expected) in [
+            ("32s", Some(32_000)),
+            ("1m30s", Some(90_000)),
+            ("500ms", Some(500)),
+            ("0", Some(60_000)),
+            ("0s", Some(60_000)),
+            ("x", None),
+            ("5", None),
+            ("5d", None),
+            ("99999999999s", None),
+        ] {
+            let got = duration(text).ok();
+            assert_eq!(got, expected.map(Duration::from_millis), "{text}");
+        }
+    }
+}

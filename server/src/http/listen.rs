@@ -1,0 +1,194 @@
+//! Sockets: accept, TLS, HTTP/1.1 or HTTP/2 by ALPN, and an orderly end. Decides nothing about requests.
+//!
+//! Every task lives in a [`JoinSet`] of this file: one per connection, and for HTTP/2 one per stream inside its
+//! connection. What goes on over a connection after a 101 runs in that connection's own task ([`Upgrades`]).
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch::Receiver;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tracing::{debug, warn};
+
+use super::{ApiHttp, Body, Peer, stopped};
+use crate::join::certificate;
+use crate::request::User;
+
+/// Who needs longer is not a client.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A connection without a request is closed after so long (upstream's idle timeout).
+const IDLE: Duration = Duration::from_secs(90);
+/// Request line and headers together, and how many headers: a certificate chain never travels here, a token does.
+const HEADER_BYTES: u32 = 64 * 1024;
+const HEADERS: usize = 100;
+/// Concurrent requests of one HTTP/2 connection: a kubelet watches hundreds of secrets over one.
+const STREAMS: u32 = 1000;
+/// What one HTTP/2 stream buffers for a slow reader.
+const SEND_BUFFER: usize = 128 * 1024;
+/// A peer that does not answer a ping is gone.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_WAIT: Duration = Duration::from_secs(20);
+/// When the process is out of file descriptors, others must close first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// So long may requests go on after the server was asked to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What goes on over a connection once HTTP is over on it: after a 101. Found in the extensions of every request.
+///
+/// The job typically awaits `hyper::upgrade::on(request)` and then copies bytes. It ends when the server stops.
+#[derive(Clone, Default)]
+pub struct Upgrades(Arc<Mutex<Option<BoxFuture<'static, ()>>>>);
+
+impl Upgrades {
+    /// Sets the job. The connection's task runs it after the 101 is sent; a later job replaces an earlier one.
+    pub fn run(&self, job: impl Future<Output = ()> + Send + 'static) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(job.boxed());
+    }
+
+    fn take(&self) -> Option<BoxFuture<'static, ()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Serves until `shutdown` becomes true, then lets requests finish for a while.
+pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, api: Arc<ApiHttp>, mut shutdown: Receiver<bool>) {
+    let acceptor = TlsAcceptor::from(tls);
+    let mut connections = JoinSet::new();
+    let stop = shutdown.clone();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => {
+                    let task = connection(stream, address, acceptor.clone(), Arc::clone(&api), stop.clone());
+                    connections.spawn(task);
+                }
+                Err(error) => {
+                    warn!(error = %error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            () = stopped(&mut shutdown) => break,
+        }
+    }
+    drop(listener);
+    let drained = tokio::time::timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        debug!(connections = connections.len(), "cutting connections that did not end");
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    address: SocketAddr,
+    acceptor: TlsAcceptor,
+    api: Arc<ApiHttp>,
+    stop: Receiver<bool>,
+) {
+    // Watch events are small and must not wait for each other.
+    let _ = stream.set_nodelay(true);
+    let tls = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(tls)) => tls,
+        Ok(Err(error)) => return debug!(peer = %address, error = %error, "TLS handshake failed"),
+        Err(_) => return debug!(peer = %address, "TLS handshake took too long"),
+    };
+    let peer = Arc::new(Peer {
+        address,
+        certificate: holder(&tls),
+    });
+    let upgrades = Upgrades::default();
+    let second = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+    let service = {
+        let (upgrades, stop) = (upgrades.clone(), stop.clone());
+        service_fn(move |mut request: Request<Incoming>| {
+            let (api, peer, stop) = (Arc::clone(&api), Arc::clone(&peer), stop.clone());
+            request.extensions_mut().insert(upgrades.clone());
+            async move { Ok::<Response<Body>, Infallible>(api.answer(request, &peer, stop).await) }
+        })
+    };
+    let mut stopping = stop;
+    let io = TokioIo::new(tls);
+    if second {
+        let serving = second_version().serve_connection(io, service);
+        let mut serving = pin!(serving);
+        tokio::select! {
+            _ = &mut serving => return,
+            () = stopped(&mut stopping) => {}
+        }
+        serving.as_mut().graceful_shutdown();
+        let _ = serving.await;
+        return;
+    }
+    let serving = first_version().serve_connection(io, service).with_upgrades();
+    let mut serving = pin!(serving);
+    tokio::select! {
+        _ = &mut serving => {}
+        () = stopped(&mut stopping) => {
+            serving.as_mut().graceful_shutdown();
+            let _ = serving.await;
+        }
+    }
+    if let Some(job) = upgrades.take() {
+        tokio::select! {
+            () = job => {}
+            () = stopped(&mut stopping) => {}
+        }
+    }
+}
+
+fn first_version() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_headers(HEADERS)
+        .max_buf_size(usize::try_from(HEADER_BYTES).unwrap_or(usize::MAX));
+    builder
+}
+
+fn second_version() -> http2::Builder<Tasks> {
+    let mut builder = http2::Builder::new(Tasks::default());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEADER_BYTES)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_WAIT);
+    builder
+}
+
+/// Whom the client certificate names; rustls has verified it.
+fn holder(tls: &TlsStream<TcpStream>) -> Option<User> {
+    let leaf = tls.get_ref().1.peer_certificates()?.first()?;
+    let (name, groups) = certificate::identity(leaf).ok()?;
+    let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+    Some(User::new(&name, &groups))
+}
+
+/// Runs the streams of one HTTP/2 connection; they end with it.
+#[derive(Clone, Default)]
+struct Tasks(Arc<Mutex<JoinSet<()>>>);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, stream: F) {
+        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(stream);
+    }
+}

@@ -1,0 +1,266 @@
+//! Requests on resources: from method and parameters to a call, from its answer to a response.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::units::Revision;
+use agent::wire::status::{Reason, Status, group_resource};
+use hyper::body::Incoming;
+use hyper::header::USER_AGENT;
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::encode::{self, Style};
+use super::handler::Ask;
+use super::negotiate::Media;
+use super::query::WatchQuery;
+use super::{ApiHttp, Body, body, stream};
+use crate::auth::may::Attributes;
+use crate::registry::resource::Resource;
+use crate::request::{Answer, Call, Operation, Target};
+
+/// How long a watch waits for a revision that is not there yet. Source: Kubernetes v1.36 `storage/cacher`.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// A watch without `timeoutSeconds` lasts this long, and up to twice (upstream's `MinRequestTimeout`).
+const WATCH_LASTS_S: u64 = 1800;
+
+impl ApiHttp {
+    /// One request on a resource. `rest`: the path behind `/proxy`; `prefix`: it came by the deprecated `/watch/` prefix.
+    pub(super) async fn resource(
+        &self,
+        ask: Ask,
+        target: Target,
+        rest: &str,
+        prefix: bool,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Status> {
+        let watching = ask.reads() && target.subresource.is_none() && (prefix || ask.query.flag("watch")?);
+        let (verb, fits) = verb(&ask.method, &target, watching);
+        let filter = ask.query.filter();
+        let fields = filter.as_ref().ok().map(|filter| &filter.fields);
+        let asked = Attributes::on(verb, &target, fields);
+        self.parts.api.authorizer().demand(&ask.user, &asked)?;
+        let streams = target.subresource.as_deref().is_some_and(super::connect::is_stream);
+        if streams && fits {
+            return self.connect(ask, target, rest, request).await;
+        }
+        if !fits || !supports(&target, verb) {
+            return Err(not_supported(&target.resource, verb));
+        }
+        if verb == "watch" {
+            return self.watch(ask, target).await;
+        }
+        let style = ask.style(convertible(&target), true)?;
+        if let Some(review) = super::review::Review::of(&target) {
+            let sent = body::read(request.into_body()).await?;
+            let decoded = body::decode(&ask.headers, &sent, true)?;
+            let answer = self.review(&ask, review, &target, decoded.value)?;
+            return encode::object(201, &target.resource, answer.to_string().into(), &[], style);
+        }
+        let operation = operation(&ask, verb, &target, request).await?;
+        let resource = Arc::clone(&target.resource);
+        let user = Arc::clone(&ask.user);
+        let call = Call {
+            user,
+            target,
+            operation,
+        };
+        present(self.parts.api.call(call).await?, &resource, style)
+    }
+
+    async fn watch(&self, ask: Ask, target: Target) -> Result<Response<Body>, Status> {
+        let style = ask.style(true, false)?;
+        let filter = ask.query.filter()?;
+        let WatchQuery {
+            from,
+            not_older_than,
+            bookmarks,
+            timeout,
+        } = ask.query.watch()?;
+        if let Some(revision) = not_older_than {
+            self.reached(revision).await?;
+        }
+        let resource = Arc::clone(&target.resource);
+        let operation = Operation::Watch {
+            filter,
+            from,
+            bookmarks,
+        };
+        let user = Arc::clone(&ask.user);
+        let answer = self
+            .parts
+            .api
+            .call(Call {
+                user,
+                target,
+                operation,
+            })
+            .await;
+        let body = match answer {
+            Ok(Answer::Watch(watch)) => {
+                let spread = u64::try_from(ask.now.subsec_nanosecond()).unwrap_or_default() % WATCH_LASTS_S;
+                let seconds = timeout.unwrap_or(WATCH_LASTS_S + spread);
+                let plan = stream::Plan {
+                    resource,
+                    style,
+                    bookmarks,
+                    lasts: Duration::from_secs(seconds),
+                    stop: ask.stop,
+                };
+                stream::body(watch, plan)
+            }
+            Ok(_) => return Err(Status::internal("the registry did not answer with a watch")),
+            Err(status) if status.is(Reason::Expired) => stream::failed(&status),
+            Err(status) => return Err(status),
+        };
+        Ok(encode::respond(StatusCode::OK, Media::Json.name(), body))
+    }
+
+    async fn reached(&self, revision: Revision) -> Result<(), Status> {
+        let cache = &self.parts.who.cache;
+        let waited = tokio::time::timeout(PATIENCE, cache.reached(revision)).await;
+        waited.map_err(|_| {
+            let text = format!("Too large resource version: {revision}, current: {}", cache.revision());
+            Status::failure(Reason::Timeout, text)
+                .cause("ResourceVersionTooLarge", "Too large resource version", "")
+                .retry_after(1)
+        })
+    }
+}
+
+/// The verb of a method, and whether the method fits the form of the path.
+fn verb(method: &Method, target: &Target, watching: bool) -> (&'static str, bool) {
+    let named = target.name.is_some();
+    let single = named || target.namespace.is_some() || !target.resource.namespaced;
+    match *method {
+        Method::GET | Method::HEAD if watching => ("watch", true),
+        Method::GET | Method::HEAD if named => ("get", true),
+        Method::GET | Method::HEAD => ("list", true),
+        Method::POST => ("create", single && named == target.subresource.is_some()),
+        Method::PUT => ("update", named),
+        Method::PATCH => ("patch", named),
+        Method::DELETE if named => ("delete", true),
+        Method::DELETE => ("deletecollection", single),
+        _ => ("connect", false),
+    }
+}
+
+fn supports(target: &Target, verb: &str) -> bool {
+    match target.subresource.as_deref() {
+        None => target.resource.verbs.contains(&verb),
+        Some(name) => target
+            .resource
+            .subresource(name)
+            .is_some_and(|one| one.verbs.contains(&verb)),
+    }
+}
+
+fn not_supported(resource: &Resource, verb: &str) -> Status {
+    let text = group_resource(resource.group, resource.plural);
+    let text = format!("{verb} is not supported on resources of kind \"{text}\"");
+    Status::failure(Reason::MethodNotAllowed, text).about(resource.group, resource.plural, "")
+}
+
+/// Whether its objects can be shown as a table or by their metadata alone.
+fn convertible(target: &Target) -> bool {
+    matches!(target.subresource.as_deref(), None | Some("status")) && target.resource.verbs.contains(&"get")
+}
+
+/// What is asked for, with the body read.
+async fn operation(ask: &Ask, verb: &str, target: &Target, request: Request<Incoming>) -> Result<Operation, Status> {
+    let query = &ask.query;
+    match verb {
+        "get" => {
+            let resource_version = query.get("resourceVersion").map(ToOwned::to_owned);
+            return Ok(Operation::Get { resource_version });
+        }
+        "list" => return Ok(Operation::List(query.list()?)),
+        _ => {}
+    }
+    let builtin = builtin(&target.resource);
+    match verb {
+        "create" | "update" => {
+            let mut options = query.write(ask.header(&USER_AGENT))?;
+            let sent = body::read(request.into_body()).await?;
+            let decoded = body::decode(&ask.headers, &sent, builtin)?;
+            options.duplicates = decoded.duplicates;
+            let body = decoded.value;
+            Ok(match verb {
+                "create" => Operation::Create { body, options },
+                _ => Operation::Update { body, options },
+            })
+        }
+        "patch" => {
+            let mut options = query.write(ask.header(&USER_AGENT))?;
+            let sent = body::read(request.into_body()).await?;
+            let (patch, duplicates) = body::patch(&ask.headers, &sent, builtin)?;
+            options.duplicates = duplicates;
+            Ok(Operation::Patch { patch, options })
+        }
+        "delete" | "deletecollection" => {
+            let sent = body::read(request.into_body()).await?;
+            let options = body::delete_options(&ask.headers, &sent, query)?;
+            if verb == "delete" {
+                return Ok(Operation::Delete(options));
+            }
+            let list = query.list()?;
+            Ok(Operation::DeleteCollection { list, options })
+        }
+        _ => Err(not_supported(&target.resource, verb)),
+    }
+}
+
+/// Whether its kind is one of Kubernetes' own, which have protobuf forms and strategic merges.
+fn builtin(resource: &Resource) -> bool {
+    crate::schema::built_in()
+        .kind(resource.group, resource.version, resource.kind)
+        .is_some()
+}
+
+fn present(answer: Answer, resource: &Resource, style: Style) -> Result<Response<Body>, Status> {
+    match answer {
+        Answer::Object { code, body, warnings } => encode::object(code, resource, body, &warnings, style),
+        Answer::Status(status) => Ok(encode::status(&status)),
+        Answer::List { page, continue_token } => encode::list(resource, page, continue_token, style),
+        Answer::Watch(_) => Err(Status::internal("the registry answered with a watch")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds;
+
+    #[test]
+    fn verbs_follow_method_and_path() {
+        let target = |namespace: Option<&str>, name: Option<&str>, subresource: Option<&str>| Target {
+            resource: kinds::find("", "v1", "pods").unwrap(),
+            namespace: namespace.map(Into::into),
+            name: name.map(Into::into),
+            subresource: subresource.map(Into::into),
+        };
+        let everywhere = target(None, None, None);
+        let some = target(Some("x"), None, None);
+        let one = target(Some("x"), Some("web"), None);
+        let status = target(Some("x"), Some("web"), Some("status"));
+        let binding = target(Some("x"), Some("web"), Some("binding"));
+        for (method, target, watching, expected) in [
+            (Method::GET, &everywhere, false, ("list", true)),
+            (Method::HEAD, &one, false, ("get", true)),
+            (Method::GET, &everywhere, true, ("watch", true)),
+            (Method::POST, &everywhere, false, ("create", false)),
+            (Method::POST, &some, false, ("create", true)),
+            (Method::POST, &one, false, ("create", false)),
+            (Method::POST, &binding, false, ("create", true)),
+            (Method::PUT, &some, false, ("update", false)),
+            (Method::PUT, &status, false, ("update", true)),
+            (Method::PATCH, &one, false, ("patch", true)),
+            (Method::DELETE, &some, false, ("deletecollection", true)),
+            (Method::DELETE, &everywhere, false, ("deletecollection", false)),
+            (Method::DELETE, &one, false, ("delete", true)),
+            (Method::OPTIONS, &one, false, ("connect", false)),
+        ] {
+            assert_eq!(verb(&method, target, watching), expected, "{method}");
+        }
+        assert!(supports(&status, "patch") && !supports(&binding, "patch"));
+    }
+}
