@@ -1,5 +1,6 @@
 //! Who asks (`who`, `token`), and what they may do (`may`, `node`, `bootstrap`).
 
+pub mod bootstrap;
 pub mod guard;
 pub mod impersonate;
 pub mod may;
