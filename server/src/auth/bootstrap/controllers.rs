@@ -19,7 +19,10 @@ pub const CONTROLLERS: &[(&str, &[&str])] = &[
             "get,list,watch storage.k8s.io csidrivers,csinodes",
         ],
     ),
-    ("clusterrole-aggregation-controller", &["escalate,get,list,patch,update,watch rbac.authorization.k8s.io clusterroles"]),
+    (
+        "clusterrole-aggregation-controller",
+        &["escalate,get,list,patch,update,watch rbac.authorization.k8s.io clusterroles"],
+    ),
     (
         "cronjob-controller",
         &[
@@ -114,7 +117,10 @@ pub const CONTROLLERS: &[(&str, &[&str])] = &[
             EVENTS,
         ],
     ),
-    ("generic-garbage-collector", &["delete,get,list,patch,update,watch * *", EVENTS]),
+    (
+        "generic-garbage-collector",
+        &["delete,get,list,patch,update,watch * *", EVENTS],
+    ),
     (
         "horizontal-pod-autoscaler",
         &[
@@ -175,7 +181,12 @@ pub const CONTROLLERS: &[(&str, &[&str])] = &[
     ),
     (
         "pod-garbage-collector",
-        &["delete,list,watch core pods", "get,list core nodes", "patch core pods/status", EVENTS],
+        &[
+            "delete,list,watch core pods",
+            "get,list core nodes",
+            "patch core pods/status",
+            EVENTS,
+        ],
     ),
     (
         "pv-protection-controller",
@@ -183,7 +194,11 @@ pub const CONTROLLERS: &[(&str, &[&str])] = &[
     ),
     (
         "pvc-protection-controller",
-        &["get,list,update,watch core persistentvolumeclaims", "get,list,watch core pods", EVENTS],
+        &[
+            "get,list,update,watch core persistentvolumeclaims",
+            "get,list,watch core pods",
+            EVENTS,
+        ],
     ),
     (
         "replicaset-controller",
@@ -205,11 +220,25 @@ pub const CONTROLLERS: &[(&str, &[&str])] = &[
             EVENTS,
         ],
     ),
-    ("resourcequota-controller", &["list,watch * *", "update core resourcequotas/status", EVENTS]),
-    ("root-ca-cert-publisher", &["create,get,list,update,watch core configmaps", "get,list,watch core namespaces", EVENTS]),
+    (
+        "resourcequota-controller",
+        &["list,watch * *", "update core resourcequotas/status", EVENTS],
+    ),
+    (
+        "root-ca-cert-publisher",
+        &[
+            "create,get,list,update,watch core configmaps",
+            "get,list,watch core namespaces",
+            EVENTS,
+        ],
+    ),
     (
         "service-account-controller",
-        &["create,get,list,watch core serviceaccounts", "get,list,watch core namespaces", EVENTS],
+        &[
+            "create,get,list,watch core serviceaccounts",
+            "get,list,watch core namespaces",
+            EVENTS,
+        ],
     ),
     (
         "service-controller",
@@ -233,7 +262,10 @@ pub const CONTROLLERS: &[(&str, &[&str])] = &[
             EVENTS,
         ],
     ),
-    ("ttl-after-finished-controller", &["delete,get,list,watch batch jobs", EVENTS]),
+    (
+        "ttl-after-finished-controller",
+        &["delete,get,list,watch batch jobs", EVENTS],
+    ),
     ("ttl-controller", &["list,patch,update,watch core nodes", EVENTS]),
     (
         "certificate-controller",

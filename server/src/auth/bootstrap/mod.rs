@@ -155,7 +155,10 @@ fn rule(notation: &str) -> Value {
     if groups == ["url"] {
         return json!({"verbs": verbs, "nonResourceURLs": resources});
     }
-    let groups: Vec<&str> = groups.into_iter().map(|group| if group == "core" { "" } else { group }).collect();
+    let groups: Vec<&str> = groups
+        .into_iter()
+        .map(|group| if group == "core" { "" } else { group })
+        .collect();
     let mut rule = json!({"verbs": verbs, "apiGroups": groups, "resources": resources});
     if !names.is_empty() {
         rule["resourceNames"] = json!(names);
@@ -165,7 +168,11 @@ fn rule(notation: &str) -> Value {
 
 fn binding_object(binding: &Binding) -> Value {
     let subjects: Vec<Value> = binding.subjects.iter().map(|text| subject(text)).collect();
-    object("ClusterRoleBinding", binding.name, binding_body(binding.role, &subjects))
+    object(
+        "ClusterRoleBinding",
+        binding.name,
+        binding_body(binding.role, &subjects),
+    )
 }
 
 fn binding_body(role: &str, subjects: &[Value]) -> Value {
@@ -220,7 +227,9 @@ fn completed(found: &Value, wanted: &Value) -> Option<Value> {
 }
 
 fn same_subject(one: &Value, other: &Value) -> bool {
-    ["kind", "namespace", "name"].iter().all(|key| text(one, &[key]) == text(other, &[key]))
+    ["kind", "namespace", "name"]
+        .iter()
+        .all(|key| text(one, &[key]) == text(other, &[key]))
 }
 
 #[cfg(test)]
@@ -244,7 +253,10 @@ mod tests {
             rule("get,list core,apps pods,pods/log a,b"),
             json!({"verbs": ["get", "list"], "apiGroups": ["", "apps"], "resources": ["pods", "pods/log"], "resourceNames": ["a", "b"]})
         );
-        assert_eq!(rule("get url /x,/y/*"), json!({"verbs": ["get"], "nonResourceURLs": ["/x", "/y/*"]}));
+        assert_eq!(
+            rule("get url /x,/y/*"),
+            json!({"verbs": ["get"], "nonResourceURLs": ["/x", "/y/*"]})
+        );
         assert_eq!(
             subject("account:kube-system:x"),
             json!({"kind": "ServiceAccount", "namespace": "kube-system", "name": "x"})
@@ -264,31 +276,56 @@ mod tests {
         }
         for binding in &bindings {
             let role = text(binding, &["roleRef", "name"]);
-            assert!(roles.iter().any(|one| text(one, &["metadata", "name"]) == role), "{role}");
+            assert!(
+                roles.iter().any(|one| text(one, &["metadata", "name"]) == role),
+                "{role}"
+            );
         }
     }
 
     #[test]
     fn the_parts_of_the_control_plane_may_do_their_work() {
         let grants = grants();
-        let asked = |verb: &'static str, group: &'static str, resource: &'static str, subresource: &'static str| Attributes::Resource {
-            verb,
-            group,
-            resource,
-            subresource,
-            namespace: "x",
-            name: "y",
-            fields: None,
+        let asked = |verb: &'static str, group: &'static str, resource: &'static str, subresource: &'static str| {
+            Attributes::Resource {
+                verb,
+                group,
+                resource,
+                subresource,
+                namespace: "x",
+                name: "y",
+                fields: None,
+            }
         };
         let account = |name: &str| User::new(&format!("system:serviceaccount:kube-system:{name}"), &[]);
         for (user, asked, expected) in [
-            (account("deployment-controller"), asked("create", "apps", "replicasets", ""), true),
-            (account("deployment-controller"), asked("delete", "", "secrets", ""), false),
+            (
+                account("deployment-controller"),
+                asked("create", "apps", "replicasets", ""),
+                true,
+            ),
+            (
+                account("deployment-controller"),
+                asked("delete", "", "secrets", ""),
+                false,
+            ),
             (account("replicaset-controller"), asked("create", "", "pods", ""), true),
-            (account("generic-garbage-collector"), asked("delete", "example.com", "widgets", ""), true),
-            (User::new("system:kube-scheduler", &[]), asked("create", "", "pods", "binding"), true),
+            (
+                account("generic-garbage-collector"),
+                asked("delete", "example.com", "widgets", ""),
+                true,
+            ),
+            (
+                User::new("system:kube-scheduler", &[]),
+                asked("create", "", "pods", "binding"),
+                true,
+            ),
             (User::new("jane", &[]), asked("get", "", "pods", ""), false),
-            (User::new("jane", &[]), asked("create", "authorization.k8s.io", "selfsubjectaccessreviews", ""), true),
+            (
+                User::new("jane", &[]),
+                asked("create", "authorization.k8s.io", "selfsubjectaccessreviews", ""),
+                true,
+            ),
         ] {
             assert_eq!(grants.allow(&user, &asked), expected, "{user:?} {asked:?}");
         }
@@ -297,10 +334,17 @@ mod tests {
     #[test]
     fn view_edit_and_admin_hold_each_other() {
         let grants = grants();
-        let rules = |name: &str| grants.rules_of(&json!({"kind": "ClusterRole", "name": name}), "").unwrap();
+        let rules = |name: &str| {
+            grants
+                .rules_of(&json!({"kind": "ClusterRole", "name": name}), "")
+                .unwrap()
+        };
         for (larger, smaller) in [("edit", "view"), ("admin", "edit"), ("cluster-admin", "admin")] {
             for atom in rules(smaller).iter().flat_map(Rule::atoms) {
-                assert!(rules(larger).iter().any(|rule| rule.contains(&atom)), "{larger} lacks {atom:?} of {smaller}");
+                assert!(
+                    rules(larger).iter().any(|rule| rule.contains(&atom)),
+                    "{larger} lacks {atom:?} of {smaller}"
+                );
             }
         }
     }
@@ -308,7 +352,10 @@ mod tests {
     #[test]
     fn only_what_is_missing_is_added_and_what_is_locked_is_left() {
         let (roles, bindings) = wanted();
-        let whole = roles.iter().find(|role| role["metadata"]["name"] == "system:kube-dns").unwrap();
+        let whole = roles
+            .iter()
+            .find(|role| role["metadata"]["name"] == "system:kube-dns")
+            .unwrap();
         assert_eq!(completed(whole, whole), None);
         let mut found = whole.clone();
         found["rules"] = json!([{"verbs": ["get"], "apiGroups": ["x"], "resources": ["mine"]}]);
@@ -316,7 +363,10 @@ mod tests {
         assert_eq!(list(&repaired, &["rules"]).len(), 2, "the operator's rule stays");
         set(&mut found, &["metadata", "annotations", AUTOUPDATE], "false");
         assert_eq!(completed(&found, whole), None);
-        let binding = bindings.iter().find(|one| one["metadata"]["name"] == "cluster-admin").unwrap();
+        let binding = bindings
+            .iter()
+            .find(|one| one["metadata"]["name"] == "cluster-admin")
+            .unwrap();
         let mut unbound = binding.clone();
         unbound["subjects"] = json!([]);
         assert_eq!(completed(&unbound, binding).unwrap()["subjects"], binding["subjects"]);

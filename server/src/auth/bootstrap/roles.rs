@@ -56,10 +56,15 @@ pub const ROLES: &[Role] = &[
             "create authentication.k8s.io selfsubjectreviews",
         ],
     ),
-    role("system:public-info-viewer", &["get url /healthz,/livez,/readyz,/version,/version/"]),
+    role(
+        "system:public-info-viewer",
+        &["get url /healthz,/livez,/readyz,/version,/version/"],
+    ),
     role(
         "system:service-account-issuer-discovery",
-        &["get url /.well-known/openid-configuration,/.well-known/openid-configuration/,/openid/v1/jwks,/openid/v1/jwks/"],
+        &[
+            "get url /.well-known/openid-configuration,/.well-known/openid-configuration/,/openid/v1/jwks,/openid/v1/jwks/",
+        ],
     ),
     whole("admin", "", TO_ADMIN),
     whole("edit", TO_ADMIN, TO_EDIT),
@@ -108,14 +113,20 @@ pub const ROLES: &[Role] = &[
     ),
     role(
         "system:auth-delegator",
-        &["create authentication.k8s.io tokenreviews", "create authorization.k8s.io subjectaccessreviews"],
+        &[
+            "create authentication.k8s.io tokenreviews",
+            "create authorization.k8s.io subjectaccessreviews",
+        ],
     ),
     role("system:kube-dns", &["list,watch core endpoints,services"]),
     role(
         "system:node-bootstrapper",
         &["create,get,list,watch certificates.k8s.io certificatesigningrequests"],
     ),
-    role("system:node-problem-detector", &["get core nodes", "patch core nodes/status", super::EVENTS]),
+    role(
+        "system:node-problem-detector",
+        &["get core nodes", "patch core nodes/status", super::EVENTS],
+    ),
     role(
         "system:node-proxier",
         &[
@@ -262,7 +273,11 @@ pub const BINDINGS: &[Binding] = &[
     bind("cluster-admin", "cluster-admin", &["group:system:masters"]),
     bind("system:monitoring", "system:monitoring", &["group:system:monitoring"]),
     bind("system:discovery", "system:discovery", &["group:system:authenticated"]),
-    bind("system:basic-user", "system:basic-user", &["group:system:authenticated"]),
+    bind(
+        "system:basic-user",
+        "system:basic-user",
+        &["group:system:authenticated"],
+    ),
     bind(
         "system:public-info-viewer",
         "system:public-info-viewer",
@@ -273,21 +288,41 @@ pub const BINDINGS: &[Binding] = &[
         "system:service-account-issuer-discovery",
         &["group:system:serviceaccounts"],
     ),
-    bind("system:node-proxier", "system:node-proxier", &["user:system:kube-proxy"]),
+    bind(
+        "system:node-proxier",
+        "system:node-proxier",
+        &["user:system:kube-proxy"],
+    ),
     bind(
         "system:kube-controller-manager",
         "system:kube-controller-manager",
         &["user:system:kube-controller-manager"],
     ),
     bind("system:kube-dns", "system:kube-dns", &["account:kube-system:kube-dns"]),
-    bind("system:kube-scheduler", "system:kube-scheduler", &["user:system:kube-scheduler"]),
-    bind("system:volume-scheduler", "system:volume-scheduler", &["user:system:kube-scheduler"]),
+    bind(
+        "system:kube-scheduler",
+        "system:kube-scheduler",
+        &["user:system:kube-scheduler"],
+    ),
+    bind(
+        "system:volume-scheduler",
+        "system:volume-scheduler",
+        &["user:system:kube-scheduler"],
+    ),
     bind("system:node", "system:node", &[]),
-    bind("system:k3s-controller", "system:k3s-controller", &["user:system:k3s-controller"]),
+    bind(
+        "system:k3s-controller",
+        "system:k3s-controller",
+        &["user:system:k3s-controller"],
+    ),
     bind(
         "k3s-cloud-controller-manager",
         "k3s-cloud-controller-manager",
         &["user:k3s-cloud-controller-manager"],
     ),
-    bind("kube-apiserver-kubelet-admin", "system:kubelet-api-admin", &["user:kube-apiserver"]),
+    bind(
+        "kube-apiserver-kubelet-admin",
+        "system:kubelet-api-admin",
+        &["user:kube-apiserver"],
+    ),
 ];
