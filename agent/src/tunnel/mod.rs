@@ -1,1 +1,10 @@
-//! (owner fills this in)
+//! The agent's tunnels: one websocket to each server, through which the servers reach this node's kubelet.
+//!
+//! `session.rs` (pure), `stream.rs` and `link.rs` are both ends' and the server uses them too; `allow.rs` (pure) and
+//! `client.rs` are the agent's.
+
+pub mod link;
+pub mod session;
+mod stream;
+
+pub use stream::{OpenError, Opened, Stream, Tunnel};

@@ -11,8 +11,8 @@ pub const MAX_ADDRESS: usize = 266;
 pub const MAX_REASON: usize = 100;
 /// The error text of a connection that ended well.
 pub const EOF: &str = "EOF";
-/// The longest message taken from a peer. Real ones are at most 32 KiB; a peer may send up to 1 MiB.
-pub const MAX_FRAME: usize = 1 << 20;
+/// The longest message taken from a peer: 1 MiB of data and the numbers before it. Real ones are at most 32 KiB.
+pub const MAX_FRAME: usize = (1 << 20) + 64;
 
 const LEGACY_DEADLINE_MS: i64 = 15_000;
 const MAX_VARINT: usize = 10;

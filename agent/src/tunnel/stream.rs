@@ -1,0 +1,275 @@
+//! Byte streams through a tunnel: `AsyncRead` and `AsyncWrite` over the shared [`Session`].
+//!
+//! The session is behind a lock that is never held over a wait; this file only borrows it and keeps the wakers.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+
+use super::session::{Busy, Event, Read, Role, Session, Violation, Write};
+use crate::wire::frame::{EOF, Frame, Message};
+
+/// One end of a tunnel, as its streams and its link share it. Clones are the same end.
+#[derive(Clone)]
+pub struct Tunnel(Arc<Shared>);
+
+struct Shared {
+    inner: Mutex<Inner>,
+    output: Notify,
+}
+
+struct Inner {
+    session: Session,
+    wakers: BTreeMap<i64, Wakers>,
+    over: bool,
+}
+
+#[derive(Default)]
+struct Wakers {
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+/// Why a stream could not be opened.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum OpenError {
+    /// Too many at once.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    /// The tunnel is down.
+    #[error("the tunnel is down")]
+    Over,
+}
+
+/// A stream that the peer opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its bytes.
+    pub stream: Stream,
+    /// `tcp`.
+    pub protocol: String,
+    /// `host:port`.
+    pub address: String,
+}
+
+impl Tunnel {
+    /// A new end; see [`Session::new`].
+    pub fn new(role: Role, first_frame: i64) -> Self {
+        let inner = Mutex::new(Inner {
+            session: Session::new(role, first_frame, now()),
+            wakers: BTreeMap::new(),
+            over: false,
+        });
+        Self(Arc::new(Shared {
+            inner,
+            output: Notify::new(),
+        }))
+    }
+
+    /// Opens a stream to `host:port` at the far end.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn dial(&self, address: &str) -> Result<Stream, OpenError> {
+        let mut inner = self.lock();
+        if inner.over {
+            return Err(OpenError::Over);
+        }
+        let connection = inner.session.dial(address, now())?;
+        drop(inner);
+        self.0.output.notify_one();
+        Ok(self.stream(connection))
+    }
+
+    /// Whether it is down.
+    pub fn is_over(&self) -> bool {
+        self.lock().over
+    }
+
+    /// When the tunnel was last heard of.
+    pub fn last_heard(&self) -> Instant {
+        self.lock().session.last_heard()
+    }
+
+    /// Takes a frame; returns what the peer wants opened.
+    pub(super) fn receive(&self, frame: Frame) -> Result<Vec<Opened>, Violation> {
+        let mut inner = self.lock();
+        let events = inner.session.receive(frame, now())?;
+        let mut opened = Vec::new();
+        for event in events {
+            match event {
+                Event::Touched(connection) => inner.wake(connection),
+                Event::Open {
+                    connection,
+                    protocol,
+                    address,
+                } => opened.push(Opened {
+                    stream: self.stream(connection),
+                    protocol,
+                    address,
+                }),
+            }
+        }
+        self.notify(&inner);
+        Ok(opened)
+    }
+
+    pub(super) fn heard(&self) {
+        self.lock().session.heard(now());
+    }
+
+    /// The next frame to send.
+    pub(super) fn transmit(&self) -> Option<Frame> {
+        let mut inner = self.lock();
+        let frame = inner.session.transmit()?;
+        if matches!(frame.message, Message::Data(_) | Message::Error(_)) {
+            inner.wake(frame.connection);
+        }
+        Some(frame)
+    }
+
+    /// Does what is due; returns whether to ping and when to come again.
+    pub(super) fn tick(&self) -> Result<(bool, Instant), Violation> {
+        let mut inner = self.lock();
+        let due = inner.session.tick(now())?;
+        Ok((due.ping, inner.session.next_tick()))
+    }
+
+    /// Resolves once there may be something to send.
+    pub(super) async fn output(&self) {
+        self.0.output.notified().await;
+    }
+
+    /// Ends every stream.
+    pub(super) fn break_off(&self) {
+        let mut inner = self.lock();
+        inner.over = true;
+        for connection in inner.session.break_off() {
+            inner.wake(connection);
+        }
+    }
+
+    fn stream(&self, connection: i64) -> Stream {
+        Stream {
+            tunnel: self.clone(),
+            connection,
+        }
+    }
+
+    fn notify(&self, inner: &Inner) {
+        if inner.session.has_output() {
+            self.0.output.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn wake(&mut self, connection: i64) {
+        if let Some(wakers) = self.wakers.get_mut(&connection) {
+            wakers
+                .reader
+                .take()
+                .into_iter()
+                .chain(wakers.writer.take())
+                .for_each(Waker::wake);
+        }
+    }
+}
+
+/// tokio's clock, so that tests can turn it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// A byte stream through a tunnel. It has no half-close: shutting it down, or dropping it, ends both directions once
+/// what was written is on its way.
+pub struct Stream {
+    tunnel: Tunnel,
+    connection: i64,
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Stream").field(&self.connection).finish()
+    }
+}
+
+impl Stream {
+    /// Ends it with a reason that the peer is told.
+    pub fn fail(self, reason: &str) {
+        self.close(reason);
+    }
+
+    fn close(&self, reason: &str) {
+        let mut inner = self.tunnel.lock();
+        inner.session.close(self.connection, reason, now());
+        self.tunnel.notify(&inner);
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let mut inner = self.tunnel.lock();
+        inner.wakers.remove(&self.connection);
+        inner.session.release(self.connection, now());
+        self.tunnel.notify(&inner);
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.tunnel.lock();
+        if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        match inner.session.read(self.connection, buffer.remaining()) {
+            Read::Data(bytes) => {
+                buffer.put_slice(&bytes);
+                self.tunnel.notify(&inner);
+                Poll::Ready(Ok(()))
+            }
+            Read::End => Poll::Ready(Ok(())),
+            Read::Failed(reason) => Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, reason))),
+            Read::Pending => {
+                inner.wakers.entry(self.connection).or_default().reader = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut inner = self.tunnel.lock();
+        match inner.session.write(self.connection, bytes) {
+            Write::Taken(count) => {
+                self.tunnel.notify(&inner);
+                Poll::Ready(Ok(count))
+            }
+            Write::Closed => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            Write::Pending => {
+                inner.wakers.entry(self.connection).or_default().writer = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.close(EOF);
+        Poll::Ready(Ok(()))
+    }
+}
