@@ -68,7 +68,6 @@ impl Registry {
         if row.has_status() && !row.rules.born_with_status() {
             object::remove(&mut object, &["status"]);
         }
-        row.rules.prepare(&mut object, None);
         let name = text(&object, &["metadata", "name"]).to_owned();
         let request = Request {
             user: context.user,
@@ -81,6 +80,7 @@ impl Registry {
         };
         self.admission.admit(&request, &mut object)?;
         row.rules.default(&mut object);
+        row.rules.prepare(&mut object, None);
         let mut faults = meta::check(&object, None, row);
         faults.extend(row.rules.check(&object, None));
         let reserved = if faults.is_empty() {

@@ -48,8 +48,8 @@ impl Registry {
                 old: Some(&old),
             };
             self.admission.admit(&request, &mut Value::Null)?;
-            let fate = fate(&old, context.row, options, self.world.now())
-                .map_err(|text| Status::failure(Reason::BadRequest, text))?;
+            let fate = fate(&old, context.row, options, self.world.now());
+            let fate = fate.map_err(|fault| Status::invalid("meta.k8s.io", "DeleteOptions", "", &[fault]))?;
             let (change, body) = match &fate {
                 Fate::Unchanged => return Ok(object_answer(item.body.clone(), options)),
                 Fate::Gone => (Change::Delete, stored::encode(&old)),
@@ -134,8 +134,11 @@ impl Context<'_> {
     }
 }
 
+/// A fault of the options: cause reason, field, text.
+type OptionFault = (&'static str, String, String);
+
 /// Decides; pure.
-fn fate(old: &Value, row: &Resource, options: &DeleteOptions, now: Timestamp) -> Result<Fate, String> {
+fn fate(old: &Value, row: &Resource, options: &DeleteOptions, now: Timestamp) -> Result<Fate, OptionFault> {
     let mut new = old.clone();
     propagate(&mut new, row, options.propagation.as_deref())?;
     let grace = row.rules.grace(old, options.grace).clamp(0, GRACE_LIMIT);
@@ -175,7 +178,7 @@ fn mark(object: &mut Value, at: Timestamp, grace: i64) {
 }
 
 /// Sets the finalizers that make the garbage collector treat dependents as asked.
-fn propagate(object: &mut Value, row: &Resource, policy: Option<&str>) -> Result<(), String> {
+fn propagate(object: &mut Value, row: &Resource, policy: Option<&str>) -> Result<(), OptionFault> {
     if row.plural == "events" {
         return Ok(());
     }
@@ -187,9 +190,9 @@ fn propagate(object: &mut Value, row: &Resource, policy: Option<&str>) -> Result
         Some("Foreground") => Some(FOREGROUND),
         Some("Background") => None,
         Some(other) => {
-            return Err(format!(
-                "invalid DeleteOptions: propagationPolicy {other:?} is not supported"
-            ));
+            let text =
+                format!("Unsupported value: {other:?}: supported values: \"Background\", \"Foreground\", \"Orphan\"");
+            return Err(("FieldValueNotSupported", "propagationPolicy".to_owned(), text));
         }
         None if has(ORPHAN) => Some(ORPHAN),
         None if has(FOREGROUND) => Some(FOREGROUND),

@@ -5,8 +5,10 @@
 //! this process sees it. Trees live as long as one call.
 
 mod addresses;
+mod binding;
 mod create;
 mod delete;
+mod eviction;
 mod meta;
 mod patch;
 mod read;

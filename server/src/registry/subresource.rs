@@ -1,20 +1,18 @@
 //! The parts of an object that are written through endpoints of their own: what each shows, and what it may change.
 //!
-//! Exec, logs, proxy and tokens are not here: they are `http`'s, nothing of them is stored.
+//! Exec, logs, proxy and tokens are not here: they are `http`'s, nothing of them is stored. `binding.rs` and `eviction.rs`
+//! are the two that only act.
 
 use agent::wire::object::{self, at, integer, list, text};
 use agent::wire::selector::Labels;
-use agent::wire::status::{Details, Reason, Status};
-use agent::wire::time;
+use agent::wire::status::{Details, Status};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::admission::{Request, Verb};
-use crate::request::{Answer, DeleteOptions, WriteOptions};
-use crate::store::{Change, Expect, StoreError};
+use crate::request::{Answer, WriteOptions};
 
-use super::resource::{FieldError, Keep, Resource};
-use super::{Context, Registry, store_failure, stored};
+use super::resource::{FieldError, Resource};
+use super::{Context, Registry};
 
 /// Which part of an object a write is about.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -315,155 +313,9 @@ impl Registry {
             Some(_) => Err(Status::no_such_route()),
         }
     }
-
-    async fn bind(&self, context: Context<'_>, binding: &Value, options: &WriteOptions) -> Result<Answer, Status> {
-        let given = text(binding, &["metadata", "name"]);
-        let name = context.name.unwrap_or(given);
-        if name != given && !given.is_empty() {
-            let text = format!("the name of the object ({given}) does not match the name on the URL ({name})");
-            return Err(Status::failure(Reason::BadRequest, text));
-        }
-        let node = text(binding, &["target", "name"]);
-        if node.is_empty() {
-            let fault = FieldError::required("target.name", "");
-            return Err(Status::invalid(
-                "",
-                "Binding",
-                name,
-                &[(fault.reason, fault.field, fault.text)],
-            ));
-        }
-        let row = crate::kinds::find("", "v1", "pods").ok_or_else(Status::no_such_route)?;
-        let context = Context { row: &row, ..context };
-        let key = context.key(name);
-        loop {
-            let item = self.cache.get(&key).ok_or_else(|| context.not_found(name))?;
-            let old = item.value();
-            let uid = text(binding, &["metadata", "uid"]);
-            let current = text(&old, &["metadata", "uid"]);
-            if !uid.is_empty() && uid != current {
-                return Err(context.conflict(name, &super::update::uid_mismatch(uid, current)));
-            }
-            let mut new = bound(&old, binding, node, self.world.now()).map_err(|why| context.conflict(name, &why))?;
-            let request = Request {
-                user: context.user,
-                row: context.row,
-                namespace: context.namespace,
-                name,
-                subresource: Some("binding"),
-                verb: Verb::Update,
-                old: Some(&old),
-            };
-            self.admission.admit(&request, &mut new)?;
-            if !options.dry_run {
-                let change = Change::Put(stored::encode(&new));
-                match self.write(&key, Expect::At(item.revision), change, Keep::DURABLE).await {
-                    Ok(_) => {}
-                    Err(StoreError::Conflict { .. }) => continue,
-                    Err(error) => return Err(store_failure(&error)),
-                }
-            }
-            return Ok(created());
-        }
-    }
-
-    /// Deletes a pod that may be disturbed; budgets are asked first.
-    async fn evict(&self, context: Context<'_>, eviction: &Value, options: &WriteOptions) -> Result<Answer, Status> {
-        let name = context.named()?;
-        let pod = self
-            .cache
-            .get(&context.key(name))
-            .ok_or_else(|| context.not_found(name))?;
-        self.check_budgets(&context, &pod.value())?;
-        let asked = |path: &[&str]| at(eviction, path).and_then(Value::as_str).map(str::to_owned);
-        let delete = DeleteOptions {
-            grace: integer(eviction, &["deleteOptions", "gracePeriodSeconds"]),
-            propagation: asked(&["deleteOptions", "propagationPolicy"]),
-            uid: asked(&["deleteOptions", "preconditions", "uid"]),
-            resource_version: asked(&["deleteOptions", "preconditions", "resourceVersion"]),
-            dry_run: options.dry_run,
-        };
-        let context = Context {
-            subresource: None,
-            ..context
-        };
-        self.delete(context, &delete).await?;
-        Ok(created())
-    }
-
-    /// 429 while a budget that selects the pod allows no disruption.
-    fn check_budgets(&self, context: &Context<'_>, pod: &Value) -> Result<(), Status> {
-        let over = matches!(text(pod, &["status", "phase"]), "Succeeded" | "Failed" | "Pending")
-            || at(pod, &["metadata", "deletionTimestamp"]).is_some();
-        if over {
-            return Ok(());
-        }
-        let prefix = format!(
-            "/registry/poddisruptionbudgets/{}/",
-            context.namespace.unwrap_or_default()
-        );
-        let everything = crate::cache::Filter::default();
-        let budgets = self.cache.list(&prefix, &everything, None, None, None);
-        let budgets = budgets.map_err(|error| Status::internal(error))?;
-        let selects = |budget: &Value| {
-            let selector = at(budget, &["spec", "selector"]).cloned().unwrap_or_default();
-            let selector: Option<agent::wire::selector::LabelSelector> = serde_json::from_value(selector).ok();
-            let labels = selector.and_then(|selector| Labels::try_from(&selector).ok());
-            labels.is_some_and(|labels| {
-                labels.matches(|key| at(pod, &["metadata", "labels", key]).and_then(Value::as_str))
-            })
-        };
-        let budgets = budgets.items.iter().map(|item| item.value());
-        let matching: Vec<Value> = budgets.filter(selects).collect();
-        match matching.as_slice() {
-            [] => Ok(()),
-            [budget] if integer(budget, &["status", "disruptionsAllowed"]).unwrap_or(0) > 0 => Ok(()),
-            [budget] => {
-                let name = text(budget, &["metadata", "name"]);
-                let text = "Cannot evict pod as it would violate the pod's disruption budget.";
-                let detail = format!("The disruption budget {name} does not allow evicting pods currently");
-                Err(Status::failure(Reason::TooManyRequests, text).cause("DisruptionBudget", detail, ""))
-            }
-            _ => Err(Status::internal(
-                "this pod has more than one PodDisruptionBudget, which the eviction subresource does not support",
-            )),
-        }
-    }
 }
 
-/// The pod on its node, or why it cannot go there.
-fn bound(old: &Value, binding: &Value, node: &str, now: jiff::Timestamp) -> Result<Value, String> {
-    let name = text(old, &["metadata", "name"]);
-    if at(old, &["metadata", "deletionTimestamp"]).is_some() {
-        return Err(format!("pod {name} is being deleted, cannot be assigned to a host"));
-    }
-    let present = text(old, &["spec", "nodeName"]);
-    if !present.is_empty() {
-        return Err(format!("pod {name} is already assigned to node {present:?}"));
-    }
-    if !list(old, &["spec", "schedulingGates"]).is_empty() {
-        return Err(format!("pod {name} has non-empty .spec.schedulingGates"));
-    }
-    let mut new = old.clone();
-    object::set(&mut new, &["spec", "nodeName"], node);
-    for map in ["annotations", "labels"] {
-        let pairs = at(binding, &["metadata", map]).and_then(Value::as_object);
-        for (key, value) in pairs.into_iter().flatten() {
-            object::set(&mut new, &["metadata", map, key.as_str()], value.clone());
-        }
-    }
-    let mut conditions = list(old, &["status", "conditions"]).to_vec();
-    conditions.retain(|condition| text(condition, &["type"]) != "PodScheduled");
-    conditions.push(json!({
-        "type": "PodScheduled",
-        "status": "True",
-        "lastTransitionTime": time::seconds(now),
-    }));
-    object::set(&mut new, &["status", "conditions"], conditions);
-    Ok(new)
-}
-
-fn created() -> Answer {
+pub(super) fn created() -> Answer {
     let mut status = Status::success(Details::default());
     status.details = None;
     status.code = 201;

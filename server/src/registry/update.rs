@@ -9,6 +9,7 @@ use crate::cache::Item;
 use crate::request::{Answer, Patch, WriteOptions};
 use crate::store::{Change, Expect, StoreError};
 
+use super::resource::Keep;
 use super::subresource::Part;
 use super::{Context, Registry, meta, patch, store_failure, stored};
 
@@ -118,7 +119,6 @@ impl Registry {
         meta::keep(&mut new, old);
         if part == Part::Main {
             row.rules.default(&mut new);
-            row.rules.prepare(&mut new, Some(old));
         }
         let request = Request {
             user: context.user,
@@ -130,6 +130,9 @@ impl Registry {
             old: Some(old),
         };
         self.admission.admit(&request, &mut new)?;
+        if part == Part::Main {
+            row.rules.prepare(&mut new, Some(old));
+        }
         if row.generation && part.counts() && row.rules.changed(&new, old) {
             meta::raise(&mut new);
         }
@@ -169,6 +172,44 @@ impl Registry {
         drop(reserved);
         object::set(&mut new, &["metadata", "resourceVersion"], revision.to_string());
         Ok(Some(part.answer(stored::with_revision(&stored, revision), &new, row)))
+    }
+}
+
+impl Registry {
+    /// Changes one object as the server itself sees fit, through admission; tried again when somebody was faster.
+    pub(super) async fn modify(
+        &self,
+        context: Context<'_>,
+        name: &str,
+        dry_run: bool,
+        change: impl Fn(&Value) -> Result<Value, Status>,
+    ) -> Result<(), Status> {
+        let key = context.key(name);
+        for _ in 0..RACES {
+            let item = self.cache.get(&key).ok_or_else(|| context.not_found(name))?;
+            let old = item.value();
+            let mut new = change(&old)?;
+            let request = Request {
+                user: context.user,
+                row: context.row,
+                namespace: context.namespace,
+                name,
+                subresource: context.subresource,
+                verb: Verb::Update,
+                old: Some(&old),
+            };
+            self.admission.admit(&request, &mut new)?;
+            if dry_run {
+                return Ok(());
+            }
+            let put = Change::Put(stored::encode(&new));
+            match self.write(&key, Expect::At(item.revision), put, Keep::DURABLE).await {
+                Ok(_) => return Ok(()),
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(store_failure(&error)),
+            }
+        }
+        Err(context.conflict(name, Status::MODIFIED))
     }
 }
 
