@@ -1,7 +1,8 @@
 //! The authorizer as the server runs it: nodes by what their pods refer to, everyone else by RBAC kept in step with the
 //! cluster.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use agent::wire::status::Status;
 use arc_swap::ArcSwap;
@@ -20,46 +21,68 @@ const SOURCES: [&str; 4] = [
     "/registry/rolebindings/",
 ];
 
+/// Before the roles are followed anew: a cache that has ended ends every watch at once.
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// Who may do what, as of now.
 pub struct Authorizer {
     grants: ArcSwap<Grants>,
     cache: Cache,
+    /// What has changed since the grants were compiled, for whoever is about to be refused.
+    news: Mutex<Option<[Watch; 4]>>,
 }
 
 impl Authorizer {
     /// Grants what the cache holds now; [`Authorizer::follow`] keeps that up to date.
     pub fn new(cache: Cache) -> Self {
+        let news = Mutex::new(watches(&cache));
         let grants = ArcSwap::from_pointee(compile(&cache));
-        Self { grants, cache }
+        Self { grants, cache, news }
     }
 
     /// Recompiles whenever a role or a binding changes. Runs until it is dropped.
     pub async fn follow(self: Arc<Self>) {
         loop {
-            let Some(mut watches) = self.watches() else {
-                // The history moved on while we began; the next attempt begins later.
-                tokio::task::yield_now().await;
-                continue;
-            };
-            self.grants.store(Arc::new(compile(&self.cache)));
-            while changed(&mut watches).await {
-                self.grants.store(Arc::new(compile(&self.cache)));
+            if let Some(mut watches) = watches(&self.cache) {
+                self.refresh(true);
+                while changed(&mut watches).await {
+                    self.refresh(false);
+                }
             }
-            warn!("authorization fell behind the cluster and begins anew");
+            warn!("authorization does not follow the cluster; beginning anew");
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
-    fn watches(&self) -> Option<[Watch; 4]> {
-        let watch = |prefix| self.cache.watch(prefix, Filter::default(), From::Now).ok();
-        let [one, two, three, four] = SOURCES.map(watch);
-        Some([one?, two?, three?, four?])
+    /// Takes in what has changed. `anew`: whatever was followed so far.
+    fn refresh(&self, anew: bool) {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        if anew {
+            *news = watches(&self.cache);
+        }
+        let mut fresh = anew;
+        for watch in news.iter_mut().flatten() {
+            while watch.ready().is_some() {
+                fresh = true;
+            }
+        }
+        if fresh {
+            self.grants.store(Arc::new(compile(&self.cache)));
+        }
     }
 
-    /// Whether the user may.
+    /// Whether the user may. A role or a binding counts from the moment its write is answered.
     pub fn allows(&self, user: &User, asked: &Attributes<'_>) -> bool {
         user.groups.iter().any(|group| group == "system:masters")
             || node::name_of(user).is_some_and(|name| node::allows(name, asked, &self.cache))
             || self.grants.load().allow(user, asked)
+            || self.refreshed().allow(user, asked)
+    }
+
+    /// The grants once everything that has been written counts, be it another that takes it in.
+    fn refreshed(&self) -> Arc<Grants> {
+        self.refresh(false);
+        self.grants.load_full()
     }
 
     /// Refuses what the user may not.
@@ -82,6 +105,12 @@ impl Authorizer {
     pub fn grants(&self) -> Arc<Grants> {
         self.grants.load_full()
     }
+}
+
+fn watches(cache: &Cache) -> Option<[Watch; 4]> {
+    let watch = |prefix| cache.watch(prefix, Filter::default(), From::Now).ok();
+    let [one, two, three, four] = SOURCES.map(watch);
+    Some([one?, two?, three?, four?])
 }
 
 /// Waits for a change and takes in all that have come; false when a watch has ended.

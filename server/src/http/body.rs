@@ -5,8 +5,8 @@
 
 use agent::wire::object::{integer, text};
 use agent::wire::status::{Reason, Status};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use serde_json::Value;
@@ -18,6 +18,8 @@ use crate::schema::{json, protobuf};
 
 /// Upstream's `MaxRequestBodyBytes`.
 const MAX_BODY: usize = 3 * 1024 * 1024;
+/// Of a larger body so much is heard out, because a client that is still writing does not read its refusal.
+const MAX_HEARD: usize = 4 * MAX_BODY;
 /// Upstream's bound on JSON patches.
 const MAX_OPERATIONS: usize = 10_000;
 const PATCHES: &str =
@@ -35,15 +37,26 @@ pub struct Decoded {
 ///
 /// # Errors
 /// 413 when it is too large, 400 when it breaks off.
-pub async fn read(body: Incoming) -> Result<Bytes, Status> {
-    if body.size_hint().lower() > u64::try_from(MAX_BODY).unwrap_or(u64::MAX) {
+pub async fn read(mut body: Incoming) -> Result<Bytes, Status> {
+    let (mut read, mut total) = (BytesMut::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| bad(format!("the body of the request could not be read: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        total = total.saturating_add(data.len());
+        if total <= MAX_BODY {
+            // A body of one frame, as most are, is not copied.
+            if read.is_empty() && body.is_end_stream() {
+                return Ok(data);
+            }
+            read.extend_from_slice(&data);
+        } else if total > MAX_HEARD {
+            break;
+        }
+    }
+    if total > MAX_BODY {
         return Err(too_large());
     }
-    match Limited::new(body, MAX_BODY).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(error) => Err(bad(format!("the body of the request could not be read: {error}"))),
-    }
+    Ok(read.freeze())
 }
 
 fn too_large() -> Status {
