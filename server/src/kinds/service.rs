@@ -35,6 +35,10 @@ fn has_node_ports(service: &Value) -> bool {
     matches!(kind(service), "NodePort" | "LoadBalancer")
 }
 
+fn checks_health(service: &Value) -> bool {
+    kind(service) == "LoadBalancer" && text(service, &["spec", "externalTrafficPolicy"]) == "Local"
+}
+
 fn is_headless(service: &Value) -> bool {
     text(service, &["spec", "clusterIP"]) == "None"
 }
@@ -165,10 +169,9 @@ fn keep_allocated(service: &mut Value, old: &Value) {
             object::set(port, &["nodePort"], number);
         }
     }
-    if text(service, &["spec", "externalTrafficPolicy"]) == "Local" && kind(service) == "LoadBalancer" {
-        if integer(service, &["spec", "healthCheckNodePort"]).unwrap_or(0) == 0 {
-            copy(service, old, &["spec", "healthCheckNodePort"]);
-        }
+    let unset = integer(service, &["spec", "healthCheckNodePort"]).unwrap_or(0) == 0;
+    if checks_health(service) && unset {
+        copy(service, old, &["spec", "healthCheckNodePort"]);
     }
 }
 
@@ -201,9 +204,6 @@ fn let_go(service: &mut Value, old: &Value) {
         }
         object::remove(service, &["spec", "externalTrafficPolicy"]);
     }
-    let checks_health = |service: &Value| {
-        kind(service) == "LoadBalancer" && text(service, &["spec", "externalTrafficPolicy"]) == "Local"
-    };
     if !checks_health(service) {
         object::remove(service, &["spec", "healthCheckNodePort"]);
     }
@@ -304,17 +304,11 @@ fn by_type(service: &Value, faults: &mut Faults) {
         let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
         faults.push(FieldError::invalid("spec.clusterIPs[0]", &address.into(), detail));
     }
-    if list(service, &["spec", "clusterIPs"])
-        .first()
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        != address
-    {
+    let first = list(service, &["spec", "clusterIPs"]).first();
+    if first.and_then(Value::as_str).unwrap_or_default() != address {
         let several = at(service, &["spec", "clusterIPs"]).cloned().unwrap_or_default();
-        if !address.is_empty() || several != Value::Null {
-            let detail = "first value must match `clusterIP`";
-            faults.push(FieldError::invalid("spec.clusterIPs", &several, detail));
-        }
+        let detail = "first value must match `clusterIP`";
+        faults.push(FieldError::invalid("spec.clusterIPs", &several, detail));
     }
     for (index, ip) in list(service, &["spec", "externalIPs"]).iter().enumerate() {
         if !ip.as_str().is_some_and(|ip| ip.parse::<std::net::IpAddr>().is_ok()) {

@@ -322,11 +322,10 @@ fn ports(
             object::set(port, &["nodePort"], number);
         }
     }
-    if health && integer(service, &["spec", "healthCheckNodePort"]).unwrap_or(0) == 0 {
-        if let Some(number) = free_port(range, &used, random) {
-            own.ports.insert(number);
-            object::set(service, &["spec", "healthCheckNodePort"], number);
-        }
+    let unset = integer(service, &["spec", "healthCheckNodePort"]).unwrap_or(0) == 0;
+    if let Some(number) = free_port(range, &used, random).filter(|_| health && unset) {
+        own.ports.insert(number);
+        object::set(service, &["spec", "healthCheckNodePort"], number);
     }
 }
 

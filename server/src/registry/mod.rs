@@ -64,18 +64,10 @@ impl World for RealWorld {
 }
 
 /// What the registry runs on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// Where cluster IPs and node ports come from.
     pub services: ServiceRange,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            services: ServiceRange::default(),
-        }
-    }
 }
 
 /// One path per verb over all resources.

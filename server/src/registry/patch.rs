@@ -10,6 +10,9 @@ use super::Context;
 
 /// Source: apiserver v1.36 `endpoints/handlers/patch.go`, `maxJSONPatchOperations`.
 const OPERATIONS_LIMIT: usize = 10_000;
+/// What all copies of one patch may add up to, in bytes of JSON: a few that copy each other's results would else fill
+/// the memory. Source: as above, `jsonpatch.AccumulatedCopySizeLimit`.
+const COPIES_LIMIT: usize = 3 * 1024 * 1024;
 
 /// The patched object. The result is not checked against its type yet.
 pub(super) fn apply(
@@ -82,6 +85,7 @@ fn json(target: &mut Value, patch: &Value) -> Result<(), JsonPatchError> {
     if operations.len() > OPERATIONS_LIMIT {
         return Err(JsonPatchError::TooLong(operations.len()));
     }
+    let mut copies = 0;
     for operation in operations {
         let part = |key: &str| operation.get(key).and_then(Value::as_str);
         let path = pointer(part("path").ok_or_else(|| malformed("a JSON patch operation lacks its path"))?)?;
@@ -100,6 +104,13 @@ fn json(target: &mut Value, patch: &Value) -> Result<(), JsonPatchError> {
             }
             Some("copy") => {
                 let copied = find(target, &from()?)?.clone();
+                copies += size(&copied);
+                if copies > COPIES_LIMIT {
+                    return Err(refused(
+                        "the accumulated size increase of copy operations is too large",
+                        &path,
+                    ));
+                }
                 add(target, &path, copied)?;
             }
             Some("test") => {
@@ -114,6 +125,16 @@ fn json(target: &mut Value, patch: &Value) -> Result<(), JsonPatchError> {
         }
     }
     Ok(())
+}
+
+/// About how long the value is as JSON.
+fn size(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 4,
+        Value::String(text) => text.len() + 2,
+        Value::Array(list) => list.iter().map(|one| size(one) + 1).sum::<usize>() + 2,
+        Value::Object(map) => map.iter().map(|(key, one)| key.len() + size(one) + 4).sum::<usize>() + 2,
+    }
 }
 
 fn refused(what: &str, path: &[String]) -> JsonPatchError {
@@ -261,11 +282,103 @@ mod tests {
         assert_eq!(object, json!({"a": {"c": 2, "d": {"f": 1}}, "l": [3]}));
     }
 
+    #[test]
+    fn copies_of_copies_are_bounded() {
+        let mut patch = vec![json!({"op": "add", "path": "/a", "value": ["x".repeat(1024)]})];
+        patch.extend((0..40).map(|_| json!({"op": "copy", "from": "/a", "path": "/a/-"})));
+        let error = json(&mut json!({}), &patch.into()).unwrap_err();
+        assert!(
+            matches!(&error, JsonPatchError::Refused(why) if why.contains("copy operations")),
+            "{error:?}"
+        );
+    }
+
+    /// Trees without nulls, as objects are after they were checked.
+    fn tree() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            "[a-c/~]{0,3}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map("[a-c/~]{1,2}", inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn map() -> impl Strategy<Value = Value> {
+        prop::collection::btree_map("[a-c/~]{1,2}", tree(), 0..5)
+            .prop_map(|map| Value::Object(map.into_iter().collect()))
+    }
+
+    /// The merge patch that leads from one object to another.
+    fn difference(from: &Value, to: &Value) -> Value {
+        let (Value::Object(before), Value::Object(after)) = (from, to) else {
+            return to.clone();
+        };
+        let gone = before
+            .keys()
+            .filter(|key| !after.contains_key(*key))
+            .map(|key| (key.clone(), Value::Null));
+        let changed = after.iter().filter(|(key, value)| before.get(*key) != Some(value));
+        let changed = changed.map(|(key, value)| match before.get(key) {
+            Some(old) if old.is_object() && value.is_object() => (key.clone(), difference(old, value)),
+            _ => (key.clone(), value.clone()),
+        });
+        gone.chain(changed).collect::<Map<_, _>>().into()
+    }
+
+    fn path_of(key: &str) -> String {
+        format!("/{}", key.replace('~', "~0").replace('/', "~1"))
+    }
+
     proptest! {
         #[test]
         fn no_pointer_panics(path in "[/a0-9~-]{0,12}", op in "(add|remove|replace|move|copy|test)") {
             let patch = json!([{"op": op, "path": path, "from": "/a", "value": 1}]);
             let _ = json(&mut json!({"a": [1, {"0": 2}], "": 3}), &patch);
+        }
+
+        #[test]
+        fn a_merge_patch_leads_from_any_object_to_any_other(from in map(), to in map()) {
+            let mut object = from.clone();
+            merge(&mut object, &difference(&from, &to));
+            prop_assert_eq!(object, to);
+        }
+
+        #[test]
+        fn a_merge_patch_applied_twice_is_applied_once(object in map(), patch in map()) {
+            let mut once = object;
+            merge(&mut once, &patch);
+            let mut twice = once.clone();
+            merge(&mut twice, &patch);
+            prop_assert_eq!(once, twice);
+        }
+
+        #[test]
+        fn what_is_added_is_found_and_removed_again(object in map(), key in "[d-f][/~]{0,2}", value in tree()) {
+            let path = path_of(&key);
+            let mut changed = object.clone();
+            let there = json!([{"op": "add", "path": path, "value": value}, {"op": "test", "path": path, "value": value}]);
+            prop_assert_eq!(json(&mut changed, &there), Ok(()));
+            prop_assert_eq!(changed.get(&key), Some(&value));
+            prop_assert_eq!(json(&mut changed, &json!([{"op": "remove", "path": path}])), Ok(()));
+            prop_assert_eq!(changed, object);
+        }
+
+        #[test]
+        fn to_move_is_to_copy_and_remove(object in map(), to in "[d-f]{1,2}") {
+            let from = object.as_object().and_then(|map| map.keys().next().cloned());
+            let Some(from) = from.map(|key| path_of(&key)) else { return Ok(()) };
+            let (mut moved, mut copied) = (object.clone(), object);
+            let to = path_of(&to);
+            prop_assert_eq!(json(&mut moved, &json!([{"op": "move", "from": from, "path": to}])), Ok(()));
+            let both = json!([{"op": "copy", "from": from, "path": to}, {"op": "remove", "path": from}]);
+            prop_assert_eq!(json(&mut copied, &both), Ok(()));
+            prop_assert_eq!(moved, copied);
         }
     }
 }
