@@ -4,6 +4,14 @@
 //! Kubernetes. Keys follow upstream's layout (`/registry/pods/default/web`), values are JSON without `resourceVersion`.
 //! Revisions are dense, in commit order, and never handed out twice: also not after a crash (`docs/decisions/`).
 
+mod heads;
+pub mod memory;
+pub mod sql;
+mod tails;
+
+#[cfg(test)]
+mod contract;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,0 +1,177 @@
+//! The log in one SQLite file: the embedded default.
+//!
+//! One thread owns the file (`thread.rs`) and commits what arrived while the last commit was on its way to the disk, so
+//! writers share an fsync without waiting for each other. `table.rs` has all SQL. Nothing is acknowledged before it is as
+//! durable as asked; what that means for volatile writes is in `docs/decisions/0001-revisions-and-volatile-writes.md`.
+
+mod table;
+mod thread;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+
+use agent::units::Revision;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::super::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
+use thread::Log;
+
+/// Requests on their way to the thread: enough for a few batches, little memory when the disk stalls.
+const REQUESTS: usize = 4096;
+
+/// Why a file could not be opened. Nothing in it has been changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The folder or the file itself.
+    #[error("cannot open the datastore {}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// One server per file.
+    #[error("the datastore {} is in use by another process: stop the other server, or give this one its own --data-dir", path.display())]
+    InUse {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The disk lost or changed something.
+    #[error("the datastore {} is damaged ({detail}): move it away and put a backup in its place", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What SQLite found.
+        detail: String,
+    },
+    /// It is not ours to write.
+    #[error("{} holds something else ({detail}): give the server another --data-dir", path.display())]
+    Foreign {
+        /// Which file.
+        path: PathBuf,
+        /// What was found.
+        detail: String,
+    },
+    /// SQLite would not.
+    #[error("cannot read the datastore {}: {detail}", path.display())]
+    Sql {
+        /// Which file.
+        path: PathBuf,
+        /// What SQLite said.
+        detail: String,
+    },
+}
+
+/// The handle. Dropping it flushes and closes the file, which blocks for one commit.
+#[derive(Debug)]
+pub struct Sqlite {
+    requests: Option<mpsc::Sender<Queued>>,
+    room: Arc<Semaphore>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// What the thread is asked.
+#[derive(Debug)]
+enum Request {
+    Write(Write, Reply<Revision>),
+    Get(String, Reply<Option<Entry>>),
+    List(Range, Option<Revision>, Reply<Snapshot>),
+    Watch(Revision, Reply<Tail>),
+    Compact(Revision, Reply<()>),
+    Revision(Reply<Revision>),
+    Close(Reply<()>),
+}
+
+/// A request holds its place until it is answered.
+#[derive(Debug)]
+struct Queued {
+    request: Request,
+    place: OwnedSemaphorePermit,
+}
+
+impl Sqlite {
+    /// Opens the file, or makes it (mode 0600), checks it and starts its thread. Blocks: tens of milliseconds, more with
+    /// the size of the file.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the file is as it was.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let log = Log::open(path)?;
+        let (requests, received) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || thread::run(log, &received))
+            .map_err(|source| OpenError::File {
+                path: path.to_owned(),
+                source,
+            })?;
+        Ok(Self {
+            requests: Some(requests),
+            room: Arc::new(Semaphore::new(REQUESTS)),
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
+        let room = Arc::clone(&self.room);
+        let place = room.acquire_owned().await.map_err(|_| closed())?;
+        let (reply, answer) = oneshot::channel();
+        let queued = Queued {
+            request: request(reply),
+            place,
+        };
+        let requests = self.requests.as_ref().ok_or_else(closed)?;
+        requests.send(queued).map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+}
+
+fn closed() -> StoreError {
+    StoreError::Unavailable("the store is closed".to_owned())
+}
+
+impl Drop for Sqlite {
+    fn drop(&mut self) {
+        self.requests = None;
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // A panic over there has been printed already.
+        let _ = thread.map(JoinHandle::join);
+    }
+}
+
+impl Store for Sqlite {
+    fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
+        self.ask(|reply| Request::Write(write, reply)).boxed()
+    }
+
+    fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
+        let key = key.to_owned();
+        self.ask(|reply| Request::Get(key, reply)).boxed()
+    }
+
+    fn list(&self, range: Range, at: Option<Revision>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
+        self.ask(move |reply| Request::List(range, at, reply)).boxed()
+    }
+
+    fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>> {
+        self.ask(move |reply| Request::Watch(from, reply)).boxed()
+    }
+
+    fn compact(&self, oldest: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.ask(move |reply| Request::Compact(oldest, reply)).boxed()
+    }
+
+    fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
+        self.ask(Request::Revision).boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.ask(Request::Close).boxed()
+    }
+}
