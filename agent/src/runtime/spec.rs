@@ -147,6 +147,12 @@ pub struct ContainerSpec {
     pub stdin_once: bool,
     /// Where standard output and error go, in CRI format.
     pub log_path: PathBuf,
+    /// Bytes after which the log begins a new file; 10 MiB if nothing is said.
+    #[serde(default)]
+    pub log_max_bytes: Option<u64>,
+    /// Log files kept, the current one included; 5 if nothing is said.
+    #[serde(default)]
+    pub log_max_files: Option<u16>,
     /// −1000 to 1000; best effort.
     #[serde(default)]
     pub oom_score_adj: i32,

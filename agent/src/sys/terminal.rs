@@ -5,8 +5,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
+use tokio::io::unix::AsyncFd;
 
 /// Opens a new terminal of the `devpts` at `ptmx`: its controlling side and its program's side.
 pub fn open(ptmx: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
@@ -28,6 +29,14 @@ pub fn control(terminal: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: TIOCSCTTY takes a number by value.
     let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY as _, steal) };
     Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// Registers the controlling side with the reactor, so that reading and writing can be waited for.
+pub fn register(master: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    let flags = OFlag::from_bits_truncate(fcntl(&master, FcntlArg::F_GETFL)?);
+    fcntl(&master, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    // SAFETY: an owned descriptor stays open and the same until it is dropped, which the AsyncFd does last.
+    unsafe { AsyncFd::register(master) }.map_err(io::Error::from)
 }
 
 /// Sets a terminal's size in characters; its foreground processes get SIGWINCH.
