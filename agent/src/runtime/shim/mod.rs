@@ -9,6 +9,13 @@ use std::path::Path;
 
 use super::image;
 
+mod child;
+mod log;
+mod pod;
+mod rootfs;
+mod serve;
+mod task;
+
 /// The words were not understood.
 const USAGE: i32 = 64;
 /// The input is at fault: trying again cannot help.
@@ -20,6 +27,7 @@ const FAILED: i32 = 1;
 pub fn main(args: Vec<OsString>) -> ! {
     let result = match args.as_slice() {
         [verb, data, archive] if verb == "import" => import(Path::new(data), Path::new(archive)),
+        [verb, folder] if verb == "pod" => pod::main(Path::new(folder)),
         _ => std::process::exit(USAGE),
     };
     std::process::exit(match result {
