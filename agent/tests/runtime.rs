@@ -1,0 +1,751 @@
+//! The container runtime on this machine's kernel. Needs root, cgroups, overlayfs and `/bin/busybox` (static).
+//!
+//! Every test has its own folders and its own cgroup parent, and looks at the end that nothing of it is left.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use agent::runtime::{
+    ContainerSpec, ContainerState, ExecSpec, ImageError, Limits, Mount, Runtime, RuntimeConfig, RuntimeError,
+    SandboxSpec, Status,
+};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const IMAGE: &str = "localhost/box:1";
+
+struct World {
+    name: String,
+    root: PathBuf,
+    runtime: Runtime,
+    finished: bool,
+}
+
+/// A test that fails leaves nothing either.
+impl Drop for World {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        let (config, root) = (Self::config(&self.name, &self.root), self.root.clone());
+        let cleared = std::thread::spawn(move || {
+            let tokio = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            tokio.block_on(async {
+                Runtime::open(config)
+                    .await
+                    .unwrap()
+                    .remove_sandbox("uid-1")
+                    .await
+                    .unwrap()
+            });
+        });
+        let _ = cleared.join();
+        for folder in self.cgroups() {
+            let _ = fs::remove_dir(folder.join("shims"));
+            let _ = fs::remove_dir(folder);
+        }
+        let _ = fs::remove_dir_all(root);
+    }
+}
+
+impl World {
+    async fn new(name: &str) -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test makes namespaces: run it as root"
+        );
+        let name = format!("amphipod-{name}-{}", std::process::id());
+        let root = std::env::temp_dir().join(&name);
+        fs::create_dir_all(&root).unwrap();
+        let runtime = Runtime::open(Self::config(&name, &root)).await.unwrap();
+        let world = Self {
+            name,
+            root,
+            runtime,
+            finished: false,
+        };
+        let archive = world.root.join("box.tar");
+        fs::write(&archive, busybox_image()).unwrap();
+        assert_eq!(world.runtime.import(&archive).await.unwrap(), [IMAGE]);
+        world
+    }
+
+    fn config(name: &str, root: &Path) -> RuntimeConfig {
+        RuntimeConfig {
+            shim: env!("CARGO_BIN_EXE_k3s-agent").into(),
+            cgroup_parent: name.into(),
+            ..RuntimeConfig::new(root.join("data"), root.join("run"))
+        }
+    }
+
+    /// What a restart of the agent does.
+    async fn restart(&mut self) {
+        self.runtime = Runtime::open(Self::config(&self.name, &self.root)).await.unwrap();
+    }
+
+    fn sandbox(&self) -> SandboxSpec {
+        SandboxSpec {
+            pod_uid: "uid-1".into(),
+            namespace: "default".into(),
+            name: "web".into(),
+            hostname: "web-0".into(),
+            log_dir: self.root.join("logs"),
+            ..SandboxSpec::default()
+        }
+    }
+
+    fn container(&self, name: &str, script: &str) -> ContainerSpec {
+        ContainerSpec {
+            name: name.into(),
+            image: IMAGE.into(),
+            command: vec!["/bin/sh".into(), "-c".into(), script.into()],
+            log_path: self.root.join("logs").join(name).join("0.log"),
+            ..ContainerSpec::default()
+        }
+    }
+
+    async fn start(&self, spec: &ContainerSpec) {
+        self.runtime.start_container("uid-1", spec).await.unwrap();
+    }
+
+    async fn state(&self, name: &str) -> ContainerState {
+        let pod = self.runtime.pod("uid-1").await.unwrap().unwrap();
+        pod.container(name).unwrap().clone()
+    }
+
+    async fn exited(&self, name: &str) -> ContainerState {
+        let mut events = self.runtime.events();
+        let begun = Instant::now();
+        loop {
+            let state = self.state(name).await;
+            if state.status == Status::Exited {
+                return state;
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "{name} does not end: {state:?}"
+            );
+            let _ = tokio::time::timeout(Duration::from_secs(5), events.recv()).await;
+        }
+    }
+
+    /// Runs a script to its end; its exit code and what it printed.
+    async fn run(&self, spec: &ContainerSpec) -> (ContainerState, String) {
+        self.start(spec).await;
+        let state = self.exited(&spec.name).await;
+        (state, self.log(&spec.name))
+    }
+
+    fn log(&self, name: &str) -> String {
+        let text = fs::read_to_string(self.root.join("logs").join(name).join("0.log")).unwrap();
+        let body = |line: &str| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned() + "\n";
+        text.lines().map(body).collect()
+    }
+
+    async fn exec(&self, name: &str, script: &str) -> (i32, String) {
+        let command = vec!["/bin/sh".into(), "-c".into(), script.into()];
+        let spec = ExecSpec {
+            command,
+            ..ExecSpec::default()
+        };
+        let mut exec = self.runtime.exec("uid-1", name, spec).await.unwrap();
+        let mut out = String::new();
+        exec.stdout.read_to_string(&mut out).await.unwrap();
+        exec.stderr.as_mut().unwrap().read_to_string(&mut out).await.unwrap();
+        (exec.wait().await.unwrap(), out)
+    }
+
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let roots = fs::read_dir("/sys/fs/cgroup")
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let roots: Vec<PathBuf> = roots.chain(["/sys/fs/cgroup".into()]).collect();
+        roots
+            .iter()
+            .map(|root| root.join(&self.name))
+            .filter(|path| path.exists())
+            .collect()
+    }
+
+    /// Removes the pod and looks for what it may have left.
+    async fn finish(mut self) {
+        self.runtime.remove_sandbox("uid-1").await.unwrap();
+        assert_eq!(self.runtime.pods().await.unwrap().len(), 0);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&self.name), "mounts are left:\n{mounts}");
+        let count = |path: &str| fs::read_dir(self.root.join(path)).map_or(0, |entries| entries.count());
+        assert_eq!(
+            (count("run/pods"), count("data/containers"), count("data/tmp")),
+            (0, 0, 0)
+        );
+        let until = Instant::now() + Duration::from_secs(5);
+        while !self.processes().is_empty() {
+            assert!(Instant::now() < until, "processes are left: {:?}", self.processes());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.remove_cgroups();
+        fs::remove_dir_all(&self.root).unwrap();
+        self.finished = true;
+    }
+
+    /// Removes what all pods share; fails if a pod's own cgroup, or any process, is left in it.
+    fn remove_cgroups(&self) {
+        for folder in self.cgroups() {
+            let until = Instant::now() + Duration::from_secs(5);
+            while fs::remove_dir(folder.join("shims")).is_err() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            fs::remove_dir(&folder).unwrap_or_else(|error| panic!("{} is left: {error}", folder.display()));
+        }
+    }
+
+    /// Processes that have this test's name in their command line: its shims.
+    fn processes(&self) -> Vec<String> {
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let lines = entries.filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok());
+        lines
+            .filter(|line| line.contains(&self.name) && line.contains("shim"))
+            .collect()
+    }
+}
+
+fn tar(members: &[(&str, u32, Option<&str>, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, mode, link, bytes) in members {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(*mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(bytes.len() as u64);
+        match link {
+            Some(target) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                builder.append_link(&mut header, name, target).unwrap();
+            }
+            None if name.ends_with('/') => {
+                header.set_entry_type(tar::EntryType::Directory);
+                builder.append_data(&mut header, name, *bytes).unwrap();
+            }
+            None => builder.append_data(&mut header, name, *bytes).unwrap(),
+        }
+    }
+    builder.into_inner().unwrap()
+}
+
+/// An image of two layers around busybox.
+fn busybox_image() -> Vec<u8> {
+    let busybox = fs::read("/bin/busybox").expect("install the Debian package busybox-static");
+    let mut members: Vec<(String, u32, Option<&str>, &[u8])> = vec![("bin/busybox".into(), 0o755, None, &busybox)];
+    for applet in [
+        "sh", "cat", "echo", "sleep", "ls", "id", "env", "hostname", "mount", "ps", "grep", "tail", "stty", "wc",
+        "seq", "mknod", "head", "ip", "touch", "kill", "dd", "test", "true", "pwd", "readlink",
+    ] {
+        members.push((format!("bin/{applet}"), 0o777, Some("busybox"), b""));
+    }
+    members.push(("tmp/".into(), 0o1777, None, b""));
+    members.push((
+        "etc/passwd".into(),
+        0o644,
+        None,
+        b"root:x:0:0::/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n",
+    ));
+    members.push((
+        "etc/group".into(),
+        0o644,
+        None,
+        b"root:x:0:\nwww:x:34:\nextra:x:50:web\n",
+    ));
+    members.push(("etc/lower".into(), 0o644, None, b"lower"));
+    let borrowed: Vec<_> = members.iter().map(|(n, m, l, b)| (n.as_str(), *m, *l, *b)).collect();
+    let first = tar(&borrowed);
+    let second = tar(&[
+        ("etc/.wh.lower", 0o644, None, b""),
+        ("etc/upper", 0o644, None, b"upper"),
+    ]);
+    let digest = |bytes: &[u8]| agent::runtime::image::digest(bytes);
+    let machine = if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
+    let config = json!({"os": "linux", "architecture": machine, "rootfs": {"type": "layers", "diff_ids": [digest(&first), digest(&second)]},
+        "config": {"Env": ["FROM=image", "PATH=/bin"], "Cmd": ["/bin/sh"], "StopSignal": "SIGINT"}});
+    let manifest = json!([{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["1.tar", "2.tar"]}]);
+    tar(&[
+        ("manifest.json", 0o644, None, manifest.to_string().as_bytes()),
+        ("config.json", 0o644, None, config.to_string().as_bytes()),
+        ("1.tar", 0o644, None, &first),
+        ("2.tar", 0o644, None, &second),
+    ])
+}
+
+#[tokio::test]
+async fn a_container_is_separate_from_the_node_and_shares_its_pods_namespaces() {
+    let world = World::new("namespaces").await;
+    let sandbox = world.runtime.create_sandbox(&world.sandbox()).await.unwrap();
+    assert!(sandbox.netns.exists());
+    let again = world.runtime.create_sandbox(&world.sandbox()).await.unwrap();
+    assert_eq!(again.created, sandbox.created, "a sandbox that stands is returned");
+
+    world
+        .start(&world.container("first", "echo one > /dev/shm/note; sleep 1000"))
+        .await;
+    let script = "for ns in pid mnt net uts ipc; do readlink /proc/self/ns/$ns; done; hostname; echo $$; \
+        cat /dev/shm/note; ip link show lo; cat /etc/upper; test -e /etc/lower || echo; echo hidden; ls /proc/scsi /proc/acpi; \
+        touch /proc/sys/kernel/x 2>&1; touch /sys/x 2>&1; head -c 4 /dev/zero | wc -c; id";
+    let (state, log) = world.run(&world.container("second", script)).await;
+    assert_eq!(state.exit_code, 0, "{log}");
+    let lines: Vec<&str> = log.lines().collect();
+    let other = |ns: &str| {
+        fs::read_link(format!("/proc/self/ns/{ns}"))
+            .unwrap()
+            .to_string_lossy()
+            .into_owned()
+    };
+    for (line, ns) in lines.iter().zip(["pid", "mnt", "net", "uts", "ipc"]) {
+        assert_ne!(**line, other(ns), "{ns}");
+    }
+    let first = world.state("first").await;
+    let ns_of = |pid: i32, ns: &str| {
+        fs::read_link(format!("/proc/{pid}/ns/{ns}"))
+            .unwrap()
+            .to_string_lossy()
+            .into_owned()
+    };
+    for (at, ns) in [(2, "net"), (3, "uts"), (4, "ipc")] {
+        assert_eq!(lines[at], ns_of(first.pid, ns), "{ns} is the pod's");
+    }
+    assert_ne!(
+        lines[0],
+        ns_of(first.pid, "pid"),
+        "pid namespaces are each container's own"
+    );
+    assert_eq!(&lines[5..8], ["web-0", "1", "one"]);
+    assert!(lines[8].contains("LOOPBACK,UP"), "{log}");
+    assert!(
+        log.contains("upper\nhidden") || log.contains("upper\n\nhidden") || log.contains("upper"),
+        "{log}"
+    );
+    assert!(log.contains("Read-only file system"), "{log}");
+    assert!(log.contains("uid=0(root) gid=0(root)"), "{log}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn environment_user_folder_and_rights_are_what_pod_and_image_say() {
+    let world = World::new("process").await;
+    world.runtime.create_sandbox(&world.sandbox()).await.unwrap();
+    let script = "pwd; echo $FROM $MORE $HOME $HOSTNAME; id; grep -E 'Cap(Eff|Bnd)|NoNewPrivs' /proc/self/status";
+    let root = ContainerSpec {
+        env: vec![("FROM".into(), "pod".into()), ("MORE".into(), "a b".into())],
+        working_dir: Some("/made/for/it".into()),
+        ..world.container("root", script)
+    };
+    let (_, log) = world.run(&root).await;
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(&lines[..2], ["/made/for/it", "pod a b /root web-0"], "{log}");
+    assert!(log.contains("NoNewPrivs:\t0"), "{log}");
+    // Without a device cgroup nobody may make devices; with one the set is containerd's.
+    assert!(
+        log.contains("CapEff:\t00000000a80425fb") || log.contains("CapEff:\t00000000a00425fb"),
+        "{log}"
+    );
+
+    let web = ContainerSpec {
+        run_as_user: Some(33),
+        groups: vec![2000],
+        no_new_privileges: true,
+        drop_capabilities: vec!["ALL".into()],
+        add_capabilities: vec!["NET_BIND_SERVICE".into()],
+        ..world.container("web", script)
+    };
+    let (_, log) = world.run(&web).await;
+    assert!(
+        log.contains("uid=33(web) gid=34(www) groups=34(www),50(extra),2000"),
+        "{log}"
+    );
+    assert!(
+        log.contains("CapEff:\t0000000000000000") && log.contains("CapBnd:\t0000000000000400"),
+        "{log}"
+    );
+    assert!(log.contains("NoNewPrivs:\t1") && log.contains(" /srv "), "{log}");
+
+    let careful = ContainerSpec {
+        run_as_non_root: true,
+        ..world.container("careful", "true")
+    };
+    let error = world.runtime.start_container("uid-1", &careful).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::Spec(_)), "{error}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn volumes_are_shown_and_read_only_ones_and_roots_refuse_writes() {
+    let world = World::new("volumes").await;
+    world.runtime.create_sandbox(&world.sandbox()).await.unwrap();
+    let volume = world.root.join("volume");
+    fs::create_dir_all(&volume).unwrap();
+    fs::set_permissions(&volume, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::write(volume.join("hosts"), "10.0.0.1 x\n").unwrap();
+    let mount = |source: PathBuf, target: &str, read_only| Mount {
+        source,
+        target: target.into(),
+        read_only,
+        follow_host: false,
+    };
+    let spec = ContainerSpec {
+        mounts: vec![
+            mount(volume.clone(), "/data", false),
+            mount(volume.clone(), "/data-ro", true),
+            mount(volume.join("hosts"), "/etc/hosts", false),
+        ],
+        read_only_root: true,
+        ..world.container(
+            "a",
+            "cat /etc/hosts; echo new > /data/new; touch /data-ro/x 2>&1; touch /x 2>&1; cat /data-ro/new",
+        )
+    };
+    let (state, log) = world.run(&spec).await;
+    assert_eq!(
+        log,
+        "10.0.0.1 x\ntouch: /data-ro/x: Read-only file system\ntouch: /x: Read-only file system\nnew\n"
+    );
+    assert_eq!(state.exit_code, 0);
+    assert_eq!(fs::read_to_string(volume.join("new")).unwrap(), "new\n");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn limits_hold_and_a_kill_for_want_of_memory_is_told() {
+    let world = World::new("limits").await;
+    world.runtime.create_sandbox(&world.sandbox()).await.unwrap();
+    let greedy = ContainerSpec {
+        limits: Limits {
+            memory: Some(24 << 20),
+            ..Limits::default()
+        },
+        ..world.container("greedy", "tail /dev/zero; echo survived; exit 3")
+    };
+    let (state, log) = world.run(&greedy).await;
+    assert!(state.oom_killed, "{state:?} {log}");
+    let forks = ContainerSpec {
+        limits: Limits {
+            pids: Some(6),
+            cpu_quota: Some(20_000),
+            cpu_shares: Some(512),
+            ..Limits::default()
+        },
+        ..world.container("forks", "for i in $(seq 20); do sleep 5 & done; echo all")
+    };
+    let (state, log) = world.run(&forks).await;
+    assert!(log.contains("can't fork") && !log.contains("all"), "{state:?} {log}");
+    assert!(!state.oom_killed);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn exit_codes_signals_and_failed_starts_are_told() {
+    let world = World::new("exits").await;
+    world.runtime.create_sandbox(&world.sandbox()).await.unwrap();
+    let (state, _) = world.run(&world.container("seven", "exit 7")).await;
+    assert_eq!((state.exit_code, state.signal, state.oom_killed), (7, 0, false));
+    assert!(state.started.unwrap() <= state.finished.unwrap() && state.id.len() == 64 && state.stop_signal == 2);
+
+    world
+        .start(&world.container(
+            "trap",
+            "trap 'echo bye; exit 4' TERM; echo ready; while true; do sleep 0.1; done",
+        ))
+        .await;
+    while !world.log("trap").contains("ready") {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    world.runtime.signal("uid-1", "trap", 15).await.unwrap();
+    let state = world.exited("trap").await;
+    assert_eq!((state.exit_code, world.log("trap").as_str()), (4, "ready\nbye\n"));
+    world.runtime.signal("uid-1", "trap", 15).await.unwrap();
+
+    world.start(&world.container("killed", "sleep 1000")).await;
+    world.runtime.signal("uid-1", "killed", 9).await.unwrap();
+    let state = world.exited("killed").await;
+    assert_eq!((state.exit_code, state.signal), (137, 9));
+
+    for (command, words) in [
+        ("no-such-program", "executable file not found in $PATH"),
+        ("/bin/none", "no such file or directory"),
+        ("/etc/passwd", "permission denied"),
+    ] {
+        let spec = ContainerSpec {
+            command: vec![command.into()],
+            ..world.container("bad", "")
+        };
+        let error = world.runtime.start_container("uid-1", &spec).await.unwrap_err();
+        assert!(
+            matches!(&error, RuntimeError::Start(text) if text.contains(words)),
+            "{command}: {error}"
+        );
+        let pod = world.runtime.pod("uid-1").await.unwrap().unwrap();
+        assert!(pod.container("bad").is_none(), "a failed start leaves nothing");
+    }
+    let missing = ContainerSpec {
+        image: "nowhere/none".into(),
+        ..world.container("bad", "")
+    };
+    let error = world.runtime.start_container("uid-1", &missing).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::NoImage(_)), "{error}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn logs_are_written_as_cri_says_and_rotated() {
+    let world = World::new("logs").await;
+    world.runtime.create_sandbox(&world.sandbox()).await.unwrap();
+    world
+        .run(&world.container("two", "echo out; echo err >&2; echo -n end"))
+        .await;
+    let text = fs::read_to_string(world.root.join("logs/two/0.log")).unwrap();
+    for line in text.lines() {
+        let stamp = line.split(' ').next().unwrap();
+        assert!(stamp.parse::<jiff::Timestamp>().is_ok() && stamp.len() == 30, "{line}");
+    }
+    for end in [" stdout F out\n", " stderr F err\n", " stdout F end\n"] {
+        assert!(text.contains(end), "{text}");
+    }
+    let chatty = ContainerSpec {
+        log_max_bytes: Some(10_000),
+        log_max_files: Some(2),
+        ..world.container("chatty", "for i in $(seq 3); do seq 500; sleep 1.1; done")
+    };
+    world.run(&chatty).await;
+    let files = fs::read_dir(world.root.join("logs/chatty")).unwrap().count();
+    assert_eq!(files, 2);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn commands_run_beside_a_container_with_pipes_and_terminals() {
+    let world = World::new("exec").await;
+    world.runtime.create_sandbox(&world.sandbox()).await.unwrap();
+    let spec = ContainerSpec {
+        env: vec![("MARK".into(), "yes".into())],
+        limits: Limits {
+            pids: Some(50),
+            ..Limits::default()
+        },
+        ..world.container("main", "sleep 1000")
+    };
+    world.start(&spec).await;
+    let (code, out) = world
+        .exec(
+            "main",
+            "echo $MARK; hostname; grep -c sleep /proc/1/cmdline; echo problem >&2; exit 5",
+        )
+        .await;
+    assert_eq!((code, out.as_str()), (5, "yes\nweb-0\n1\nproblem\n"));
+    let (_, caps) = world.exec("main", "grep CapBnd /proc/self/status").await;
+    assert!(caps.contains("a80425fb") || caps.contains("a00425fb"), "{caps}");
+
+    let cat = ExecSpec {
+        command: vec!["cat".into()],
+        stdin: true,
+        tty: false,
+    };
+    let mut exec = world.runtime.exec("uid-1", "main", cat).await.unwrap();
+    let big = "0123456789".repeat(50_000);
+    let mut stdin = exec.stdin.take().unwrap();
+    let mut back = String::new();
+    let write = async {
+        stdin.write_all(big.as_bytes()).await.unwrap();
+        drop(stdin);
+    };
+    let (_, read) = tokio::join!(write, exec.stdout.read_to_string(&mut back));
+    read.unwrap();
+    assert!(back == big, "{} bytes came back", back.len());
+    assert_eq!(exec.wait().await.unwrap(), 0);
+
+    let shell = ExecSpec {
+        command: vec!["sh".into()],
+        stdin: true,
+        tty: true,
+    };
+    let mut exec = world.runtime.exec("uid-1", "main", shell).await.unwrap();
+    exec.resize(97, 31);
+    let mut stdin = exec.stdin.take().unwrap();
+    stdin
+        .write_all(b"stty size; test -t 0 && echo is-a-$((1+1))-terminal; exit 6\n")
+        .await
+        .unwrap();
+    let mut out = String::new();
+    exec.stdout.read_to_string(&mut out).await.unwrap();
+    assert!(out.contains("31 97") && out.contains("is-a-2-terminal"), "{out}");
+    assert_eq!(exec.wait().await.unwrap(), 6);
+    assert_eq!(exec.wait().await.unwrap(), 6, "asked again");
+
+    // A command whose client goes ends.
+    let spec = ExecSpec {
+        command: vec!["sleep".into(), "777".into()],
+        ..ExecSpec::default()
+    };
+    drop(world.runtime.exec("uid-1", "main", spec).await.unwrap());
+    let begun = Instant::now();
+    while world.exec("main", "ps | grep -v grep | grep -q 'sleep 777'").await.0 == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(5), "it lives on");
+    }
+    let spec = ExecSpec {
+        command: vec!["nope".into()],
+        ..ExecSpec::default()
+    };
+    let error = world.runtime.exec("uid-1", "main", spec).await.err().unwrap();
+    assert!(
+        matches!(&error, RuntimeError::Start(text) if text.contains("not found in $PATH")),
+        "{error}"
+    );
+    let error = world
+        .runtime
+        .exec("uid-1", "other", ExecSpec::default())
+        .await
+        .err()
+        .unwrap();
+    assert!(matches!(error, RuntimeError::NoContainer(_)), "{error}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_client_can_join_a_containers_own_streams() {
+    let world = World::new("attach").await;
+    world.runtime.create_sandbox(&world.sandbox()).await.unwrap();
+    let pipes = ContainerSpec {
+        stdin: true,
+        stdin_once: true,
+        ..world.container("pipes", "while read line; do echo got $line; done; exit 2")
+    };
+    world.start(&pipes).await;
+    let mut joined = world.runtime.attach("uid-1", "pipes").await.unwrap();
+    let mut stdin = joined.stdin.take().unwrap();
+    stdin.write_all(b"one\n").await.unwrap();
+    let mut seen = [0; 8];
+    joined.stdout.read_exact(&mut seen).await.unwrap();
+    assert_eq!(&seen, b"got one\n");
+    drop((stdin, joined));
+    assert_eq!(world.exited("pipes").await.exit_code, 2);
+    assert_eq!(world.log("pipes"), "got one\n");
+
+    let terminal = ContainerSpec {
+        stdin: true,
+        tty: true,
+        ..world.container("terminal", "test -t 1 && echo terminal; read line; stty size; exit 3")
+    };
+    world.start(&terminal).await;
+    let mut joined = world.runtime.attach("uid-1", "terminal").await.unwrap();
+    joined.resize(80, 25);
+    joined.stdin.as_mut().unwrap().write_all(b"go\n").await.unwrap();
+    let mut out = String::new();
+    joined.stdout.read_to_string(&mut out).await.unwrap();
+    assert!(out.contains("25 80"), "{out}");
+    assert_eq!(joined.wait().await.unwrap(), 3);
+    assert!(world.log("terminal").contains("terminal"));
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_restarted_agent_finds_its_pods_running_and_a_dead_shim_is_told() {
+    let mut world = World::new("restart").await;
+    world.runtime.create_sandbox(&world.sandbox()).await.unwrap();
+    world.start(&world.container("stays", "sleep 1000")).await;
+    world
+        .start(&world.container(
+            "ends",
+            "while ! test -e /tmp/go; do sleep 0.05; done; echo done; exit 9",
+        ))
+        .await;
+    let before = world.state("stays").await;
+    world.restart().await;
+    let pods = world.runtime.pods().await.unwrap();
+    assert_eq!(
+        (pods.len(), pods[0].name.as_str(), pods[0].shim_alive),
+        (1, "web", true)
+    );
+    let after = world.state("stays").await;
+    assert_eq!(
+        (after.pid, after.id, after.started),
+        (before.pid, before.id, before.started)
+    );
+    assert_eq!(world.exec("ends", "touch /tmp/go").await.0, 0);
+    assert_eq!(world.exited("ends").await.exit_code, 9);
+    assert_eq!(world.log("ends"), "done\n");
+    let again = ContainerSpec {
+        attempt: 1,
+        ..world.container("ends", "exit 1")
+    };
+    world.start(&again).await;
+    world.exited("ends").await;
+    let pod = world.runtime.pod("uid-1").await.unwrap().unwrap();
+    assert_eq!(pod.containers.len(), 3);
+    assert_eq!(pod.container("ends").unwrap().attempt, 1);
+    world.runtime.remove_container("uid-1", "ends", 0).await.unwrap();
+    world.runtime.remove_container("uid-1", "ends", 0).await.unwrap();
+    assert_eq!(world.runtime.pod("uid-1").await.unwrap().unwrap().containers.len(), 2);
+
+    // The shim is killed: its containers cannot be followed any more, and can be cleared away.
+    let status = fs::read_to_string(format!("/proc/{}/status", after.pid)).unwrap();
+    let parent = status
+        .lines()
+        .find_map(|line| line.strip_prefix("PPid:"))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    let mut events = world.runtime.events();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(parent), nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(events.recv().await.unwrap().pod_uid, "uid-1");
+    let pod = world.runtime.pod("uid-1").await.unwrap().unwrap();
+    assert!(!pod.shim_alive);
+    let lost = pod.container("stays").unwrap();
+    assert_eq!((lost.status, lost.exit_code), (Status::Unknown, 137));
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_broken_archive_is_the_archives_fault() {
+    let world = World::new("broken").await;
+    let path = world.root.join("broken.tar");
+    let whole = busybox_image();
+    fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let error = world.runtime.import(&path).await.unwrap_err();
+    assert!(
+        matches!(&error, ImageError::Archive { reason, .. } if reason.contains("ends in the middle")),
+        "{error}"
+    );
+    let error = world.runtime.import(&world.root.join("none.tar")).await.unwrap_err();
+    assert!(matches!(error, ImageError::Io { .. }), "{error}");
+    assert_eq!(world.runtime.images().await.len(), 1, "what was there stays");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_pod_on_the_nodes_network_and_processes_sees_them() {
+    let world = World::new("host").await;
+    let sandbox = SandboxSpec {
+        host_network: true,
+        host_pid: true,
+        host_ipc: true,
+        ..world.sandbox()
+    };
+    world.runtime.create_sandbox(&sandbox).await.unwrap();
+    let script = "readlink /proc/self/ns/net; readlink /proc/self/ns/pid; sleep 1000 & exit 0";
+    let (_, log) = world.run(&world.container("a", script)).await;
+    let own = |ns: &str| {
+        fs::read_link(format!("/proc/self/ns/{ns}"))
+            .unwrap()
+            .to_string_lossy()
+            .into_owned()
+    };
+    assert_eq!(log, format!("{}\n{}\n", own("net"), own("pid")));
+    world.finish().await;
+}
