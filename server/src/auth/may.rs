@@ -8,9 +8,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use agent::wire::object::{list, text};
-use agent::wire::selector::Fields;
+use agent::wire::object::{at, list, text};
+use agent::wire::selector::{Fields, LabelSelector, Labels};
 use agent::wire::status::{Reason, Status};
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use crate::request::{Call, Operation, Target, User};
@@ -278,11 +279,12 @@ impl Grants {
         let name = |object: &Value| text(object, &["metadata", "name"]).to_owned();
         let space = |object: &Value| text(object, &["metadata", "namespace"]).to_owned();
         let rules = |object: &Value| Arc::from(Rule::read_all(object));
+        let gathered = |role: &Value| Arc::from(gathered(role, &sources.cluster_roles));
         let mut grants = Self {
             cluster_roles: sources
                 .cluster_roles
                 .iter()
-                .map(|role| (name(role), rules(role)))
+                .map(|role| (name(role), gathered(role)))
                 .collect(),
             roles: sources
                 .roles
@@ -358,6 +360,31 @@ impl Grants {
             .flatten()
             .filter(move |grant| grant.namespace.as_deref().is_none_or(|only| only == namespace))
     }
+}
+
+/// The rules of a cluster role: its own, and those of the roles that its `aggregationRule` selects, level by level.
+fn gathered(role: &Value, all: &[Value]) -> Vec<Rule> {
+    let mut rules = Rule::read_all(role);
+    let mut taken: Vec<&str> = vec![text(role, &["metadata", "name"])];
+    let mut open = vec![role];
+    while let Some(role) = open.pop() {
+        for selector in list(role, &["aggregationRule", "clusterRoleSelectors"]) {
+            let selector = LabelSelector::deserialize(selector).unwrap_or_default();
+            // An empty selector selects all roles, upstream too.
+            let Ok(labels) = Labels::try_from(&selector) else {
+                continue;
+            };
+            for part in all {
+                let name = text(part, &["metadata", "name"]);
+                if !taken.contains(&name) && labels.matches(|key| at(part, &["metadata", "labels", key])?.as_str()) {
+                    taken.push(name);
+                    rules.extend(Rule::read_all(part));
+                    open.push(part);
+                }
+            }
+        }
+    }
+    rules
 }
 
 #[cfg(test)]
@@ -448,6 +475,38 @@ mod tests {
         assert!(grants.allow(&account, &resource("update", "pods", "x", "p")));
         assert!(!grants.allow(&account, &resource("update", "pods", "y", "p")));
         assert!(!grants.allow(&account, &resource("update", "pods", "", "p")));
+    }
+
+    #[test]
+    fn a_role_gathers_the_rules_of_those_it_selects_and_what_they_gather() {
+        let selects = |label: &str| json!({"clusterRoleSelectors": [{"matchLabels": {label: "true"}}]});
+        let part = |name: &str, label: &str, verb: &str| {
+            json!({
+                "metadata": {"name": name, "labels": {label: "true"}},
+                "rules": [{"verbs": [verb], "apiGroups": [""], "resources": ["pods"]}],
+            })
+        };
+        let mut middle = part("middle", "to-top", "update");
+        middle["aggregationRule"] = selects("to-middle");
+        // A circle ends.
+        let mut low = part("low", "to-middle", "get");
+        low["aggregationRule"] = selects("to-top");
+        let top = json!({"metadata": {"name": "top"}, "aggregationRule": selects("to-top")});
+        let grants = Grants::compile(&Sources {
+            cluster_roles: vec![top, middle, low, part("apart", "other", "delete")],
+            cluster_bindings: vec![
+                json!({"roleRef": {"kind": "ClusterRole", "name": "top"}, "subjects": [{"kind": "User", "name": "u"}]}),
+            ],
+            ..Sources::default()
+        });
+        let user = User::new("u", &[]);
+        for (verb, expected) in [("update", true), ("get", true), ("delete", false)] {
+            assert_eq!(
+                grants.allow(&user, &resource(verb, "pods", "x", "p")),
+                expected,
+                "{verb}"
+            );
+        }
     }
 
     #[test]

@@ -26,6 +26,7 @@ use super::table::{self, Include};
 use super::{Body, full};
 use crate::cache::{Item, Page};
 use crate::registry::resource::Resource;
+use crate::schema::protobuf::{self, EncodeError};
 
 /// What one frame of a list holds at least, before the last: large enough that framing costs nothing, small enough
 /// that a thousand slow readers fit.
@@ -185,7 +186,14 @@ pub fn transcode(json: Bytes, media: Media) -> Result<Bytes, Status> {
                 .map(Bytes::from)
                 .map_err(Status::internal)
         }
-        Media::Protobuf => Err(super::negotiate::not_acceptable()),
+        Media::Protobuf => {
+            let value: Value = serde_json::from_slice(&json).map_err(Status::internal)?;
+            match protobuf::encode(&value) {
+                Ok(bytes) => Ok(bytes.into()),
+                Err(EncodeError::UnknownKind { .. }) => Err(super::negotiate::not_acceptable()),
+                Err(error @ EncodeError::Mistyped(_)) => Err(Status::internal(error)),
+            }
+        }
     }
 }
 
