@@ -200,14 +200,15 @@ fn address(
         faults.push(FieldError::invalid("spec.clusterIPs", &value, &detail));
     };
     if !asked.is_empty() {
-        let Ok(address) = asked.parse::<Ipv4Addr>() else { return };
-        if !range.holds(address) {
+        // The kind's own rules refuse what is no address at all; an IPv6 one is out of range.
+        let held = asked.parse::<Ipv4Addr>().ok().filter(|address| range.holds(*address));
+        let Some(address) = held else {
             let detail = format!(
                 "failed to allocate IP {asked}: the provided IP ({asked}) is not in the valid range. The range of valid IPs is {}",
                 range.text()
             );
             return refuse(faults, detail);
-        }
+        };
         if taken.addresses.contains(&address) {
             return refuse(
                 faults,
@@ -395,6 +396,10 @@ mod tests {
             (
                 "10.43.0.10",
                 "Invalid value: [\"10.43.0.10\"]: failed to allocate IP 10.43.0.10: provided IP is already allocated",
+            ),
+            (
+                "fd00::1",
+                "Invalid value: [\"fd00::1\"]: failed to allocate IP fd00::1: the provided IP (fd00::1) is not in the valid range. The range of valid IPs is 10.43.0.0/16",
             ),
             (
                 "10.44.0.1",

@@ -16,6 +16,8 @@ use super::{Context, Registry, meta, store_failure, stored};
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
+/// Source: Kubernetes v1.36 `pkg/registry/batch/job/storage/storage.go`, `deleteOptionWarnings`.
+const ORPHANED: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
 /// Longer than any pod is given; keeps the arithmetic of time in range.
 const GRACE_LIMIT: i64 = 10 * 365 * 24 * 3600;
 
@@ -51,7 +53,7 @@ impl Registry {
             let fate = fate(&old, context.row, options, self.world.now());
             let fate = fate.map_err(|fault| Status::invalid("meta.k8s.io", "DeleteOptions", "", &[fault]))?;
             let (change, body) = match &fate {
-                Fate::Unchanged => return Ok(object_answer(item.body.clone(), options)),
+                Fate::Unchanged => return Ok(object_answer(item.body.clone(), context.row, options)),
                 Fate::Gone => (Change::Delete, stored::encode(&old)),
                 Fate::Dying(object) => {
                     let body = stored::encode(object);
@@ -76,7 +78,7 @@ impl Registry {
                     body,
                     warnings: Vec::new(),
                 },
-                Fate::Dying(_) | Fate::Unchanged => object_answer(body, options),
+                Fate::Dying(_) | Fate::Unchanged => object_answer(body, context.row, options),
             });
         }
     }
@@ -215,12 +217,15 @@ fn propagate(object: &mut Value, row: &Resource, policy: Option<&str>) -> Result
 }
 
 /// The object is still there: 202 if its dependents go first.
-fn object_answer(body: bytes::Bytes, options: &DeleteOptions) -> Answer {
+fn object_answer(body: bytes::Bytes, row: &Resource, options: &DeleteOptions) -> Answer {
     let foreground = options.propagation.as_deref() == Some("Foreground");
     Answer::Object {
         code: if foreground { 202 } else { 200 },
         body,
-        warnings: Vec::new(),
+        warnings: (row.plural == "jobs" && options.propagation.is_none())
+            .then(|| ORPHANED.to_owned())
+            .into_iter()
+            .collect(),
     }
 }
 

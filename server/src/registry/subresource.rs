@@ -14,6 +14,8 @@ use crate::request::{Answer, WriteOptions};
 use super::resource::{FieldError, Resource};
 use super::{Context, Registry};
 
+const QUALITY: &[&str] = &["status", "qosClass"];
+
 /// Which part of an object a write is about.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Part {
@@ -94,6 +96,10 @@ impl Part {
                 if row.group.is_empty() && matches!(row.plural, "pods" | "nodes") {
                     copy(&mut new, &asked, &["metadata", "labels"]);
                     copy(&mut new, &asked, &["metadata", "annotations"]);
+                }
+                // Decided when the pod was made; a report that leaves it out does not undo it.
+                if row.group.is_empty() && row.plural == "pods" && text(&new, QUALITY).is_empty() {
+                    copy(&mut new, old, QUALITY);
                 }
                 if row.plural == "certificatesigningrequests" {
                     keep_approvals(&mut new, old);
