@@ -1,23 +1,44 @@
 //! Becoming a node: identity on disk, the token, certificates, the cluster's settings.
 //!
 //! [`Identity`] is who this machine is and survives everything but a reflash; [`Joined`] is what a successful join
-//! leaves behind for the rest of the agent.
+//! leaves behind for the rest of the agent. A machine that has joined once has all of it on disk ([`Joiner::remembered`])
+//! and starts without a server. Order and files: protocol 2.1, 2.2, 2.6.
 
+mod address;
+mod durable;
+mod error;
+mod files;
+mod identity;
+mod key;
+mod supervisor;
+#[cfg(test)]
+mod testing;
+pub mod trust;
+
+use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::api::Client;
-use crate::config::Secret;
-use crate::wire::join::ClusterConfig;
+use serde_json::Value;
+use tracing::{info, warn};
 
-/// Who this machine is to the cluster.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// Final node name: lower case, with the id appended if one is wanted.
-    pub node_name: String,
-    /// What proves that a later request comes from the same machine.
-    pub password: Secret,
-}
+pub use self::address::own_address;
+pub use self::error::JoinError;
+pub use self::files::{Certificate, Files};
+pub use self::identity::{Identity, IdentityError};
+pub use self::supervisor::Address;
+
+use self::key::Key;
+use self::supervisor::{Supervisor, fetch_ca};
+use self::trust::Shown;
+use crate::api::{Client, Endpoint};
+use crate::config::Config;
+use crate::wire::join::{ClusterConfig, Token};
+
+/// The first pause after a failed join; it doubles.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest pause.
+const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// What a join leaves behind.
 #[derive(Clone)]
@@ -34,31 +55,263 @@ pub struct Joined {
     pub files: Files,
 }
 
-/// Where a join keeps its files.
-#[derive(Clone, Debug)]
-pub struct Files {
-    /// `<data>/agent`.
-    pub dir: PathBuf,
+/// Joins one cluster as one node.
+pub struct Joiner<'a> {
+    /// What was configured.
+    pub config: &'a Config,
+    /// Who this is.
+    pub identity: &'a Identity,
+    /// Where things are kept.
+    pub files: &'a Files,
+    /// The supervisor.
+    pub address: Address,
 }
 
-impl Files {
-    /// Certificate chain of the kubelet's HTTPS port, PEM.
-    pub fn serving_cert(&self) -> PathBuf {
-        self.dir.join("serving-kubelet.crt")
+impl Joiner<'_> {
+    /// What an earlier join left, if all of it is there. Nothing is asked of a server.
+    pub async fn remembered(&self) -> Option<Joined> {
+        let settings: Value = serde_json::from_slice(&fs::read(self.files.settings()).ok()?).ok()?;
+        fs::metadata(self.files.serving_cert()).ok()?;
+        let client = self.client().ok()?;
+        Some(self.joined(&settings, client).await)
     }
 
-    /// Its key, PEM `EC PRIVATE KEY`.
-    pub fn serving_key(&self) -> PathBuf {
-        self.dir.join("serving-kubelet.key")
+    /// Joins; tries until it works. `trouble` says why the balancer reaches no server.
+    pub async fn join(&self, trouble: impl Fn() -> Option<String>) -> Joined {
+        let mut attempt = 0;
+        loop {
+            match self.once().await {
+                Ok(joined) => return joined,
+                Err(error) => {
+                    let pause = pause(attempt, random_fraction());
+                    let error = match (error, trouble()) {
+                        (JoinError::Unreachable { server, .. }, Some(reason)) => {
+                            JoinError::Unreachable { server, reason }
+                        }
+                        (error, _) => error,
+                    };
+                    warn!(node = self.identity.node_name, error = %error, retry_s = pause.as_secs(), "cannot join the cluster");
+                    attempt += 1;
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
     }
 
-    /// The CA of client certificates, PEM bundle: whom the kubelet's port lets in.
-    pub fn client_ca(&self) -> PathBuf {
-        self.dir.join("client-ca.crt")
+    /// Joins, or says why not.
+    ///
+    /// # Errors
+    /// [`JoinError`].
+    pub async fn once(&self) -> Result<Joined, JoinError> {
+        let token = self
+            .config
+            .token
+            .as_ref()
+            .map(|token| Token::parse(token.expose()))
+            .transpose()?;
+        let expected = token.as_ref().and_then(|token| token.ca_hash.as_deref());
+        let ca = fetch_ca(&self.address, expected).await?;
+        match &token {
+            None => self.as_known_node(&ca).await,
+            Some(token) => {
+                let tls = trust::bundle(&ca, None)?;
+                let supervisor = Supervisor::new(&self.address, tls, Some(token.authorization("node")), self.identity);
+                match self.fetch(&supervisor).await {
+                    // The token may have run out since this node joined; its certificate may not.
+                    Err(JoinError::Token(refused)) => {
+                        self.as_known_node(&ca).await.map_err(|_| JoinError::Token(refused))
+                    }
+                    other => other,
+                }
+            }
+        }
     }
 
-    /// The CA of servers, PEM bundle.
-    pub fn server_ca(&self) -> PathBuf {
-        self.dir.join("server-ca.crt")
+    async fn as_known_node(&self, ca: &[u8]) -> Result<Joined, JoinError> {
+        let (cert, key) = (Certificate::ClientKubelet, Certificate::ClientKubelet);
+        let (Ok(chain), Ok(key)) = (fs::read(self.files.cert(cert)), fs::read(self.files.key(key))) else {
+            return Err(JoinError::NoCredential);
+        };
+        let tls = trust::bundle(
+            ca,
+            Some(Shown {
+                chain: &chain,
+                key: &key,
+            }),
+        )?;
+        self.fetch(&Supervisor::new(&self.address, tls, None, self.identity))
+            .await
+    }
+
+    async fn fetch(&self, supervisor: &Supervisor<'_>) -> Result<Joined, JoinError> {
+        let settings = supervisor.get("config").await?;
+        let settings: Value = serde_json::from_slice(&settings).map_err(|error| JoinError::Odd {
+            path: "config".into(),
+            reason: error.to_string(),
+        })?;
+        for (route, path) in [
+            ("client-ca.crt", self.files.client_ca()),
+            ("server-ca.crt", self.files.server_ca()),
+        ] {
+            let pem = supervisor.get(route).await?;
+            trust::bundle(&pem, None)?;
+            self.files.write(&path, &pem)?;
+        }
+        let ips = self.node_ips().await;
+        let told = ips
+            .iter()
+            .chain(&self.config.node_external_ips)
+            .map(IpAddr::to_string)
+            .collect::<Vec<_>>();
+        let server = format!("https://{}", authority(&self.address));
+        for which in Certificate::ALL {
+            self.certificate(supervisor, which, &told.join(",")).await?;
+            self.files.write_kubeconfig(which, &server)?;
+        }
+        let text = serde_json::to_vec_pretty(&ClusterConfig::from_json(&settings).to_json()).unwrap_or_default();
+        self.files.write(&self.files.settings(), &text)?;
+        let client = self.client()?;
+        info!(
+            node = self.identity.node_name,
+            server = self.address.shown,
+            "joined the cluster"
+        );
+        Ok(self.joined(&settings, client).await)
+    }
+
+    async fn certificate(&self, supervisor: &Supervisor<'_>, which: Certificate, ips: &str) -> Result<(), JoinError> {
+        let path = self.files.key(which);
+        let key = match fs::read(&path).ok().and_then(|kept| Key::read(&kept)) {
+            Some(key) => key,
+            None => Key::generate()?,
+        };
+        let answer = supervisor.sign(which, key.request()?, ips).await?;
+        let (chain, theirs) = split(&answer);
+        let key = theirs.unwrap_or_else(|| key.to_pem().to_owned());
+        trust::bundle(
+            chain.as_bytes(),
+            Some(Shown {
+                chain: chain.as_bytes(),
+                key: key.as_bytes(),
+            }),
+        )?;
+        self.files.write(&path, key.as_bytes())?;
+        self.files.write(&self.files.cert(which), chain.as_bytes())?;
+        Ok(())
+    }
+
+    /// The API with what is on disk.
+    fn client(&self) -> Result<Client, JoinError> {
+        let read = |path| fs::read(path).map_err(JoinError::Disk);
+        let (chain, key) = (
+            read(self.files.cert(Certificate::ClientKubelet))?,
+            read(self.files.key(Certificate::ClientKubelet))?,
+        );
+        let tls = trust::bundle(
+            &read(self.files.server_ca())?,
+            Some(Shown {
+                chain: &chain,
+                key: &key,
+            }),
+        )?;
+        Ok(Client::new(Endpoint {
+            host: self.address.host.clone(),
+            port: self.address.port,
+            tls: Some(tls),
+        }))
+    }
+
+    async fn joined(&self, settings: &Value, client: Client) -> Joined {
+        Joined {
+            identity: self.identity.clone(),
+            node_ips: self.node_ips().await,
+            cluster: ClusterConfig::from_json(settings),
+            client,
+            files: self.files.clone(),
+        }
+    }
+
+    async fn node_ips(&self) -> Vec<IpAddr> {
+        if !self.config.node_ips.is_empty() {
+            return self.config.node_ips.clone();
+        }
+        let server = &self.config.server;
+        own_address(server.host(), server.port()).await.into_iter().collect()
+    }
+}
+
+fn authority(address: &Address) -> String {
+    match address.host.contains(':') {
+        true => format!("[{}]:{}", address.host, address.port),
+        false => format!("{}:{}", address.host, address.port),
+    }
+}
+
+/// Certificates and, from a server that knows no requests, the key that it made.
+fn split(pem: &[u8]) -> (String, Option<String>) {
+    let text = String::from_utf8_lossy(pem);
+    let (mut chain, mut key) = (String::new(), String::new());
+    let mut private = false;
+    for line in text.lines() {
+        private = (private || line.starts_with("-----BEGIN")) && (private || line.contains("PRIVATE KEY"));
+        let target = if private { &mut key } else { &mut chain };
+        target.push_str(line);
+        target.push('\n');
+        private &= !line.starts_with("-----END");
+    }
+    (chain, Some(key).filter(|key| !key.is_empty()))
+}
+
+/// Doubles from 1 s to 30 s; spread by half of it either way, so that a cluster's nodes do not come all at once.
+///
+/// `fraction`: random, 0 to 1.
+fn pause(attempt: u32, fraction: f64) -> Duration {
+    let full = RETRY_FIRST
+        .saturating_mul(1u32.checked_shl(attempt).unwrap_or(u32::MAX))
+        .min(RETRY_MAX);
+    full.mul_f64(0.5 + fraction.clamp(0.0, 1.0) / 2.0)
+}
+
+/// 0 to 1.
+pub(crate) fn random_fraction() -> f64 {
+    use ring::rand::SecureRandom as _;
+    let mut bytes = [0; 4];
+    // Without random numbers it is the full pause.
+    match ring::rand::SystemRandom::new().fill(&mut bytes) {
+        Ok(()) => f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX),
+        Err(_) => 1.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_half_a_minute() {
+        for (attempt, seconds) in [(0, 1), (1, 2), (4, 16), (5, 30), (40, 30), (u32::MAX, 30)] {
+            assert_eq!(pause(attempt, 1.0), Duration::from_secs(seconds), "attempt {attempt}");
+            assert_eq!(
+                pause(attempt, 0.0) * 2,
+                Duration::from_secs(seconds),
+                "attempt {attempt}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_key_of_an_old_server_is_told_from_the_chain() {
+        let cert = "-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n";
+        let key = "-----BEGIN EC PRIVATE KEY-----\nBB\n-----END EC PRIVATE KEY-----\n";
+        let chain = format!("{cert}{cert}");
+        assert_eq!(split(chain.as_bytes()), (chain.clone(), None));
+        assert_eq!(
+            split(format!("{chain}{key}").as_bytes()),
+            (chain.clone(), Some(key.into()))
+        );
+        assert_eq!(
+            split(format!("{cert}{key}{cert}").as_bytes()),
+            (chain, Some(key.into()))
+        );
     }
 }

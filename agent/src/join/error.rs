@@ -1,0 +1,122 @@
+//! Why a machine is not a node (yet). Each text names the cause and the cure: it is the one line an operator sees.
+
+use std::io;
+
+use super::key::KeyError;
+use super::trust::TrustError;
+use crate::api::TransportError;
+use crate::wire::join::TokenError;
+use crate::wire::status::Status;
+
+/// Why a join failed. All of it is tried again: what is wrong may be put right at the other end.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// Nobody answers.
+    #[error("no server answers at {server} ({reason}): check --server, the network, and that the server runs")]
+    Unreachable {
+        /// As configured.
+        server: String,
+        /// Why.
+        reason: String,
+    },
+    /// The CA is another cluster's.
+    #[error(
+        "token CA hash does not match the Cluster CA certificate hash: {expected} != {served}: the token is of another \
+         cluster, the cluster was made anew, or somebody is in between; take the token from \
+         /var/lib/rancher/k3s/server/node-token on the server"
+    )]
+    CaHash {
+        /// In the token.
+        expected: String,
+        /// Of what came.
+        served: String,
+    },
+    /// The server's certificate is not of its own CA, or for another name, or the clock is wrong.
+    #[error("CA cert validation failed at {server} ({reason}): is the clock right, and is this a K3s server?")]
+    Untrusted {
+        /// As configured.
+        server: String,
+        /// Why.
+        reason: String,
+    },
+    /// 401.
+    #[error(
+        "the server does not accept the token ({0}): take it from /var/lib/rancher/k3s/server/node-token on the server"
+    )]
+    Token(String),
+    /// 403 because of the password.
+    #[error(
+        "node password rejected ({message}): another machine is called {node}, or this one lost its password; use \
+         --node-name or --with-node-id, or, if it is the same machine, delete its Node: kubectl delete node {node}"
+    )]
+    Password {
+        /// Node name.
+        node: String,
+        /// The server's words.
+        message: String,
+    },
+    /// 403 for another reason.
+    #[error("the server does not let this token join ({0}): use the server's node-token")]
+    Forbidden(String),
+    /// It will be, in a moment.
+    #[error("the server is not ready yet ({0})")]
+    NotReady(String),
+    /// What came is not what a supervisor sends.
+    #[error("the server at {path} answered something else than expected ({reason}): is this a K3s server?")]
+    Odd {
+        /// Of the request.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// A token, or a certificate of an earlier join.
+    #[error("there is neither a token nor a usable certificate of an earlier join: give --token")]
+    NoCredential,
+    /// The token is malformed.
+    #[error("the token cannot be used: {0}")]
+    BadToken(#[from] TokenError),
+    /// Keys.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Certificates.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// Files.
+    #[error("cannot keep the node's files in the data directory: {0}")]
+    Disk(#[from] io::Error),
+}
+
+impl JoinError {
+    /// What an answer that is no success says. A 403 is about the password when its words say so (protocol 2.5).
+    pub(super) fn of_status(status: &Status, path: &str, node: &str) -> Self {
+        let message = status.message.clone();
+        match status.code {
+            401 => Self::Token(message),
+            403 if message.to_ascii_lowercase().contains("password") => Self::Password {
+                node: node.into(),
+                message,
+            },
+            403 => Self::Forbidden(message),
+            429 | 500..=599 => Self::NotReady(message),
+            code => Self::Odd {
+                path: path.into(),
+                reason: format!("{code} {message}"),
+            },
+        }
+    }
+
+    pub(super) fn of_transport(error: &TransportError, server: &str) -> Self {
+        let (server, reason) = (server.to_owned(), error.to_string());
+        match error {
+            TransportError::Tls { source, .. } if source.kind() == io::ErrorKind::InvalidData => {
+                Self::Untrusted { server, reason }
+            }
+            TransportError::TooLong => Self::Odd { path: server, reason },
+            TransportError::Connect { .. }
+            | TransportError::Tls { .. }
+            | TransportError::Name(_)
+            | TransportError::Http(_)
+            | TransportError::Timeout { .. } => Self::Unreachable { server, reason },
+        }
+    }
+}
