@@ -3,8 +3,11 @@
 //! `session.rs` (pure), `stream.rs` and `link.rs` are both ends' and the server uses them too; `allow.rs` (pure) and
 //! `client.rs` are the agent's.
 
+mod allow;
+mod client;
 pub mod link;
 pub mod session;
 mod stream;
 
+pub use client::Tunnels;
 pub use stream::{OpenError, Opened, Stream, Tunnel};

@@ -1,0 +1,237 @@
+//! Keeps one tunnel to every server, for ever, and serves the streams that come through them.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rustls_pki_types::ServerName;
+use serde_json::Value;
+use tokio::io::{AsyncWriteExt as _, copy, split};
+use tokio::net::TcpStream;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::client_async_with_config;
+use tracing::{debug, info, warn};
+
+use super::session::Role;
+use super::stream::{Opened, Stream, Tunnel};
+use super::{allow, link};
+use crate::api::Client;
+use crate::balancer::Balancer;
+use crate::wire::join::PREFIX;
+
+/// TCP, TLS and the upgrade together.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+/// A port of this machine either answers at once or not at all.
+const DIAL_LIMIT: Duration = Duration::from_secs(10);
+/// After a tunnel that stood; K3s' own pause.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// After many failures in a row.
+const RETRY_MAX: Duration = Duration::from_secs(15);
+/// How often the servers are asked for each other; sooner after a tunnel broke.
+const ASK_EVERY: Duration = Duration::from_secs(30);
+/// Until the first answer.
+const ASK_FIRST: Duration = Duration::from_secs(5);
+
+/// What tunnels need.
+#[derive(Clone)]
+pub struct Tunnels {
+    /// Its TLS is used, whatever renewed certificate it has by then; and it asks for the servers.
+    pub client: Client,
+    /// Knows the servers and wants to know how they do.
+    pub balancer: Balancer,
+    /// What streams may lead to.
+    pub kubelet_port: u16,
+    /// Port of the supervisor when it is not that of the API.
+    pub supervisor_port: Option<u16>,
+}
+
+impl Tunnels {
+    /// Runs until dropped; all tunnels end then.
+    ///
+    /// `random`: 0 to 1, spreads reconnects. `found` gets every new list of servers.
+    pub async fn run(self, random: fn() -> f64, found: impl Fn(&[String])) {
+        let mut changes = self.balancer.changes();
+        let mut tasks = JoinSet::new();
+        let mut open: HashMap<String, AbortHandle> = HashMap::new();
+        let asking = self.ask_for_servers(random, found);
+        let keeping = async {
+            loop {
+                let wanted = self.balancer.addresses();
+                open.retain(|address, task| {
+                    let stays = wanted.contains(address);
+                    if !stays {
+                        task.abort();
+                    }
+                    stays
+                });
+                for address in wanted {
+                    open.entry(address.clone())
+                        .or_insert_with(|| tasks.spawn(self.clone().keep(address, random)));
+                }
+                while tasks.try_join_next().is_some() {}
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::join!(asking, keeping);
+    }
+
+    async fn ask_for_servers(&self, random: fn() -> f64, found: impl Fn(&[String])) {
+        let mut known = Vec::new();
+        loop {
+            match self.client.get(&format!("{PREFIX}/apiservers")).await {
+                Ok(answer) => {
+                    let servers = servers(&answer, self.supervisor_port);
+                    if !servers.is_empty() && servers != known {
+                        info!(servers = servers.join(","), "servers of the cluster");
+                        self.balancer.set(&servers);
+                        found(&servers);
+                        known = servers;
+                    }
+                }
+                Err(error) => debug!(error = %error, "cannot ask for the servers of the cluster"),
+            }
+            let pause = if known.is_empty() { ASK_FIRST } else { ASK_EVERY };
+            sleep(pause.mul_f64(0.75 + random() / 2.0)).await;
+        }
+    }
+
+    /// One server's tunnel.
+    async fn keep(self, address: String, random: fn() -> f64) {
+        let mut failures = 0;
+        loop {
+            let begun = Instant::now();
+            match timeout(OPEN_LIMIT, self.open(&address)).await {
+                Ok(Ok(socket)) => {
+                    info!(peer = address, "tunnel open");
+                    self.balancer.report(&address, true);
+                    failures = 0;
+                    let error = self.serve(socket).await;
+                    warn!(peer = address, error = %error, "tunnel closed");
+                }
+                Ok(Err(error)) => warn_once(failures, &address, &error),
+                Err(_) => warn_once(failures, &address, "no answer in time"),
+            }
+            self.balancer.report(&address, false);
+            let full = RETRY_FIRST
+                .saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX))
+                .min(RETRY_MAX);
+            failures += 1;
+            sleep(
+                full.mul_f64(0.5 + random())
+                    .saturating_sub(begun.elapsed().min(full / 2)),
+            )
+            .await;
+        }
+    }
+
+    async fn open(
+        &self,
+        address: &str,
+    ) -> Result<tokio_tungstenite::WebSocketStream<tokio_rustls::client::TlsStream<TcpStream>>, String> {
+        let tls = self.client.endpoint().tls.ok_or("no certificate")?;
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(host).map_err(|error| error.to_string())?;
+        let tcp = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let _ = tcp.set_nodelay(true);
+        let tls = TlsConnector::from(tls)
+            .connect(name, tcp)
+            .await
+            .map_err(|error| error.to_string())?;
+        let url = format!("wss://{address}{PREFIX}/connect");
+        match client_async_with_config(url, tls, Some(link::websocket_config())).await {
+            Ok((socket, _)) => Ok(socket),
+            Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => Err(match answer.status().as_u16() {
+                401 | 403 => format!(
+                    "{}: has the node been deleted? Restart the agent to join again",
+                    answer.status()
+                ),
+                _ => answer.status().to_string(),
+            }),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn serve<S>(&self, socket: tokio_tungstenite::WebSocketStream<S>) -> link::LinkError
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    {
+        let tunnel = Tunnel::new(Role::Listener, 1);
+        let mut streams = JoinSet::new();
+        let port = self.kubelet_port;
+        link::run(socket, &tunnel, |opened| {
+            while streams.try_join_next().is_some() {}
+            let Opened {
+                stream,
+                protocol,
+                address,
+            } = opened;
+            match allow::target(&protocol, &address, port) {
+                Some(target) => drop(streams.spawn(carry(stream, target))),
+                None => {
+                    warn!(address, "refused a connection through the tunnel");
+                    stream.fail("connect not allowed");
+                }
+            }
+        })
+        .await
+    }
+}
+
+fn warn_once(failures: u32, peer: &str, error: &str) {
+    match failures {
+        0 => warn!(peer, error, "cannot open a tunnel; trying again"),
+        _ => debug!(peer, error, failures, "cannot open a tunnel"),
+    }
+}
+
+/// The addresses in the answer, with the supervisor's port.
+fn servers(answer: &Value, supervisor_port: Option<u16>) -> Vec<String> {
+    let list = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+    let port = |address: &str| match (supervisor_port, address.rsplit_once(':')) {
+        (Some(port), Some((host, _))) => format!("{host}:{port}"),
+        _ => address.to_owned(),
+    };
+    let mut all: Vec<String> = list.iter().filter_map(|item| Some(port(item.as_str()?))).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Connects a stream to a port of this machine and copies both ways until either ends: there is no half-close.
+async fn carry(stream: Stream, target: SocketAddr) {
+    let dialed = timeout(DIAL_LIMIT, TcpStream::connect(target)).await;
+    let tcp = match dialed {
+        Ok(Ok(tcp)) => tcp,
+        Ok(Err(error)) => return stream.fail(&format!("dial tcp {target}: {error}")),
+        Err(_) => return stream.fail(&format!("dial tcp {target}: i/o timeout")),
+    };
+    let _ = tcp.set_nodelay(true);
+    let (mut from_tcp, mut to_tcp) = tcp.into_split();
+    let (mut from_stream, mut to_stream) = split(stream);
+    tokio::select! {
+        _ = copy(&mut from_tcp, &mut to_stream) => {}
+        _ = copy(&mut from_stream, &mut to_tcp) => {}
+    }
+    let _ = to_stream.shutdown().await;
+    let _ = to_tcp.shutdown().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn servers_are_sorted_and_take_the_supervisors_port() {
+        let answer = json!(["10.0.0.2:6443", "10.0.0.1:6443", "10.0.0.2:6443", 7]);
+        assert_eq!(servers(&answer, None), ["10.0.0.1:6443", "10.0.0.2:6443"]);
+        assert_eq!(servers(&answer, Some(9345)), ["10.0.0.1:9345", "10.0.0.2:9345"]);
+        assert_eq!(servers(&json!({}), None), Vec::<String>::new());
+    }
+}
