@@ -1,16 +1,12 @@
 //! What every test stands on: a runtime of its own, an image around busybox, and a look at the end for what is left.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agent::runtime::{
-    ContainerSpec, ContainerState, ExecSpec, ImageError, Limits, Mount, Runtime, RuntimeConfig, RuntimeError,
-    SandboxSpec, Status,
-};
+use agent::runtime::{ContainerSpec, ContainerState, ExecSpec, Runtime, RuntimeConfig, SandboxSpec, Status};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 
 pub const IMAGE: &str = "localhost/box:1";
 
