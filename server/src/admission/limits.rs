@@ -228,7 +228,7 @@ mod tests {
             ),
         ] {
             let mut pod = json!({"spec": {"containers": [{"resources": resources}, {"resources": resources}]}});
-            let faults = of_pod(&[limit.clone()], &mut pod);
+            let faults = of_pod(std::slice::from_ref(&limit), &mut pod);
             assert_eq!(faults.first().map_or("", String::as_str), fault, "{limit} {resources}");
         }
     }
@@ -238,7 +238,11 @@ mod tests {
         let limit = json!({"type": "PersistentVolumeClaim", "min": {"storage": "1Gi"}, "max": {"storage": "5Gi"}});
         for (storage, fine) in [("500Mi", false), ("2Gi", true), ("10Gi", false)] {
             let claim = json!({"spec": {"resources": {"requests": {"storage": storage}}}});
-            assert_eq!(of_claim(&[limit.clone()], &claim).is_empty(), fine, "{storage}");
+            assert_eq!(
+                of_claim(std::slice::from_ref(&limit), &claim).is_empty(),
+                fine,
+                "{storage}"
+            );
         }
     }
 }

@@ -311,7 +311,7 @@ fn by_type(service: &Value, faults: &mut Faults) {
         faults.push(FieldError::invalid("spec.clusterIPs", &several, detail));
     }
     for (index, ip) in list(service, &["spec", "externalIPs"]).iter().enumerate() {
-        if !ip.as_str().is_some_and(|ip| ip.parse::<std::net::IpAddr>().is_ok()) {
+        if ip.as_str().is_none_or(|ip| ip.parse::<std::net::IpAddr>().is_err()) {
             let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
             faults.push(FieldError::invalid(format!("spec.externalIPs[{index}]"), ip, detail));
         }

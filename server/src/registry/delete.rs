@@ -250,8 +250,11 @@ mod tests {
     }
 
     fn row(plural: &str) -> std::sync::Arc<Resource> {
-        let rows = crate::kinds::table().iter();
-        rows.filter(|row| row.plural == plural).cloned().next().unwrap()
+        crate::kinds::table()
+            .iter()
+            .find(|row| row.plural == plural)
+            .unwrap()
+            .clone()
     }
 
     fn graced(grace: i64) -> DeleteOptions {

@@ -15,6 +15,8 @@ mod read;
 pub mod resource;
 mod stored;
 mod subresource;
+#[cfg(test)]
+mod tests;
 mod update;
 
 use std::sync::Arc;
