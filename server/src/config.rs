@@ -62,6 +62,8 @@ pub struct Config {
     pub cluster: ClusterConfig,
     /// This machine as a node.
     pub node: Node,
+    /// Where the service manager hears that we are ready (`NOTIFY_SOCKET`).
+    pub notify: Option<String>,
     /// Log more.
     pub debug: bool,
     /// What was given and is passed over.
@@ -165,8 +167,7 @@ pub fn version() -> String {
 /// What the environment says of the machine and of whoever runs the program.
 pub fn surroundings() -> Surroundings {
     let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    #[expect(clippy::disallowed_methods, reason = "this is config.rs")]
-    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    let home = variable("HOME");
     Surroundings {
         hostname: hostname.unwrap_or_else(|| "localhost".to_owned()),
         root: nix::unistd::geteuid().is_root(),
@@ -193,8 +194,7 @@ fn server(args: Vec<String>, around: &Surroundings) -> Result<Config, ConfigErro
 /// Puts the configuration file's settings before those of the command line.
 fn with_file(args: Vec<String>, command: &clap::Command) -> Result<(Vec<String>, Vec<String>), ConfigError> {
     let given = file::value_of(&args, "config", Some('c'));
-    #[expect(clippy::disallowed_methods, reason = "this is config.rs")]
-    let path = given.or_else(|| std::env::var("K3S_CONFIG_FILE").ok().filter(|path| !path.is_empty()));
+    let path = given.or_else(|| variable("K3S_CONFIG_FILE"));
     let wanted = path.is_some();
     let path = PathBuf::from(path.unwrap_or_else(|| FILE.to_owned()));
     let documents = file::read(&path, wanted)?;
@@ -206,6 +206,11 @@ fn with_file(args: Vec<String>, command: &clap::Command) -> Result<(Vec<String>,
             .copied(),
     );
     Ok(file::merge(args, &documents, &flags))
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is config.rs")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
 }
 
 fn resolve(flags: Server, around: &Surroundings, warnings: Vec<String>) -> Result<Config, ConfigError> {
@@ -265,6 +270,7 @@ fn resolve(flags: Server, around: &Surroundings, warnings: Vec<String>) -> Resul
         disable: flags.disable.into_iter().collect(),
         cluster,
         node,
+        notify: variable("NOTIFY_SOCKET"),
         debug: flags.debug || flags.v.is_some_and(|level| level > 0),
         warnings,
     })

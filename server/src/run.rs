@@ -1,1 +1,370 @@
-//! (owner fills this in)
+//! Starts the server's parts in order and stops them in reverse.
+//!
+//! data directory → certificates and secrets ‖ store → cache → registry → API → listener → first objects → ready →
+//! controllers, scheduler, upkeep → this machine's node. [`Server`] is all but the node, so that tests run it whole;
+//! [`run`] is what `k3s server` does. Stopping leaves pods running: whoever starts next takes them up again.
+
+mod address;
+mod data_dir;
+mod greeting;
+mod kubeconfig;
+mod node;
+mod notify;
+mod objects;
+
+use std::future::Future;
+use std::io::{IsTerminal as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow};
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use crate::auth::guard::Authorizer;
+use crate::auth::token::Keys;
+use crate::auth::who::{Anonymous, Who};
+use crate::cache::Cache;
+use crate::config::{Config, nth};
+use crate::http::{self, ApiHttp, Kubelets};
+use crate::join::files;
+use crate::join::passwd::{Given, Passwd};
+use crate::join::pki::{Names, Own, Pki};
+use crate::join::register::Register;
+use crate::join::supervisor::{Parts, Supervisor};
+use crate::join::token::Secret;
+use crate::kinds;
+use crate::registry::{RealWorld, Registry, ServiceRange, Settings};
+use crate::request::{Api, Client, User};
+use crate::store::Store;
+use crate::store::sql::sqlite::Sqlite;
+
+use crate::tunnel::Sessions;
+use crate::{auth, controllers, scheduler};
+
+/// What is not over by then is cut off; a service manager waits 90 s.
+const STOP: Duration = Duration::from_secs(20);
+
+/// A running control plane.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Under which address others reach it.
+    pub advertised: SocketAddr,
+    /// The API as the supervisor.
+    pub client: Client,
+    dir: PathBuf,
+    stopping: watch::Sender<bool>,
+    serving: JoinSet<()>,
+    /// Whatever acts on the cluster by itself.
+    acting: JoinSet<()>,
+    store: Arc<dyn Store>,
+    _lock: data_dir::Lock,
+}
+
+/// Runs a server until `shutdown`, with a node unless the configuration says otherwise.
+///
+/// # Errors
+/// When a part cannot start: what it is, and what to do.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let began = Instant::now();
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    say(&greeting::begin(&config.data_dir));
+    let mut server = Server::start(&config).await?;
+    greet(&config, &server, began.elapsed());
+    notify::ready(config.notify.as_deref());
+    let outcome = if config.disable_agent {
+        shutdown.await;
+        Ok(())
+    } else {
+        node::run(&config, &mut server, shutdown).await
+    };
+    say("Stopping; pods keep running");
+    let stopped = timeout(STOP, server.stop()).await;
+    outcome?;
+    stopped.map_err(|_| anyhow!("not everything ended in {} s", STOP.as_secs()))?
+}
+
+impl Server {
+    /// Starts everything but the node.
+    ///
+    /// # Errors
+    /// When a part cannot start: what it is, and what to do.
+    pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        let lock = data_dir::take(&config.data_dir)?;
+        let dir = config.data_dir.join("server");
+        let listener = listen(config).await?;
+        let port = listener.local_addr().context("the listener has no address")?.port();
+        let addresses = address::own(config);
+        let advertised = addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let advertised = SocketAddr::new(advertised, port);
+
+        let names = names(config, addresses);
+        let (store, secrets) = tokio::join!(open_store(&dir), make_secrets(&dir, names, given(config)));
+        let (store, (pki, passwd)) = (store?, secrets?);
+        let (stopping, stop) = watch::channel(false);
+        let mut serving = JoinSet::new();
+        let cache = Cache::start(Arc::clone(&store), kinds::indexer(), &mut serving)
+            .await
+            .context("cannot read the cluster's state")?;
+        let registry = Registry::new(
+            Arc::clone(&store),
+            cache.clone(),
+            Arc::new(RealWorld),
+            settings(config)?,
+        );
+        let authorizer = Arc::new(Authorizer::new(cache.clone()));
+        serving.spawn(Arc::clone(&authorizer).follow());
+        let api = Arc::new(Api::new(Arc::new(registry), authorizer));
+        let client = Client::new(
+            Arc::clone(&api),
+            User::new("system:k3s-supervisor", &["system:masters"]),
+        );
+
+        let (register, keeper) =
+            Register::new(client.clone(), &dir.join("cred")).map_err(|_| anyhow!("the system has no randomness"))?;
+        let sessions = Sessions::new();
+        let who = |config: &Config| who(config, &pki, &passwd, &cache);
+        let by_header = who(config)?;
+        let supervisor = Arc::new(Supervisor::new(Parts {
+            pki: Arc::clone(&pki),
+            by_header: Arc::new(move |headers| by_header.by_header(headers, Timestamp::now()).map_err(drop)),
+            register,
+            client: client.clone(),
+            settings: cluster_settings(config, port).to_json(),
+            advertised: advertised.to_string(),
+            tunnels: {
+                let sessions = Arc::clone(&sessions);
+                Arc::new(move |node, socket| Arc::clone(&sessions).accept(node, socket).boxed())
+            },
+        }));
+        let (ready, is_ready) = watch::channel(false);
+        let http = ApiHttp::new(http::Parts {
+            api: Arc::clone(&api),
+            who: who(config)?,
+            front: Some(supervisor),
+            kubelets: Some(Kubelets::new(sessions, pki.client_config(Own::ApiServer)?)),
+            ready: is_ready,
+            address: advertised.to_string(),
+        });
+        serving.spawn(http::serve(listener, pki.server_config()?, http, stop));
+
+        let service_ip = first_service(config)?;
+        let facts = objects::Facts {
+            service_ip,
+            advertised: advertised.ip(),
+            port,
+        };
+        auth::bootstrap::reconcile(&client)
+            .await
+            .map_err(|status| anyhow!("cannot make the roles: {}", status.message))?;
+        objects::ensure(&client, objects::wanted(&facts))
+            .await
+            .map_err(|status| anyhow!("cannot make the cluster's first objects: {}", status.message))?;
+        ready.send_replace(true);
+
+        let mut acting = JoinSet::new();
+        let root_ca = pki.server_ca_pem().to_owned();
+        let cluster_cidr = pod_range(config)?;
+        controllers::start(
+            &api,
+            &cache,
+            controllers::Settings { root_ca, cluster_cidr },
+            &mut acting,
+        );
+        scheduler::start(&api, &mut acting);
+        acting.spawn(keeper.run());
+        // Whoever waits for readiness keeps the sender: dropped, it would read as "not ready".
+        acting.spawn(async move { ready.closed().await });
+        write_kubeconfig(config, &pki, port)?;
+        let address = SocketAddr::new(address::loopback(config), port);
+        Ok(Self {
+            address,
+            advertised,
+            client,
+            dir,
+            stopping,
+            serving,
+            acting,
+            store,
+            _lock: lock,
+        })
+    }
+
+    /// `<data>/server`.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A task that acts on the cluster until the server stops.
+    #[expect(dead_code, reason = "the node will")]
+    pub(crate) fn act(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.acting.spawn(task);
+    }
+
+    /// Stops in reverse: what acts, tunnels, listener, cache, store. What was volatile is on disk afterwards.
+    ///
+    /// # Errors
+    /// When the store could not write that.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.acting.shutdown().await;
+        self.stopping.send_replace(true);
+        self.store
+            .close()
+            .await
+            .context("the datastore did not close cleanly")?;
+        self.serving.shutdown().await;
+        info!("stopped");
+        Ok(())
+    }
+}
+
+async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(config.bind_address, config.https_port);
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}: is another server running? --https-listen-port and --bind-address choose another")
+    })
+}
+
+async fn open_store(dir: &Path) -> anyhow::Result<Arc<dyn Store>> {
+    let path = dir.join("db/state.db");
+    files::folder(&dir.join("db"), files::PRIVATE_FOLDER)?;
+    let opened = tokio::task::spawn_blocking({
+        let path = path.clone();
+        move || Sqlite::open(&path)
+    });
+    let store = opened
+        .await?
+        .with_context(|| format!("cannot open the datastore {}", path.display()))?;
+    Ok(Arc::new(store))
+}
+
+async fn make_secrets(dir: &Path, names: Names, given: Given) -> anyhow::Result<(Arc<Pki>, Arc<Passwd>)> {
+    let dir = dir.to_owned();
+    let made = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+        let pki = Pki::load_or_create(&dir, &names, Timestamp::now())?;
+        let passwd = Passwd::load_or_create(&dir, &given, &pki.token_hash())?;
+        Ok((Arc::new(pki), Arc::new(passwd)))
+    });
+    made.await?
+}
+
+fn names(config: &Config, addresses: Vec<IpAddr>) -> Names {
+    Names {
+        node: config.node.name.clone(),
+        addresses,
+        cluster_domain: config.cluster.cluster_domain.clone(),
+        service: first_service(config).ok(),
+        extra: config.tls_sans.clone(),
+    }
+}
+
+fn given(config: &Config) -> Given {
+    let secret = |given: &Option<agent::config::Secret>| given.as_ref().map(|given| Secret::new(given.expose()));
+    Given {
+        token: secret(&config.token),
+        agent_token: secret(&config.agent_token),
+    }
+}
+
+fn who(config: &Config, pki: &Pki, passwd: &Arc<Passwd>, cache: &Cache) -> anyhow::Result<Who> {
+    let issuer = format!("https://kubernetes.default.svc.{}", config.cluster.cluster_domain);
+    let keys = Keys::from_pem(pki.service_key_pem().as_bytes(), &issuer).context("server/tls/service.key")?;
+    Ok(Who {
+        passwords: Some(Arc::clone(passwd) as Arc<dyn auth::who::Passwords>),
+        keys: Arc::new(keys),
+        audiences: vec![issuer, "k3s".to_owned()],
+        anonymous: Anonymous::HealthOnly,
+        cache: cache.clone(),
+    })
+}
+
+fn cluster_settings(config: &Config, port: u16) -> agent::wire::join::ClusterConfig {
+    agent::wire::join::ClusterConfig {
+        https_port: port,
+        supervisor_port: port,
+        api_server_port: port.saturating_add(1),
+        ..config.cluster.clone()
+    }
+}
+
+fn settings(config: &Config) -> anyhow::Result<Settings> {
+    let (network, bits) = range_v4(config.cluster.service_cidrs.first(), "--service-cidr")?;
+    let base = config.cluster.node_port_base;
+    let ports = base..=base.saturating_add(config.cluster.node_port_size.saturating_sub(1));
+    Ok(Settings {
+        services: ServiceRange { network, bits, ports },
+    })
+}
+
+fn pod_range(config: &Config) -> anyhow::Result<(Ipv4Addr, u8)> {
+    range_v4(config.cluster.cluster_cidrs.first(), "--cluster-cidr")
+}
+
+fn range_v4(range: Option<&agent::wire::join::Cidr>, flag: &str) -> anyhow::Result<(Ipv4Addr, u8)> {
+    match range {
+        Some(agent::wire::join::Cidr {
+            address: IpAddr::V4(first),
+            prefix,
+        }) => Ok((*first, *prefix)),
+        _ => Err(anyhow!(
+            "{flag}: the first range has to be of IPv4 addresses, such as 10.42.0.0/16"
+        )),
+    }
+}
+
+fn first_service(config: &Config) -> anyhow::Result<IpAddr> {
+    let range = config.cluster.service_cidrs.first().copied();
+    range
+        .and_then(|range| nth(range, 1))
+        .context("--service-cidr: the range is too small")
+}
+
+fn write_kubeconfig(config: &Config, pki: &Pki, port: u16) -> anyhow::Result<()> {
+    let path = &config.kubeconfig;
+    let admin = pki.own(Own::Admin).context("no administrator's certificate")?;
+    let server = SocketAddr::new(address::loopback(config), port);
+    let text = kubeconfig::text(&format!("https://{server}"), pki.server_ca_pem(), admin);
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    files::write_if_changed(path, text.as_bytes(), config.kubeconfig_mode)
+        .context("cannot write the kubeconfig (--write-kubeconfig puts it elsewhere)")?;
+    Ok(())
+}
+
+fn greet(config: &Config, server: &Server, took: Duration) {
+    let token_file = server.dir().join("agent-token");
+    // Only a person may read a secret off the screen; what is not a terminal is a log.
+    let token = std::io::stdout()
+        .is_terminal()
+        .then(|| std::fs::read_to_string(&token_file).ok())
+        .flatten();
+    let token_file = if config.agent_token.is_some() {
+        token_file
+    } else {
+        server.dir().join("node-token")
+    };
+    say(&greeting::ready(&greeting::Started {
+        took,
+        address: &server.advertised.to_string(),
+        kubeconfig: &config.kubeconfig,
+        token_file: &token_file,
+        token: token.as_deref().map(str::trim),
+        node: (!config.disable_agent).then_some(config.node.name.as_str()),
+    }));
+}
+
+/// To whoever looks; that nobody does is no reason to stop.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}

@@ -71,6 +71,14 @@ impl Who {
         if let Some(user) = &peer.certificate {
             return Ok(Some(user.clone()));
         }
+        self.by_header(headers, now)
+    }
+
+    /// The user of the `Authorization` header alone; `None`: there is none.
+    ///
+    /// # Errors
+    /// [`Unauthorized`] for credentials that are no good.
+    pub fn by_header(&self, headers: &HeaderMap, now: Timestamp) -> Result<Option<User>, Unauthorized> {
         let Some(header) = headers.get(AUTHORIZATION) else {
             return Ok(None);
         };

@@ -76,7 +76,7 @@ fn sign(
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, KeyPair};
+    use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
 
     use super::*;
     use crate::join::certificate::{certificates, identity};
@@ -125,15 +125,9 @@ mod tests {
             assert_eq!(chain.len(), 2, "leaf and authority");
             assert_eq!(identity(&chain[0]).unwrap(), (name.to_owned(), groups), "{which:?}");
             let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
-            assert_eq!(
-                leaf.public_key().raw,
-                rcgen::PublicKeyData::subject_public_key_info(&key)
-            );
+            assert_eq!(leaf.public_key().raw, key.subject_public_key_info());
             let valid = leaf.validity();
-            assert_eq!(
-                valid.not_after.timestamp() - jiff::Timestamp::as_second(now),
-                365 * 86_400
-            );
+            assert_eq!(valid.not_after.timestamp() - Timestamp::as_second(now), 365 * 86_400);
         }
     }
 

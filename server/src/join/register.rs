@@ -5,6 +5,7 @@
 //! writes the file. What is to be done is decided in `node_password`.
 
 use std::collections::{BTreeSet, HashMap};
+use std::future::pending;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,8 @@ use tracing::{info, warn};
 use super::node_password::{self, Plan, Record, Seen};
 use super::record;
 use super::roll::{Roll, Stamp};
-use crate::request::Client;
+use crate::cache::{ChangeKind, Filter, From, Watch, WatchEvent};
+use crate::request::{Client, What};
 
 /// Orphans are looked for this often (K3s).
 const SWEEP: Duration = Duration::from_secs(60);
@@ -163,6 +165,14 @@ impl Register {
         Ok(record::node_uid(&self.client, node).await?.is_some())
     }
 
+    /// Nodes from now on; `None`: the next sweep tries again.
+    async fn watch_nodes(&self) -> Option<Watch> {
+        let watch = self.client.watch(What::NODES, None, Filter::default(), From::Now).await;
+        watch
+            .inspect_err(|status| warn!(error = status.message, "cannot watch the nodes"))
+            .ok()
+    }
+
     /// Has the keeper look at the file before anything is decided, if it is not as we left it.
     async fn heed_operator(&self) {
         let left = *self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
@@ -224,6 +234,22 @@ impl Register {
     }
 }
 
+/// Waits until a Node is made or deleted; what else happens to Nodes is none of our business. A watch that has ended is
+/// taken out, to be opened anew.
+async fn came_or_went(nodes: &mut Option<Watch>) {
+    let Some(watch) = nodes else { return pending().await };
+    loop {
+        match watch.next().await {
+            Some(WatchEvent::Change(ChangeKind::Added | ChangeKind::Deleted, _)) => return,
+            Some(WatchEvent::Change(ChangeKind::Modified, _) | WatchEvent::Bookmark { .. }) => {}
+            None => {
+                *nodes = None;
+                return;
+            }
+        }
+    }
+}
+
 /// Why a record binds nobody any more, if so.
 fn outdated(node: &str, record: &Record, uid: Option<String>, now: Timestamp) -> Option<&'static str> {
     let seen = Seen {
@@ -251,7 +277,11 @@ impl Keeper {
         }
         let register = Arc::clone(&self.register);
         let mut waiting = Vec::new();
+        let mut nodes = None;
         loop {
+            if nodes.is_none() {
+                nodes = register.watch_nodes().await;
+            }
             if let Err(why) = self.sweep(Timestamp::now()).await {
                 warn!(error = why, "cannot look after the nodes' password records");
             }
@@ -262,6 +292,7 @@ impl Keeper {
             tokio::select! {
                 () = sleep(SWEEP) => {}
                 () = register.changed.notified() => sleep(GATHER).await,
+                () = came_or_went(&mut nodes) => sleep(GATHER).await,
                 Some(done) = self.looks.recv() => waiting.push(done),
             }
             while let Ok(done) = self.looks.try_recv() {

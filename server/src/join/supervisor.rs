@@ -5,7 +5,7 @@
 //! agents tell "come again" (503) from "wrong token" (401) and "not this node" (403), and never give up on any of them.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent::wire::object::{list, text};
@@ -21,7 +21,6 @@ use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::{debug, info, warn};
@@ -30,7 +29,7 @@ use super::issue::{Node, issue};
 use super::pki::Pki;
 use super::register::{Refusal, Register};
 use super::route::{self, Certificate, NODES_GROUP, Route};
-use crate::http::{Body, Front, Peer, empty, full};
+use crate::http::{Body, Front, Peer, Upgrades, empty, encode, full};
 use crate::request::{Client, User, What};
 
 /// A certificate request is a few hundred bytes; RSA keys and long subjects a few thousand.
@@ -70,7 +69,6 @@ pub struct Parts {
 pub struct Supervisor {
     parts: Parts,
     settings: Bytes,
-    open: Mutex<JoinSet<()>>,
 }
 
 impl Front for Supervisor {
@@ -87,19 +85,12 @@ impl Front for Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor; its tunnels end with [`Supervisor::stop`].
+    /// A supervisor; its tunnels end with their connections.
     pub fn new(parts: Parts) -> Self {
         Self {
             settings: Bytes::from(parts.settings.to_string()),
             parts,
-            open: Mutex::new(JoinSet::new()),
         }
-    }
-
-    /// Ends all tunnels.
-    pub async fn stop(&self) {
-        let mut open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
-        open.shutdown().await;
     }
 
     async fn answer(&self, route: Route, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
@@ -108,7 +99,7 @@ impl Supervisor {
             Ok(response) => response,
             Err(status) => {
                 warn!(peer = %peer.address, path, code = status.code, error = status.message, "refused a node's request");
-                refused(&status)
+                encode::status(&status)
             }
         }
     }
@@ -240,18 +231,16 @@ impl Supervisor {
             .ok_or_else(|| Status::failure(Reason::Forbidden, "forbidden: only a node opens a tunnel"))?
             .to_owned();
         let accept = websocket(&request)?;
+        let upgrades = request.extensions_mut().remove::<Upgrades>();
+        let upgrades = upgrades.ok_or_else(|| Status::internal("this connection cannot be upgraded"))?;
         let upgrade = hyper::upgrade::on(&mut request);
         let tunnels = Arc::clone(&self.parts.tunnels);
-        let task = async move {
+        upgrades.run(async move {
             match upgrade.await {
                 Ok(upgraded) => tunnels(node, TokioIo::new(upgraded)).await,
                 Err(error) => debug!(node, error = %error, "a node gave up its tunnel before it was open"),
             }
-        };
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        while open.try_join_next().is_some() {}
-        open.spawn(task);
-        drop(open);
+        });
         let mut response = Response::new(empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
@@ -346,12 +335,6 @@ fn plain(text: impl Into<Bytes>) -> Response<Body> {
 
 fn json(bytes: impl Into<Bytes>) -> Response<Body> {
     with_type(bytes, "application/json")
-}
-
-fn refused(status: &Status) -> Response<Body> {
-    let mut response = json(serde_json::to_vec(status).unwrap_or_default());
-    *response.status_mut() = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response
 }
 
 fn with_type(bytes: impl Into<Bytes>, kind: &'static str) -> Response<Body> {

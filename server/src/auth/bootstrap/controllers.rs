@@ -183,7 +183,8 @@ pub const CONTROLLERS: &[(&str, &[&str])] = &[
         "pod-garbage-collector",
         &[
             "delete,list,watch core pods",
-            "get,list core nodes",
+            // Watched here, polled upstream.
+            "get,list,watch core nodes",
             "patch core pods/status",
             EVENTS,
         ],
@@ -237,6 +238,8 @@ pub const CONTROLLERS: &[(&str, &[&str])] = &[
         &[
             "create,get,list,watch core serviceaccounts",
             "get,list,watch core namespaces",
+            // One controller here gives a namespace its account and its `kube-root-ca.crt`.
+            "create,get,list,patch,update,watch core configmaps",
             EVENTS,
         ],
     ),
