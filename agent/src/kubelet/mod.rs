@@ -9,6 +9,7 @@ pub mod disk;
 pub mod downward;
 pub mod env;
 mod event;
+mod files;
 mod host;
 mod node;
 pub mod objects;
@@ -21,6 +22,7 @@ mod settings;
 pub mod status;
 #[cfg(test)]
 mod testing;
+mod translate;
 pub mod volume;
 
 use std::io;

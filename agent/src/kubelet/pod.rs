@@ -108,12 +108,10 @@ pub enum Action {
     SetUp,
     /// Start the next attempt of a container.
     Start(usize),
-    /// Ask one container to end (it is unhealthy).
+    /// Ask one container to end: it is unhealthy, or the pod stops.
     End(usize),
     /// Kill one container: its time is up.
     Kill(usize),
-    /// Ask all containers to end.
-    EndAll,
     /// Kill all containers.
     KillAll,
     /// Remove sandbox and network and volumes.
@@ -194,18 +192,24 @@ fn any_running(seen: &PodSeen) -> bool {
 }
 
 fn stop(seen: &PodSeen, deadline: Instant) -> (Life, Plan) {
-    let actions = if any_running(seen) {
-        vec![Action::EndAll]
-    } else {
-        vec![]
+    let plan = Plan {
+        actions: ends(seen),
+        wake: Some(deadline),
     };
-    (
-        Life::Stopping { deadline },
-        Plan {
-            actions,
-            wake: Some(deadline),
-        },
-    )
+    (Life::Stopping { deadline }, plan)
+}
+
+/// Whom to ask to end now: all that run and have not been asked, sidecars once they are alone.
+fn ends(seen: &PodSeen) -> Vec<Action> {
+    let running = |it: &Seen| it.state == State::Running;
+    let alone = !seen.containers.iter().any(|it| running(it) && it.role != Role::Sidecar);
+    let mut all = Vec::new();
+    for (index, it) in seen.containers.iter().enumerate() {
+        if running(it) && it.kill_at.is_none() && (alone || it.role != Role::Sidecar) {
+            all.push(Action::End(index));
+        }
+    }
+    all
 }
 
 fn stopping(seen: &PodSeen, deadline: Instant, wanted: Wanted, now: Instant) -> (Life, Plan) {
@@ -216,20 +220,14 @@ fn stopping(seen: &PodSeen, deadline: Instant, wanted: Wanted, now: Instant) -> 
     };
     let same = Life::Stopping { deadline };
     match (any_running(seen), seen.remains, wanted) {
-        (true, _, _) if now >= deadline => (
-            same,
-            Plan {
+        (true, _, _) if now >= deadline => {
+            let plan = Plan {
                 actions: vec![Action::KillAll],
                 wake: Some(now + KILL_RETRY),
-            },
-        ),
-        (true, _, _) => (
-            same,
-            Plan {
-                actions: vec![],
-                wake: Some(deadline),
-            },
-        ),
+            };
+            (same, plan)
+        }
+        (true, _, _) => stop(seen, deadline),
         (false, true, _) => (same, Plan::only(Action::TearDown)),
         (false, false, Wanted::Delete { .. }) => (Life::Gone, Plan::only(Action::Farewell)),
         (false, false, Wanted::Run | Wanted::End { .. }) => (Life::Finished, Plan::default()),
@@ -379,7 +377,7 @@ mod tests {
         let mut it = seen(Wanted::Run, RestartPolicy::OnFailure, containers);
         let (life, plan) = Life::Live.step(&it, now);
         assert!(matches!(life, Life::Stopping { .. }), "{life:?}");
-        assert_eq!(plan.actions, [Action::EndAll]);
+        assert_eq!(plan.actions, [Action::End(0)]);
         it.containers[0] = container(Role::Sidecar, State::Exited { code: 0 });
         let (life, plan) = life.step(&it, now);
         assert_eq!(plan.actions, [Action::TearDown]);
@@ -399,7 +397,8 @@ mod tests {
             vec![container(Role::Main, State::Running)],
         );
         let (life, plan) = Life::Live.step(&it, now);
-        assert_eq!(plan.actions, [Action::EndAll]);
+        assert_eq!(plan.actions, [Action::End(0)]);
+        it.containers[0].kill_at = Some(now + Duration::from_secs(30));
         let (life, plan) = life.step(&it, now + Duration::from_secs(1));
         assert_eq!(plan.actions, []);
         let (life, plan) = life.step(&it, now + Duration::from_secs(30));
@@ -409,6 +408,20 @@ mod tests {
         assert_eq!(plan.actions, [Action::TearDown]);
         it.remains = false;
         assert_eq!(life.step(&it, now), (Life::Gone, Plan::only(Action::Farewell)));
+    }
+
+    #[test]
+    fn sidecars_end_after_the_containers_they_serve() {
+        let now = Instant::now();
+        let containers = vec![
+            container(Role::Sidecar, State::Running),
+            container(Role::Main, State::Running),
+        ];
+        let mut it = seen(DELETE, RestartPolicy::Always, containers);
+        let (life, plan) = Life::Live.step(&it, now);
+        assert_eq!(plan.actions, [Action::End(1)]);
+        it.containers[1].state = State::Exited { code: 0 };
+        assert_eq!(life.step(&it, now).1.actions, [Action::End(0)]);
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Attempt {
     pub finished: Option<Timestamp>,
     /// The signal it asks to be stopped with.
     pub stop_signal: i32,
+    /// It never ran, and this is why.
+    pub start_error: Option<String>,
 }
 
 impl Attempt {
@@ -56,6 +58,7 @@ impl Attempt {
             oom_killed: it.oom_killed,
             started: it.started,
             finished: it.finished,
+            start_error: None,
             stop_signal: if it.stop_signal == 0 {
                 libc::SIGTERM
             } else {

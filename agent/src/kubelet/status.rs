@@ -272,15 +272,17 @@ fn running(attempt: &Attempt) -> Running {
 
 fn terminated(attempt: &Attempt, note: &Note) -> Terminated {
     let reason = match (attempt.oom_killed, attempt.exit_code) {
+        _ if attempt.start_error.is_some() => "StartError",
         (true, _) => "OOMKilled",
         (false, 0) => "Completed",
         (false, _) => "Error",
     };
+    let message = note.messages.get(&attempt.attempt).or(attempt.start_error.as_ref());
     Terminated {
         exit_code: attempt.exit_code,
         signal: 0, // a runtime behind CRI reports 128 + n as the exit code and no signal; clients know that form
         reason: reason.into(),
-        message: note.messages.get(&attempt.attempt).cloned().unwrap_or_default(),
+        message: message.cloned().unwrap_or_default(),
         started_at: attempt.started.map(time::seconds),
         finished_at: attempt.finished.map(time::seconds),
         container_id: container_id(&attempt.id),

@@ -211,6 +211,7 @@ pub struct VolumeMount {
     pub read_only: bool,
     pub sub_path: String,
     pub sub_path_expr: String,
+    pub mount_propagation: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
