@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use serde_json::Value;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::ports::{Containers, Control, Events, Network, Networks, Process};
+use super::ports::{Api, ApiFailure, Change, Containers, Control, Events, Network, Networks, Process, Watch};
+use crate::api::{ApiError, Client, PatchType, WatchKind, WatchStream};
 use crate::podnet::Podnet;
 use crate::podnet::address::Range;
 use crate::runtime::{
@@ -48,10 +50,7 @@ impl Containers for Runtime {
     }
 
     fn pod<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<Option<PodState>, RuntimeError>> {
-        Box::pin(async move {
-            let all = Runtime::pods(self).await?;
-            Ok(all.into_iter().find(|pod| pod.pod_uid == pod_uid))
-        })
+        Box::pin(Runtime::pod(self, pod_uid))
     }
 
     fn pods(&self) -> BoxFuture<'_, Result<Vec<PodState>, RuntimeError>> {
@@ -153,6 +152,60 @@ impl Network for Podnet {
 
     fn retain(&self, alive: &BTreeSet<String>) -> Result<(), String> {
         Podnet::retain(self, |uid| alive.contains(uid)).map_err(|error| error.to_string())
+    }
+}
+
+impl Api for Client {
+    fn get<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Value, ApiFailure>> {
+        Box::pin(async move { Ok(Client::get(self, path).await?) })
+    }
+
+    fn create<'a>(&'a self, path: &'a str, body: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {
+        Box::pin(async move { Ok(Client::create(self, path, body).await?) })
+    }
+
+    fn update<'a>(&'a self, path: &'a str, body: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {
+        Box::pin(async move { Ok(Client::update(self, path, body).await?) })
+    }
+
+    fn patch<'a>(&'a self, path: &'a str, body: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {
+        Box::pin(async move { Ok(Client::patch(self, path, PatchType::Strategic, body).await?) })
+    }
+
+    fn delete<'a>(&'a self, path: &'a str, options: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {
+        Box::pin(async move { Ok(Client::delete(self, path, Some(options)).await?) })
+    }
+
+    fn watch<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Box<dyn Watch>, ApiFailure>> {
+        Box::pin(async move { Ok(Box::new(Client::watch(self, path).await?) as Box<dyn Watch>) })
+    }
+}
+
+impl From<ApiError> for ApiFailure {
+    fn from(error: ApiError) -> Self {
+        match error {
+            ApiError::Status(status) => Self::Status(status),
+            ApiError::Transport(reason) => Self::Unreachable(reason),
+        }
+    }
+}
+
+impl Watch for WatchStream {
+    fn next(&mut self) -> BoxFuture<'_, Option<Change>> {
+        Box::pin(async move {
+            match WatchStream::next(self).await? {
+                Ok(event) => Some(match event.kind {
+                    WatchKind::Added | WatchKind::Modified => Change::Set(event.object),
+                    WatchKind::Deleted => Change::Gone(event.object),
+                    WatchKind::Bookmark => Change::Bookmark(event.object),
+                    WatchKind::Error => Change::Relist,
+                }),
+                Err(error) => {
+                    tracing::debug!(%error, "a watch breaks off");
+                    None
+                }
+            }
+        })
     }
 }
 

@@ -56,3 +56,28 @@ pub async fn read_json(path: &Path) -> Option<Value> {
     let bytes = blocking(move || fs::read(path)).await.ok()?;
     serde_json::from_slice(&bytes).ok()
 }
+
+/// Removes a file; one that is not there is fine.
+///
+/// # Errors
+/// The kernel's.
+pub async fn remove(path: &Path) -> io::Result<()> {
+    let path = path.to_owned();
+    blocking(move || absent_is_fine(fs::remove_file(path))).await
+}
+
+/// Removes a folder and all in it; one that is not there is fine.
+///
+/// # Errors
+/// The kernel's.
+pub async fn remove_folder(path: &Path) -> io::Result<()> {
+    let path = path.to_owned();
+    blocking(move || absent_is_fine(fs::remove_dir_all(path))).await
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::event::Recorder;
+use super::keeper::Keeper;
+use super::links::Links;
 use super::node::{Machine, allocatable};
 use super::ports::{Api, Containers, Network};
 use super::report::Reporter;
@@ -38,6 +40,10 @@ pub struct Host {
     pub events: Recorder,
     /// Takes statuses.
     pub reports: Arc<Reporter>,
+    /// Takes what is kept for times without a server.
+    pub keeper: Keeper,
+    /// What is known of services.
+    pub links: Links,
 }
 
 impl Host {
@@ -50,8 +56,13 @@ impl Host {
         }
     }
 
-    /// Where things are kept for times without a server.
-    pub fn kept(&self) -> PathBuf {
-        self.settings.root.join("kept")
+    /// Where pods are kept for times without a server.
+    pub fn kept_pods(&self) -> PathBuf {
+        self.settings.root.join("kept-pods")
+    }
+
+    /// Where the objects that a pod refers to are kept.
+    pub fn kept_objects(&self, uid: &str) -> PathBuf {
+        self.settings.root.join("kept-objects").join(uid)
     }
 }

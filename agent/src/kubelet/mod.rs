@@ -4,17 +4,25 @@
 //! keeps workers in step with the API; `report.rs` and `event.rs` talk back; `node.rs` and `lease.rs` are the node's own
 //! sign of life; `server` is the HTTPS port. What it runs on is behind the traits of `ports.rs`.
 
+mod act;
 pub mod adapt;
+mod blindly;
 pub mod disk;
 pub mod downward;
 pub mod env;
 mod event;
+mod feed;
 mod files;
 mod host;
+mod keeper;
+mod links;
+mod log_file;
 mod node;
 pub mod objects;
 pub mod pod;
+mod pods;
 pub mod ports;
+mod probe;
 pub mod qos;
 mod report;
 pub mod restart;
@@ -24,6 +32,7 @@ pub mod status;
 mod testing;
 mod translate;
 pub mod volume;
+mod worker;
 
 use std::io;
 use std::sync::Arc;
@@ -74,6 +83,7 @@ pub async fn run(
         })?;
     let (network, network_seen) = watch::channel(NetworkState::Missing("the node has no podCIDR yet".into()));
     let (events, writing) = event::recorder(api.clone(), settings.node_name.clone());
+    let (keeper, keeping) = keeper::keeper();
     let host = Arc::new(Host {
         machine: Machine::read(),
         settings,
@@ -82,12 +92,16 @@ pub async fn run(
         network: network_seen,
         events,
         reports: Arc::default(),
+        keeper,
+        links: links::Links::default(),
     });
     let mut tasks = JoinSet::new();
     tasks.spawn(writing);
+    tasks.spawn(keeping);
     tasks.spawn(node::keep(host.clone(), networks, network));
     let reporting = host.clone();
     tasks.spawn(async move { reporting.reports.run(reporting.api.as_ref()).await });
+    tasks.spawn(pods::keep(host));
     shutdown.await;
     tasks.shutdown().await;
     Ok(())

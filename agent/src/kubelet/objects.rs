@@ -1,9 +1,9 @@
 //! The ConfigMaps and Secrets that a pod names: which they are, fetched, kept for times without a server.
 //!
-//! Secrets are kept in a file that only root reads, for decision 8 (a node starts its pods with no server in reach).
+//! They are kept in a file that only root reads: a node starts its pods with no server in reach.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -66,7 +66,20 @@ impl Objects {
         Some(Data { kind, object })
     }
 
-    fn to_json(&self) -> Value {
+    /// Takes what `other` holds too; whether anything changed.
+    pub fn merge(&mut self, other: Self) -> bool {
+        let mut changed = false;
+        for (key, object) in other.found {
+            if self.found.get(&key) != Some(&object) {
+                self.found.insert(key, object);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// For the file that [`fetch`] falls back to.
+    pub fn to_json(&self) -> Value {
         let each = self
             .found
             .iter()
@@ -159,7 +172,8 @@ pub fn of_volumes(pod: &Pod) -> BTreeSet<(Kind, String)> {
     names
 }
 
-/// Fetches the named objects; with no server in reach, those of an earlier fetch stand in.
+/// Fetches the named objects. With no server in reach those of an earlier fetch stand in, from `known` or else from the
+/// file `kept`.
 ///
 /// # Errors
 /// [`ApiFailure`] when the server refuses, or nobody answers and an object was never fetched.
@@ -167,42 +181,34 @@ pub async fn fetch(
     api: &dyn Api,
     pod: &Pod,
     names: &BTreeSet<(Kind, String)>,
+    known: &Objects,
     kept: &Path,
 ) -> Result<Objects, ApiFailure> {
-    if names.is_empty() {
-        return Ok(Objects::default());
-    }
-    let before = disk::read_json(kept)
-        .await
-        .map(|value| Objects::from_json(&value))
-        .unwrap_or_default();
     let mut objects = Objects::default();
     for (kind, name) in names {
         let path = format!("/api/v1/namespaces/{}/{}s/{name}", pod.meta.namespace, kind.lower());
-        match api.get(&path).await {
+        let found = match api.get(&path).await {
             Ok(mut object) => {
                 object::remove(&mut object, &["metadata", "managedFields"]);
-                objects.insert(*kind, name, Some(object));
+                Some(object)
             }
-            Err(error) if error.code() == 404 => objects.insert(*kind, name, None),
-            Err(error) => match before.found.get(&(*kind, name.clone())) {
-                Some(known) if error.code() == 0 || error.code() >= 500 => objects.insert(*kind, name, known.clone()),
-                _ => return Err(error),
-            },
-        }
-    }
-    let mut all = before.clone();
-    all.found.extend(objects.found.clone());
-    if all != before {
-        // Losing this only means that the next start needs a server.
-        if let Err(error) = disk::write_json(kept, &all.to_json()).await {
-            tracing::warn!(pod = %pod.key(), %error, "objects of a pod cannot be kept");
-        }
+            Err(error) if error.code() == 404 => None,
+            Err(error) if error.code() == 0 || error.code() >= 500 => {
+                let key = (*kind, name.clone());
+                let before = match known.found.get(&key) {
+                    Some(object) => Some(object.clone()),
+                    None => read(kept).await.found.remove(&key),
+                };
+                before.ok_or(error)?
+            }
+            Err(error) => return Err(error),
+        };
+        objects.insert(*kind, name, found);
     }
     Ok(objects)
 }
 
-/// Where the objects of a pod are kept.
-pub fn kept(pods_dir: &Path, uid: &str) -> PathBuf {
-    pods_dir.join(format!("{uid}.objects"))
+async fn read(kept: &Path) -> Objects {
+    let value = disk::read_json(kept).await;
+    value.map(|value| Objects::from_json(&value)).unwrap_or_default()
 }

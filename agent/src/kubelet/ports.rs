@@ -198,8 +198,8 @@ pub enum Change {
     Set(Value),
     /// Deleted; its last state.
     Gone(Value),
-    /// Nothing up to this resourceVersion.
-    Bookmark(String),
+    /// Nothing happened up to this object's resourceVersion.
+    Bookmark(Value),
     /// The watch is of no use any more: list again.
     Relist,
 }

@@ -260,7 +260,7 @@ fn lost(old: &ContainerStatus) -> ContainerStatus {
 }
 
 /// A container's id as the API writes it.
-fn container_id(id: &str) -> String {
+pub fn container_id(id: &str) -> String {
     format!("amphipod://{id}")
 }
 

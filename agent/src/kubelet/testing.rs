@@ -1,8 +1,18 @@
-//! Folders for tests.
+//! Folders and neighbours for tests.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::broadcast;
+
+use super::ports::{Containers, Control, Events, Process};
+use crate::runtime::{
+    ContainerSpec, ContainerState, ExecSpec, Image, PodState, RuntimeError, RuntimeEvent, Sandbox, SandboxSpec, Status,
+};
 
 /// A folder that goes with its owner.
 pub struct TempDir(PathBuf);
@@ -24,5 +34,187 @@ impl TempDir {
 impl Drop for TempDir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A runtime without processes: containers run until they are signalled, or end as told.
+pub struct Fake {
+    pods: Mutex<BTreeMap<String, PodState>>,
+    pub images: Mutex<BTreeSet<String>>,
+    /// Signals sent, as `container signal`.
+    pub signals: Mutex<Vec<String>>,
+    /// Whether a container ends on SIGTERM.
+    pub obedient: Mutex<bool>,
+    events: broadcast::Sender<RuntimeEvent>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            pods: Mutex::default(),
+            images: Mutex::default(),
+            signals: Mutex::default(),
+            obedient: Mutex::new(true),
+            events: broadcast::channel(16).0,
+        }
+    }
+}
+
+impl Fake {
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<String, PodState>> {
+        self.pods.lock().unwrap()
+    }
+
+    /// Ends the newest attempt of a container.
+    pub fn end(&self, uid: &str, container: &str, exit_code: i32) {
+        if let Some(pod) = self.pods().get_mut(uid) {
+            let newest = pod
+                .containers
+                .iter_mut()
+                .filter(|it| it.name == container)
+                .max_by_key(|it| it.attempt);
+            if let Some(it) = newest.filter(|it| it.status == Status::Running) {
+                it.status = Status::Exited;
+                it.exit_code = exit_code;
+                it.finished = Some(jiff::Timestamp::now());
+            }
+        }
+        let _ = self.events.send(RuntimeEvent { pod_uid: uid.into() });
+    }
+
+    /// What is there of a pod.
+    pub fn state(&self, uid: &str) -> Option<PodState> {
+        self.pods().get(uid).cloned()
+    }
+}
+
+struct Ended;
+
+impl Control for Ended {
+    fn resize(&self, _width: u16, _height: u16) {}
+
+    fn wait(&mut self) -> BoxFuture<'_, Result<i32, RuntimeError>> {
+        Box::pin(async { Ok(0) })
+    }
+}
+
+fn silent() -> Process {
+    Process {
+        stdin: None,
+        stdout: Box::new(&b"out"[..]),
+        stderr: Some(Box::new(&b"err"[..])),
+        control: Box::new(Ended),
+    }
+}
+
+impl Containers for Fake {
+    fn create_sandbox<'a>(&'a self, spec: &'a SandboxSpec) -> BoxFuture<'a, Result<Sandbox, RuntimeError>> {
+        Box::pin(async move {
+            let fresh = || PodState {
+                pod_uid: spec.pod_uid.clone(),
+                namespace: spec.namespace.clone(),
+                name: spec.name.clone(),
+                netns: "/nowhere".into(),
+                shim_alive: true,
+                ..PodState::default()
+            };
+            self.pods().entry(spec.pod_uid.clone()).or_insert_with(fresh);
+            Ok(Sandbox {
+                netns: "/nowhere".into(),
+                created: jiff::Timestamp::now(),
+            })
+        })
+    }
+
+    fn start<'a>(&'a self, pod_uid: &'a str, spec: &'a ContainerSpec) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async move {
+            let mut pods = self.pods();
+            let pod = pods
+                .get_mut(pod_uid)
+                .ok_or_else(|| RuntimeError::NoSandbox(pod_uid.into()))?;
+            if spec.command.first().is_some_and(|it| it == "/no/such/program") {
+                return Err(RuntimeError::Start("no such file or directory".into()));
+            }
+            pod.containers.push(ContainerState {
+                name: spec.name.clone(),
+                attempt: spec.attempt,
+                id: format!("{}-{}", spec.name, spec.attempt),
+                image: spec.image.clone(),
+                started: Some(jiff::Timestamp::now()),
+                status: Status::Running,
+                ..ContainerState::default()
+            });
+            Ok(())
+        })
+    }
+
+    fn signal<'a>(
+        &'a self,
+        pod_uid: &'a str,
+        container: &'a str,
+        signal: i32,
+    ) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async move {
+            self.signals.lock().unwrap().push(format!("{container} {signal}"));
+            if *self.obedient.lock().unwrap() || signal == libc::SIGKILL {
+                self.end(pod_uid, container, 128 + signal);
+            }
+            Ok(())
+        })
+    }
+
+    fn remove<'a>(
+        &'a self,
+        pod_uid: &'a str,
+        container: &'a str,
+        attempt: u32,
+    ) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async move {
+            if let Some(pod) = self.pods().get_mut(pod_uid) {
+                pod.containers
+                    .retain(|it| it.name != container || it.attempt != attempt);
+            }
+            Ok(())
+        })
+    }
+
+    fn remove_sandbox<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async move {
+            self.pods().remove(pod_uid);
+            Ok(())
+        })
+    }
+
+    fn pod<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<Option<PodState>, RuntimeError>> {
+        Box::pin(async move { Ok(self.state(pod_uid)) })
+    }
+
+    fn pods(&self) -> BoxFuture<'_, Result<Vec<PodState>, RuntimeError>> {
+        Box::pin(async move { Ok(Fake::pods(self).values().cloned().collect()) })
+    }
+
+    fn has_image<'a>(&'a self, image: &'a str) -> BoxFuture<'a, bool> {
+        Box::pin(async move { self.images.lock().unwrap().contains(image) })
+    }
+
+    fn images(&self) -> BoxFuture<'_, Vec<Image>> {
+        Box::pin(async { Vec::new() })
+    }
+
+    fn exec<'a>(
+        &'a self,
+        _pod_uid: &'a str,
+        _container: &'a str,
+        _spec: ExecSpec,
+    ) -> BoxFuture<'a, Result<Process, RuntimeError>> {
+        Box::pin(async { Ok(silent()) })
+    }
+
+    fn attach<'a>(&'a self, _pod_uid: &'a str, _container: &'a str) -> BoxFuture<'a, Result<Process, RuntimeError>> {
+        Box::pin(async { Ok(silent()) })
+    }
+
+    fn events(&self) -> Box<dyn Events> {
+        Box::new(self.events.subscribe())
     }
 }

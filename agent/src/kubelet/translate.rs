@@ -76,6 +76,8 @@ pub fn container(
         stdin: it.stdin,
         stdin_once: it.stdin_once,
         log_path: log_path(logs, pod, &it.name, attempt),
+        log_max_bytes: None,
+        log_max_files: None,
         oom_score_adj: oom_score_adj(pod, it, memory),
         env,
     }

@@ -5,6 +5,7 @@
 //! Persistent volume claims are not in this slice and are refused by name.
 
 pub mod atomic;
+pub mod mounts;
 pub mod payload;
 pub mod token;
 

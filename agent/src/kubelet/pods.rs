@@ -1,0 +1,248 @@
+//! Keeps one worker for every pod that is this node's business, and removes what is nobody's.
+//!
+//! A pod is its uid: another of the same name is another pod. Until the first list has come, the pods kept on disk are
+//! run; afterwards those the API does not know any more are ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+
+use super::disk::{blocking, read_json, remove_folder};
+use super::feed::{Update, feed};
+use super::host::{Host, NetworkState};
+use super::translate::log_dir;
+use super::volume;
+use super::worker::{Desired, work};
+use crate::wire::object;
+use crate::wire::pod::Pod;
+
+/// Updates read ahead of the workers.
+const QUEUE: usize = 64;
+
+/// Runs all pods of the node until it is dropped.
+pub async fn keep(host: Arc<Host>) {
+    let mut pods = Pods {
+        host: host.clone(),
+        workers: BTreeMap::new(),
+        tasks: JoinSet::new(),
+        names: BTreeMap::new(),
+        done: BTreeSet::new(),
+        listed: false,
+    };
+    pods.start_kept().await;
+    let mut events = host.containers.events();
+    let mut network = host.network.clone();
+    let (to, mut updates) = mpsc::channel(QUEUE);
+    let mut feeding = std::pin::pin!(feed(host.api.as_ref(), &host.settings.node_name, to));
+    loop {
+        tokio::select! {
+            () = &mut feeding => return, // only when nobody reads any more
+            Some(update) = updates.recv() => pods.update(update).await,
+            changed = events.next() => pods.nudge(changed.as_deref()),
+            Some(ended) = pods.tasks.join_next_with_id() => pods.ended(ended),
+            Ok(()) = network.changed() => if pods.listed { pods.sweep().await },
+        }
+    }
+}
+
+struct Handle {
+    desired: watch::Sender<Desired>,
+    nudge: Arc<Notify>,
+}
+
+struct Pods {
+    host: Arc<Host>,
+    workers: BTreeMap<String, Handle>,
+    tasks: JoinSet<()>,
+    /// Which task is which pod's.
+    names: BTreeMap<Id, String>,
+    /// Pods that are gone from here and not yet from the API.
+    done: BTreeSet<String>,
+    listed: bool,
+}
+
+impl Pods {
+    async fn start_kept(&mut self) {
+        let folder = self.host.kept_pods();
+        for path in files(folder).await {
+            let Some(pod) = read_json(&path).await.as_ref().and_then(Pod::of) else {
+                continue;
+            };
+            self.want(Arc::new(pod), false);
+        }
+    }
+
+    async fn update(&mut self, update: Update) {
+        match update {
+            Update::All(objects) => {
+                let mut there = BTreeSet::new();
+                for object in objects {
+                    there.extend(self.set(object));
+                }
+                let gone: Vec<String> = self
+                    .workers
+                    .keys()
+                    .filter(|uid| !there.contains(*uid))
+                    .cloned()
+                    .collect();
+                for uid in gone {
+                    self.gone(&uid);
+                }
+                self.done.retain(|uid| there.contains(uid));
+                self.listed = true;
+                self.sweep().await;
+            }
+            Update::Set(object) => {
+                self.set(object);
+            }
+            Update::Gone(object) => {
+                let uid = object::text(&object, &["metadata", "uid"]);
+                self.gone(uid);
+                self.done.remove(uid);
+            }
+        }
+    }
+
+    /// Takes a pod of the API; its uid, if it is one.
+    fn set(&mut self, mut object: Value) -> Option<String> {
+        let pod = Pod::of(&object).filter(|pod| pod.spec.node_name == self.host.settings.node_name)?;
+        let uid = pod.meta.uid.clone();
+        if self.done.contains(&uid) {
+            return Some(uid);
+        }
+        let known = self.workers.get(&uid).map(|handle| handle.desired.borrow().pod.clone());
+        if known.is_none_or(|known| is_news(&known, &pod)) {
+            object::remove(&mut object, &["metadata", "managedFields"]);
+            self.host.keeper.keep(self.host.kept_pods().join(&uid), object);
+        }
+        self.want(Arc::new(pod), false);
+        Some(uid)
+    }
+
+    fn want(&mut self, pod: Arc<Pod>, gone: bool) {
+        let uid = pod.meta.uid.clone();
+        let desired = Desired { pod, gone };
+        if let Some(handle) = self.workers.get(&uid) {
+            handle.desired.send_if_modified(|known| {
+                let news = known.gone != desired.gone || matters(&known.pod, &desired.pod);
+                *known = desired;
+                news
+            });
+            return;
+        }
+        let nudge = Arc::new(Notify::new());
+        let (sender, receiver) = watch::channel(desired);
+        let task = self.tasks.spawn(work(self.host.clone(), receiver, nudge.clone()));
+        self.names.insert(task.id(), uid.clone());
+        self.workers.insert(uid, Handle { desired: sender, nudge });
+    }
+
+    fn gone(&mut self, uid: &str) {
+        if let Some(handle) = self.workers.get(uid) {
+            handle.desired.send_modify(|desired| desired.gone = true);
+        }
+    }
+
+    fn nudge(&self, uid: Option<&str>) {
+        match uid {
+            Some(uid) => {
+                if let Some(handle) = self.workers.get(uid) {
+                    handle.nudge.notify_one();
+                }
+            }
+            None => self.workers.values().for_each(|handle| handle.nudge.notify_one()),
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let id = match &ended {
+            Ok((id, ())) => *id,
+            Err(error) => error.id(),
+        };
+        let Some(uid) = self.names.remove(&id) else { return };
+        let handle = self.workers.remove(&uid);
+        match ended {
+            Ok(_) => {
+                if handle.is_some_and(|handle| !handle.desired.borrow().gone) {
+                    self.done.insert(uid);
+                }
+            }
+            Err(error) => tracing::error!(uid, %error, "a pod's worker has failed; the next list starts it again"),
+        }
+    }
+
+    /// Removes what is on the node and belongs to no pod: what an earlier run could not.
+    async fn sweep(&self) {
+        let network = match &*self.host.network.borrow() {
+            NetworkState::Up(network) => Some(network.clone()),
+            NetworkState::Missing(_) => None,
+        };
+        let mine = |uid: &str| self.workers.contains_key(uid);
+        for state in self.host.containers.pods().await.unwrap_or_default() {
+            let uid = &state.pod_uid;
+            if mine(uid) {
+                continue;
+            }
+            tracing::info!(
+                pod = format!("{}/{}", state.namespace, state.name),
+                uid,
+                "removing a pod that nobody wants"
+            );
+            let logs = log_dir(&self.host.settings.logs, &state.namespace, &state.name, uid);
+            let removed = self
+                .host
+                .containers
+                .remove_sandbox(uid)
+                .await
+                .map_err(|error| error.to_string());
+            let removed = removed.and(remove_folder(&logs).await.map_err(|error| error.to_string()));
+            if let Err(error) = removed {
+                tracing::warn!(uid, error, "a pod that nobody wants stays");
+            }
+        }
+        let root = self.host.settings.root.clone();
+        for path in files(root.join("pods")).await {
+            let uid = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if !mine(uid)
+                && let Err(error) = volume::tear_down(&root, uid).await
+            {
+                tracing::warn!(uid, %error, "the folder of a pod that nobody wants stays");
+            }
+        }
+        let alive: BTreeSet<String> = self.workers.keys().cloned().collect();
+        if let Some(Err(error)) = network.map(|network| network.retain(&alive)) {
+            tracing::warn!(error, "addresses of pods that nobody wants stay taken");
+        }
+    }
+}
+
+/// Whether what is kept on disk must be written anew. A status never is worth a write: our own is known when it counts.
+fn is_news(known: &Pod, new: &Pod) -> bool {
+    known.spec != new.spec
+        || known.meta.deletion_timestamp != new.meta.deletion_timestamp
+        || known.is_terminal() != new.is_terminal()
+}
+
+/// Whether a worker should look: our own status coming back is no reason to.
+fn matters(known: &Pod, new: &Pod) -> bool {
+    let gates = !new.spec.readiness_gates.is_empty() && known.status.conditions != new.status.conditions;
+    let meta = |pod: &Pod| {
+        let mut meta = pod.meta.clone();
+        meta.resource_version.clear();
+        meta
+    };
+    gates || known.spec != new.spec || meta(known) != meta(new)
+}
+
+async fn files(folder: PathBuf) -> Vec<PathBuf> {
+    let read = blocking(move || {
+        std::fs::read_dir(folder)?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect()
+    });
+    read.await.unwrap_or_default()
+}

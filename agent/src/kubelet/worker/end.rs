@@ -1,0 +1,142 @@
+//! Ends containers: hook, signal, and the kill when time is up. Also their last words.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::care::Hook;
+use super::{DEFAULT_GRACE, Done, RETRY, Worker};
+use crate::kubelet::act::act;
+use crate::kubelet::disk::blocking;
+use crate::kubelet::event::About;
+use crate::kubelet::log_file;
+use crate::kubelet::pod::Life;
+use crate::kubelet::ports::{Attempt, Containers};
+use crate::kubelet::status::newest;
+use crate::kubelet::translate::log_path;
+use crate::kubelet::volume::mounts::message_file;
+use crate::wire::pod::Container;
+
+/// Kubernetes' bound on a termination message.
+const LONGEST_MESSAGE: u64 = 4096;
+/// Kubernetes' bounds on a message taken from the log.
+const LONGEST_FROM_LOG: u64 = 2048;
+const LINES_FROM_LOG: usize = 80;
+
+impl Worker {
+    /// Asks a container to end: `preStop`, then its stop signal.
+    pub(super) fn end(&mut self, index: usize, attempts: &[Attempt], now: Instant) -> bool {
+        let pod = self.pod.clone();
+        let Some(it) = pod.all_containers().nth(index) else {
+            return false;
+        };
+        let Some(running) = newest(attempts, &it.name) else {
+            return false;
+        };
+        let (grace, message) = self.terms(it, now);
+        self.host.events.normal(About::container(&pod, it), "Killing", message);
+        if let Some(care) = self.cares.get_mut(&it.name) {
+            care.kill_at = Some(now + grace);
+        }
+        let (target, signal) = (self.target(&it.name), running.stop_signal);
+        let hook = it.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone());
+        let (events, about) = (self.host.events.clone(), About::container(&pod, it));
+        self.background.spawn(async move {
+            if let Some(hook) = hook.filter(|_| !grace.is_zero())
+                && let Err(why) = act(&target, &hook, grace).await
+            {
+                events.warning(about, "FailedPreStopHook", format!("PreStopHook failed: {why}"));
+            }
+            let (uid, name) = (&target.pod.meta.uid, &target.container);
+            if let Err(error) = target.containers.signal(uid, name, signal).await {
+                tracing::warn!(pod = %target.pod.key(), container = name, %error, "a container is not told to end");
+            }
+            Done::Nothing
+        });
+        false
+    }
+
+    /// How long a container gets, and what is said about it.
+    fn terms(&self, it: &Container, now: Instant) -> (Duration, String) {
+        if let Life::Stopping { deadline } = self.life {
+            let text = format!("Stopping container {}", it.name);
+            return (deadline.saturating_duration_since(now), text);
+        }
+        let of_pod = self.pod.spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE);
+        let of_pod = Duration::from_secs(u64::try_from(of_pod).unwrap_or(1));
+        let care = self.cares.get(&it.name);
+        let name = &it.name;
+        match care.and_then(|care| care.probes.given_up()) {
+            Some(probe) => {
+                let kind = probe.kind.name().to_lowercase();
+                let text = format!("Container {name} failed {kind} probe, will be restarted");
+                (probe.grace.unwrap_or(of_pod), text)
+            }
+            None if care.is_some_and(|care| care.hook == Hook::Failed) => (of_pod, "FailedPostStartHook".into()),
+            None => (of_pod, format!("Stopping container {name}")),
+        }
+    }
+
+    /// Kills one container.
+    pub(super) async fn kill(&mut self, index: usize) -> bool {
+        let pod = self.pod.clone();
+        let Some(it) = pod.all_containers().nth(index) else {
+            return false;
+        };
+        if let Some(care) = self.cares.get_mut(&it.name) {
+            care.kill_at = Some(Instant::now() + RETRY);
+        }
+        kill(self.host.containers.as_ref(), &pod.meta.uid, &it.name).await;
+        false
+    }
+
+    /// Kills all containers.
+    pub(super) async fn kill_all(&mut self, attempts: &[Attempt]) -> bool {
+        for it in attempts.iter().filter(|attempt| attempt.running) {
+            kill(self.host.containers.as_ref(), &self.pod.meta.uid, &it.container).await;
+        }
+        false
+    }
+
+    /// Reads what ended attempts left behind, once each.
+    pub(super) async fn read_messages(&mut self, attempts: &[Attempt]) {
+        let pod = self.pod.clone();
+        for it in pod.all_containers() {
+            let care = self.cares.entry(it.name.clone()).or_default();
+            let own = || attempts.iter().filter(|attempt| attempt.container == it.name);
+            care.messages
+                .retain(|attempt, _| own().any(|known| known.attempt == *attempt));
+            for ended in own().filter(|attempt| !attempt.running && attempt.start_error.is_none()) {
+                if care.messages.contains_key(&ended.attempt) {
+                    continue;
+                }
+                let settings = &self.host.settings;
+                let file = message_file(&settings.root, &pod.meta.uid, &it.name, ended.attempt);
+                let from_log = it.termination_message_policy == "FallbackToLogsOnError" && ended.exit_code != 0;
+                let log = from_log.then(|| log_path(&settings.logs, &pod, &it.name, ended.attempt));
+                care.messages.insert(ended.attempt, last_words(file, log).await);
+            }
+        }
+    }
+}
+
+async fn kill(containers: &dyn Containers, uid: &str, container: &str) {
+    if let Err(error) = containers.signal(uid, container, libc::SIGKILL).await {
+        tracing::warn!(uid, container, %error, "a container is not killed");
+    }
+}
+
+/// The termination message; from the log where that is wanted and there is none.
+async fn last_words(file: PathBuf, log: Option<PathBuf>) -> String {
+    let read = blocking(move || {
+        use std::io::Read as _;
+        let mut text = Vec::new();
+        if let Ok(file) = std::fs::File::open(file) {
+            file.take(LONGEST_MESSAGE).read_to_end(&mut text)?;
+        }
+        match log {
+            Some(log) if text.is_empty() => log_file::ending(&log, LINES_FROM_LOG, LONGEST_FROM_LOG),
+            _ => Ok(String::from_utf8_lossy(&text).into_owned()),
+        }
+    });
+    read.await.unwrap_or_default()
+}
