@@ -499,3 +499,17 @@ async fn a_privileged_container_has_all_rights_and_devices_and_another_cannot_op
     assert!(log.contains("CapBnd:\t00000000a"), "{log}");
     world.finish().await;
 }
+
+#[tokio::test]
+async fn a_shim_that_does_not_answer_is_killed_with_its_pod() {
+    let world = World::new("stuck").await;
+    world.runtime.create_sandbox(&world.sandbox()).await.unwrap();
+    world.start(&world.container("a", "sleep 1000")).await;
+    let pid = world.state("a").await.pid;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+    let shim = nix::unistd::Pid::from_raw(parent.trim().parse().unwrap());
+    nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    world.runtime.remove_sandbox("uid-1").await.unwrap();
+    world.finish().await;
+}

@@ -13,6 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::socket::{Backlog, listen};
 use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, sethostname, setsid};
 
 use super::child;
@@ -121,6 +122,8 @@ fn sysctl(name: &str) -> PathBuf {
 
 fn stay(cgroups: Cgroups, listener: UnixListener) -> io::Result<()> {
     setsid()?;
+    // Again, as this process: the agent asks the kernel who listens, to know whom to kill when nobody answers.
+    listen(&listener, Backlog::MAXCONN)?;
     let null = child::null()?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
