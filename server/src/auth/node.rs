@@ -86,9 +86,11 @@ pub fn allows(node: &str, asked: &Attributes<'_>, cache: &Cache) -> bool {
 fn pods(node: &str, namespace: &str, cache: &Cache) -> impl Iterator<Item = Value> + use<> {
     let mut found = Vec::new();
     if !namespace.is_empty() {
-        let mut filter = Filter::default();
-        // A node's name needs no escape in a selector: it is a DNS name.
-        filter.fields = Fields::parse(&format!("spec.nodeName={node}")).unwrap_or_default();
+        let filter = Filter {
+            // A node's name needs no escape in a selector: it is a DNS name.
+            fields: Fields::parse(&format!("spec.nodeName={node}")).unwrap_or_default(),
+            ..Filter::default()
+        };
         let page = cache.list(&format!("/registry/pods/{namespace}/"), &filter, None, None, None);
         found = page.map(|page| page.items).unwrap_or_default();
     }

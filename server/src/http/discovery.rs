@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use agent::wire::object::set;
 use agent::wire::status::Status;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -127,8 +128,8 @@ fn group_list(rows: &Rows) -> Value {
 
 fn group(rows: &Rows, name: &str) -> Option<Value> {
     let mut group = group_entry(rows, name)?;
-    group["kind"] = "APIGroup".into();
-    group["apiVersion"] = "v1".into();
+    set(&mut group, &["kind"], "APIGroup");
+    set(&mut group, &["apiVersion"], "v1");
     Some(group)
 }
 
@@ -151,7 +152,7 @@ fn resource_list(rows: &Rows, group: &str, version: &str) -> Option<Value> {
         });
         set_names(&mut entry, row);
         if row.verbs.contains(&"get") {
-            entry["storageVersionHash"] = storage_hash(row).into();
+            set(&mut entry, &["storageVersionHash"], storage_hash(row));
         }
         resources.push(entry);
         resources.extend(row.subresources.iter().map(|one| subresource_entry(row, one)));
@@ -181,18 +182,18 @@ fn subresource_entry(row: &Resource, one: &Subresource) -> Value {
         "verbs": one.verbs,
     });
     if (group, version) != (row.group, row.version) {
-        entry["group"] = group.into();
-        entry["version"] = version.into();
+        set(&mut entry, &["group"], group);
+        set(&mut entry, &["version"], version);
     }
     entry
 }
 
 fn set_names(entry: &mut Value, row: &Resource) {
     if !row.short.is_empty() {
-        entry["shortNames"] = json!(row.short);
+        set(entry, &["shortNames"], row.short);
     }
     if !row.categories.is_empty() {
-        entry["categories"] = json!(row.categories);
+        set(entry, &["categories"], row.categories);
     }
 }
 
@@ -244,7 +245,8 @@ fn aggregated_entry(row: &Resource) -> Value {
     set_names(&mut entry, row);
     if !row.subresources.is_empty() {
         let subresource = |one: &Subresource| json!({"subresource": one.name, "responseKind": kind(one.kind.unwrap_or(own)), "verbs": one.verbs});
-        entry["subresources"] = row.subresources.iter().map(subresource).collect();
+        let all: Vec<Value> = row.subresources.iter().map(subresource).collect();
+        set(&mut entry, &["subresources"], all);
     }
     entry
 }

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::{io, vec};
 
 use agent::units::Revision;
+use agent::wire::object::{set, text};
 use agent::wire::status::Status;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use flate2::Compression;
@@ -89,7 +90,7 @@ pub fn object(
         Form::Partial(version) => partial(&body, version).into(),
         Form::Table(version) => {
             let value: Value = serde_json::from_slice(&body).map_err(Status::internal)?;
-            let metadata = json!({"resourceVersion": value["metadata"]["resourceVersion"]});
+            let metadata = json!({"resourceVersion": text(&value, &["metadata", "resourceVersion"])});
             let table = table::whole(resource, &[value], &metadata, (style.include, version), style.now);
             table.to_string().into()
         }
@@ -200,9 +201,9 @@ pub fn transcode(json: Bytes, media: Media) -> Result<Bytes, Status> {
 fn list_metadata(revision: Revision, continue_token: Option<&str>, remaining: Option<u64>) -> Value {
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if let Some(token) = continue_token {
-        metadata["continue"] = token.into();
+        set(&mut metadata, &["continue"], token);
         if let Some(remaining) = remaining.filter(|&remaining| remaining > 0) {
-            metadata["remainingItemCount"] = remaining.into();
+            set(&mut metadata, &["remainingItemCount"], remaining);
         }
     }
     metadata

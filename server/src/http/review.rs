@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use agent::wire::object::{at, integer, list, text};
+use agent::wire::object::{at, integer, list, set, text};
 use agent::wire::status::{Reason, Status};
 use agent::wire::time;
 use jiff::Timestamp;
@@ -108,7 +108,7 @@ impl ApiHttp {
         };
         let mut metadata = body.get("metadata").cloned().unwrap_or_else(|| json!({}));
         if let (Review::LocalAccess, Some(namespace)) = (review, &target.namespace) {
-            metadata["namespace"] = namespace.as_str().into();
+            set(&mut metadata, &["namespace"], namespace.as_str());
         }
         let spec = body.get_mut("spec").map(Value::take).unwrap_or_else(|| json!({}));
         Ok(json!({"kind": kind, "apiVersion": version, "metadata": metadata, "spec": spec, "status": status}))
@@ -177,7 +177,7 @@ impl ApiHttp {
             if !kinds.is_empty() {
                 let mut entry = json!({"verbs": verbs, "apiGroups": groups, "resources": kinds});
                 if !names.is_empty() {
-                    entry["resourceNames"] = names.into();
+                    set(&mut entry, &["resourceNames"], names);
                 }
                 resources.push(entry);
             }
@@ -239,8 +239,8 @@ impl ApiHttp {
             .map(Value::take)
             .filter(Value::is_object)
             .unwrap_or_else(|| json!({}));
-        spec["audiences"] = audiences.into();
-        spec["expirationSeconds"] = wanted.into();
+        set(&mut spec, &["audiences"], audiences);
+        set(&mut spec, &["expirationSeconds"], wanted);
         let (version, kind) = Review::NewToken.kind();
         Ok(json!({
             "kind": kind,
@@ -343,10 +343,10 @@ fn subject(spec: &Value) -> User {
 fn user_info(user: &User) -> Value {
     let mut info = json!({"username": user.name, "groups": user.groups});
     if !user.uid.is_empty() {
-        info["uid"] = user.uid.as_str().into();
+        set(&mut info, &["uid"], user.uid.as_str());
     }
     if !user.extra.is_empty() {
-        info["extra"] = json!(user.extra);
+        set(&mut info, &["extra"], json!(user.extra));
     }
     info
 }

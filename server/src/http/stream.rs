@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::units::Revision;
+use agent::wire::object::set;
 use agent::wire::status::Status;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::stream;
@@ -178,7 +179,8 @@ impl Running {
         let mut metadata = json!({"resourceVersion": revision.to_string()});
         let resource = &self.plan.resource;
         if initial_events_end {
-            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+            let mark = json!({"k8s.io/initial-events-end": "true"});
+            set(&mut metadata, &["annotations"], mark);
         }
         match self.plan.style.wanted.form {
             Form::Object => {

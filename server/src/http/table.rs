@@ -2,6 +2,7 @@
 //!
 //! The columns of each kind are `kinds::columns`' to know; here is what every table has.
 
+use agent::wire::object::set;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -52,7 +53,7 @@ pub fn whole(
     let row = |(object, cells): (&Value, Vec<Value>)| {
         let mut row = json!({"cells": cells});
         if let Some(carried) = carried(object, include, version) {
-            row["object"] = carried;
+            set(&mut row, &["object"], carried);
         }
         row
     };
@@ -72,7 +73,7 @@ pub fn carried(object: &Value, include: Include, version: &str) -> Option<Value>
         Include::Metadata => Some(json!({
             "kind": "PartialObjectMetadata",
             "apiVersion": format!("meta.k8s.io/{version}"),
-            "metadata": object["metadata"],
+            "metadata": object.get("metadata"),
         })),
         Include::Object => Some(object.clone()),
     }

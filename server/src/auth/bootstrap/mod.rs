@@ -161,7 +161,7 @@ fn rule(notation: &str) -> Value {
         .collect();
     let mut rule = json!({"verbs": verbs, "apiGroups": groups, "resources": resources});
     if !names.is_empty() {
-        rule["resourceNames"] = json!(names);
+        set(&mut rule, &["resourceNames"], names);
     }
     rule
 }

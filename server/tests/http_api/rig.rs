@@ -1,0 +1,143 @@
+//! A server on a port of its own, with everything between the socket and the store.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use jiff::Timestamp;
+use serde_json::json;
+use server::auth::bootstrap;
+use server::auth::guard::Authorizer;
+use server::auth::token::Keys;
+use server::auth::who::{Anonymous, Who};
+use server::cache::Cache;
+use server::http::{ApiHttp, Parts, serve};
+use server::join::certificate::Wanted;
+use server::join::key::PrivateKey;
+use server::join::pki::{Names, Own, Pki};
+use server::kinds;
+use server::registry::{RealWorld, Registry, Settings};
+use server::request::{Api, Client, User, What};
+use server::store::memory::Memory;
+use server::store::{Change, Durability, Expect, Store, Write};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::streams;
+
+pub struct Rig {
+    pub address: SocketAddr,
+    pub dir: PathBuf,
+    pub pki: Arc<Pki>,
+    pub ready: watch::Sender<bool>,
+    pub stop: watch::Sender<bool>,
+    pub tasks: JoinSet<()>,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Gives the store a past that the cache, which starts later, does not know.
+async fn age(store: &dyn Store) {
+    for change in [
+        Change::Put("{}".into()),
+        Change::Delete,
+        Change::Put("{}".into()),
+        Change::Delete,
+    ] {
+        let write = Write {
+            key: "/registry/configmaps/default/forgotten".into(),
+            expect: Expect::Any,
+            change,
+            ttl: None,
+            durability: Durability::Durable,
+        };
+        store.write(write).await.unwrap();
+    }
+    let newest = store.revision().await.unwrap();
+    store.compact(newest).await.unwrap();
+}
+
+impl Rig {
+    pub async fn start() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("amphipod-http-api-{}-{number}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        let names = Names {
+            node: "box-1".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+            ..Names::default()
+        };
+        let pki = Arc::new(Pki::load_or_create(&dir, &names, Timestamp::now()).unwrap());
+        let mut tasks = JoinSet::new();
+        let store: Arc<dyn Store> = Arc::new(Memory::new());
+        age(&*store).await;
+        let cache = Cache::start(Arc::clone(&store), kinds::indexer(), &mut tasks)
+            .await
+            .unwrap();
+        let registry = Registry::new(store, cache.clone(), Arc::new(RealWorld), Settings::default());
+        let authorizer = Arc::new(Authorizer::new(cache.clone()));
+        tasks.spawn(Arc::clone(&authorizer).follow());
+        let api = Arc::new(Api::new(Arc::new(registry), authorizer));
+        let root = Client::new(Arc::clone(&api), User::new("system:apiserver", &["system:masters"]));
+        bootstrap::reconcile(&root).await.unwrap();
+        for namespace in ["default", "kube-system"] {
+            let body = json!({"metadata": {"name": namespace}});
+            root.create(What::NAMESPACES, "", body).await.unwrap();
+            let account = json!({"metadata": {"name": "default"}});
+            root.create(What::SERVICE_ACCOUNTS, namespace, account).await.unwrap();
+        }
+        let issuer = "https://kubernetes.default.svc.cluster.local";
+        let who = Who {
+            passwords: None,
+            keys: Arc::new(Keys::from_pem(pki.service_key_pem().as_bytes(), issuer).unwrap()),
+            audiences: vec![issuer.to_owned(), "k3s".to_owned()],
+            anonymous: Anonymous::HealthOnly,
+            cache,
+        };
+        let kubelets = streams::kubelet(&pki, &mut tasks).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ready, readiness) = watch::channel(true);
+        let (stop, stopping) = watch::channel(false);
+        let http = ApiHttp::new(Parts {
+            api,
+            who,
+            front: None,
+            kubelets: Some(kubelets),
+            ready: readiness,
+            address: address.to_string(),
+        });
+        tasks.spawn(serve(listener, pki.server_config().unwrap(), http, stopping));
+        Self {
+            address,
+            dir,
+            pki,
+
+            ready,
+            stop,
+            tasks,
+        }
+    }
+
+    /// A client certificate and its key, PEM.
+    pub fn certificate(&self, name: &str, groups: &[&str]) -> (String, String) {
+        let key = PrivateKey::generate().unwrap();
+        let wanted = Wanted::client(name, groups);
+        let chain = self.pki.sign_client(&wanted, key.pair(), Timestamp::now()).unwrap();
+        (chain, key.pem().to_owned())
+    }
+
+    /// The administrator's certificate and key.
+    pub fn admin(&self) -> (String, String) {
+        let leaf = self.pki.own(Own::Admin).unwrap();
+        (leaf.chain.clone(), leaf.key.pem().to_owned())
+    }
+}
