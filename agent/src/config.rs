@@ -143,6 +143,8 @@ pub struct Config {
     pub balancer_port: Option<u16>,
     /// The host's `resolv.conf`, if not the usual one.
     pub resolv_conf: Option<PathBuf>,
+    /// The service manager's socket: it is told when the node has joined.
+    pub notify: Option<PathBuf>,
     /// Log more.
     pub debug: bool,
 }
@@ -166,6 +168,7 @@ impl Config {
             kubelet_port: 10_250,
             balancer_port: Some(6444),
             resolv_conf: None,
+            notify: None,
             debug: false,
         }
     }
@@ -283,6 +286,9 @@ struct Args {
     /// Log more
     #[arg(long)]
     debug: bool,
+    /// systemd's socket for `Type=notify`
+    #[arg(long, env = "NOTIFY_SOCKET", hide = true)]
+    notify_socket: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
@@ -291,6 +297,36 @@ Examples:
   k3s-agent --server https://10.0.0.1:6443 --token-file /etc/rancher/token --node-label site=roof
 
 The token is in /var/lib/rancher/k3s/server/node-token on any server. It is needed once: later starts may do without.";
+
+/// What this machine says.
+pub fn surroundings() -> Surroundings {
+    let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    #[expect(clippy::disallowed_methods, reason = "this is the file that reads the environment")]
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    Surroundings {
+        hostname: hostname.unwrap_or_default(),
+        root: nix::unistd::geteuid().is_root(),
+        home,
+    }
+}
+
+/// Tells the service manager that the agent is up, if there is one.
+///
+/// Source: systemd, `sd_notify(3)`; an address that begins with `@` is abstract.
+pub fn notify_ready(socket: Option<&Path>) {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(path) = socket else { return };
+    let address = match path.as_os_str().as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(path),
+    };
+    let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1\n", &address));
+    if let Err(error) = sent {
+        tracing::warn!(error = %error, "cannot tell the service manager that the agent is up");
+    }
+}
 
 /// Reads the command line `args` (program name first; a subcommand `agent` may follow, as in `k3s agent`).
 /// The environment is clap's to read: this is the one place of the program that does.
@@ -355,6 +391,7 @@ fn resolve(args: Args, around: &Surroundings) -> Result<Config, ConfigError> {
     config.balancer_port = (!args.disable_apiserver_lb).then_some(args.lb_server_port);
     config.resolv_conf = args.resolv_conf;
     config.debug = args.debug;
+    config.notify = args.notify_socket;
     Ok(config)
 }
 

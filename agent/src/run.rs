@@ -1,1 +1,206 @@
-//! (owner fills this in)
+//! The agent from start to end: every part in order, stopped in reverse. Pods go on when it stops.
+//!
+//! identity → balancer → join (or what an earlier one left) → runtime, images → kubelet and tunnels. A machine that has
+//! joined before starts its pods from what is on disk and joins again, for fresh certificates, beside that.
+
+mod images;
+mod renew;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tracing::info;
+
+use crate::balancer::{Balancer, state};
+use crate::config::Config;
+use crate::join::{Address, Files, Identity, Joined, Joiner, random_fraction};
+use crate::kubelet::adapt::PodnetMaker;
+use crate::kubelet::{self, Settings};
+use crate::podnet::address::Range;
+use crate::runtime::{Runtime, RuntimeConfig};
+use crate::tunnel::Tunnels;
+
+/// Longer than any part needs to end; what takes longer is cut off.
+const STOP: Duration = Duration::from_secs(5);
+
+/// Runs an agent until `shutdown`.
+///
+/// # Errors
+/// When this machine cannot be a node: what is wrong, and what to do. An absent or refusing server is waited for.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the agent must run as root: it mounts file systems and makes network namespaces for pods (try sudo)");
+    }
+    let identity = Identity::open(&config.node_dir, &config.node_name, config.with_node_id)?;
+    let files = Files::create(config.agent_dir())
+        .with_context(|| format!("cannot use the data directory {}", config.data_dir.display()))?;
+    let mut tasks = JoinSet::new();
+    let balancer = open_balancer(&config, &identity, &files, &mut tasks).await?;
+    let joiner = Joiner {
+        address: address(&config),
+        config: &config,
+        identity: &identity,
+        files: &files,
+    };
+    let mut shutdown = std::pin::pin!(shutdown);
+    let started = tokio::select! {
+        started = start(&config, &joiner, &balancer) => started?,
+        () = &mut shutdown => return Ok(()),
+    };
+    let (joined, runtime, from_disk) = started;
+    tasks.spawn(tunnels(&config, &joined, &balancer, &files));
+    let ended = {
+        let renewing = renew::run(&joiner, &joined.client, from_disk, || balancer.trouble());
+        let kubelet = run_kubelet(&config, &joined, runtime, &mut shutdown);
+        tokio::select! {
+            ended = kubelet => ended,
+            () = renewing => Ok(()),
+        }
+    };
+    info!(node = identity.node_name, "agent stops; pods go on");
+    let _ = tokio::time::timeout(STOP, tasks.shutdown()).await;
+    ended
+}
+
+/// Joins, unless an earlier join left all there is to know; opens the runtime meanwhile.
+async fn start(config: &Config, joiner: &Joiner<'_>, balancer: &Balancer) -> anyhow::Result<(Joined, Runtime, bool)> {
+    let joining = async {
+        match joiner.remembered().await {
+            Some(joined) => {
+                info!(
+                    node = joined.identity.node_name,
+                    "starting from the state of an earlier join"
+                );
+                (joined, true)
+            }
+            None => (joiner.join(|| balancer.trouble()).await, false),
+        }
+    };
+    let opening = open_runtime(config);
+    let ((joined, from_disk), runtime) = tokio::join!(joining, opening);
+    crate::config::notify_ready(config.notify.as_deref());
+    Ok((joined, runtime?, from_disk))
+}
+
+fn address(config: &Config) -> Address {
+    let (host, port) = match config.balancer_port {
+        Some(port) => ("127.0.0.1".to_owned(), port),
+        None => (config.server.host().to_owned(), config.server.port()),
+    };
+    Address {
+        host,
+        port,
+        shown: config.server.to_string(),
+    }
+}
+
+async fn open_balancer(
+    config: &Config,
+    identity: &Identity,
+    files: &Files,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<Balancer> {
+    use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+    let remembered = state::read(
+        &std::fs::read(files.balancer()).unwrap_or_default(),
+        &config.server.to_string(),
+    );
+    let seed = BuildHasherDefault::<DefaultHasher>::default().hash_one(&identity.node_name);
+    let balancer = Balancer::new(&config.server.authority(), &remembered, seed);
+    if let Some(port) = config.balancer_port {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.with_context(|| {
+            format!("cannot listen on 127.0.0.1:{port}: does another agent or server run? Else set --lb-server-port")
+        })?;
+        tasks.spawn(balancer.clone().serve(listener));
+    }
+    Ok(balancer)
+}
+
+async fn open_runtime(config: &Config) -> anyhow::Result<Runtime> {
+    let (data, run) = (config.agent_dir().join("containers"), config.run_dir.join("pods"));
+    let opened = Runtime::open(RuntimeConfig::new(data, run));
+    let runtime = opened.await.context("cannot open the container runtime")?;
+    images::import(
+        &runtime,
+        &config.agent_dir().join("images"),
+        &config.agent_dir().join("etc"),
+    )
+    .await;
+    Ok(runtime)
+}
+
+fn tunnels(
+    config: &Config,
+    joined: &Joined,
+    balancer: &Balancer,
+    files: &Files,
+) -> impl Future<Output = ()> + Send + use<> {
+    let tunnels = Tunnels {
+        client: joined.client.clone(),
+        balancer: balancer.clone(),
+        kubelet_port: config.kubelet_port,
+        supervisor_port: (joined.cluster.supervisor_port != joined.cluster.https_port)
+            .then_some(joined.cluster.supervisor_port),
+    };
+    let (files, server) = (files.clone(), config.server.to_string());
+    let found = move |addresses: &[String]| {
+        let content = state::write(&server, addresses);
+        if let Err(error) = files.write(&files.balancer(), content.as_bytes()) {
+            tracing::warn!(error = %error, "cannot keep the list of servers");
+        }
+    };
+    tunnels.run(random_fraction, found)
+}
+
+async fn run_kubelet(
+    config: &Config,
+    joined: &Joined,
+    runtime: Runtime,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let networks = PodnetMaker {
+        cluster: pod_range(joined)?,
+        folder: config.agent_dir().join("podnet"),
+    };
+    let settings = settings(config, joined);
+    let api = Arc::new(joined.client.clone());
+    kubelet::run(settings, api, Arc::new(runtime), Arc::new(networks), shutdown).await?;
+    Ok(())
+}
+
+fn pod_range(joined: &Joined) -> anyhow::Result<Range> {
+    let ranges = &joined.cluster.cluster_cidrs;
+    let range = ranges.iter().find(|range| range.address.is_ipv4());
+    let range = range.context("the cluster has no IPv4 range for pods (--cluster-cidr of its servers)")?;
+    range
+        .to_string()
+        .parse()
+        .with_context(|| format!("the cluster's range for pods, {range}, cannot be used"))
+}
+
+fn settings(config: &Config, joined: &Joined) -> Settings {
+    let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let taints = config.taints.iter().map(|taint| kubelet::Taint {
+        key: taint.key.clone(),
+        value: taint.value.clone(),
+        effect: taint.effect.clone(),
+    });
+    let settings = Settings::new(&joined.identity.node_name, &joined.files.dir);
+    Settings {
+        hostname: hostname.unwrap_or_else(|| config.node_name.clone()),
+        node_ips: joined.node_ips.clone(),
+        external_ips: config.node_external_ips.clone(),
+        labels: config.labels.clone(),
+        taints: taints.collect(),
+        port: config.kubelet_port,
+        bind: IpAddr::from([0, 0, 0, 0]),
+        cluster_dns: joined.cluster.cluster_dns.clone(),
+        cluster_domain: joined.cluster.cluster_domain.clone(),
+        resolv_conf: config.resolv_conf.clone().unwrap_or(settings.resolv_conf),
+        ..settings
+    }
+}

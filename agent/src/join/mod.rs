@@ -23,6 +23,7 @@ use serde_json::Value;
 use tracing::{info, warn};
 
 pub use self::address::own_address;
+pub(crate) use self::durable::replace;
 pub use self::error::JoinError;
 pub use self::files::{Certificate, Files};
 pub use self::identity::{Identity, IdentityError};
@@ -34,6 +35,7 @@ use self::trust::Shown;
 use crate::api::{Client, Endpoint};
 use crate::config::Config;
 use crate::wire::join::{ClusterConfig, Token};
+use crate::wire::object::set;
 
 /// The first pause after a failed join; it doubles.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -71,6 +73,11 @@ impl Joiner<'_> {
     /// What an earlier join left, if all of it is there. Nothing is asked of a server.
     pub async fn remembered(&self) -> Option<Joined> {
         let settings: Value = serde_json::from_slice(&fs::read(self.files.settings()).ok()?).ok()?;
+        // Another server may be another cluster, and the certificates name the node.
+        let same = |key: &str, now: &str| settings.get(key).and_then(Value::as_str) == Some(now);
+        if !same("Server", &self.config.server.to_string()) || !same("NodeName", &self.identity.node_name) {
+            return None;
+        }
         fs::metadata(self.files.serving_cert()).ok()?;
         let client = self.client().ok()?;
         Some(self.joined(&settings, client).await)
@@ -168,7 +175,10 @@ impl Joiner<'_> {
             self.certificate(supervisor, which, &told.join(",")).await?;
             self.files.write_kubeconfig(which, &server)?;
         }
-        let text = serde_json::to_vec_pretty(&ClusterConfig::from_json(&settings).to_json()).unwrap_or_default();
+        let mut kept = ClusterConfig::from_json(&settings).to_json();
+        set(&mut kept, &["Server"], self.config.server.to_string());
+        set(&mut kept, &["NodeName"], self.identity.node_name.as_str());
+        let text = kept.to_string().into_bytes();
         self.files.write(&self.files.settings(), &text)?;
         let client = self.client()?;
         info!(
