@@ -11,7 +11,6 @@ use serde_json::Value;
 use super::fault::Faults;
 use super::fill::blank;
 use crate::registry::resource::{FieldError, Keep, Rules};
-use crate::store::Durability;
 
 const EVENT_LIFE: Duration = Duration::from_secs(3600);
 
@@ -70,10 +69,7 @@ impl Rules for Event {
     }
 
     fn keep(&self, _new: &Value, _old: Option<&Value>) -> Keep {
-        Keep {
-            durability: Durability::Volatile,
-            ttl: Some(EVENT_LIFE),
-        }
+        Keep::passing(EVENT_LIFE)
     }
 }
 
@@ -99,6 +95,6 @@ mod tests {
     #[test]
     fn heartbeats_do_not_wait_for_the_disk_and_events_pass() {
         assert_eq!(Lease.keep(&Value::Null, None), Keep::VOLATILE);
-        assert_eq!(Event.keep(&Value::Null, None).ttl, Some(Duration::from_secs(3600)));
+        assert_eq!(Event.keep(&Value::Null, None), Keep::passing(Duration::from_secs(3600)));
     }
 }

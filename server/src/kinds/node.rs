@@ -107,8 +107,6 @@ fn taints(node: &Value, faults: &mut Faults) {
 
 #[cfg(test)]
 mod tests {
-    use crate::store::Durability;
-
     use super::*;
 
     #[test]
@@ -116,10 +114,10 @@ mod tests {
         let old = json!({"metadata": {"name": "n"}, "spec": {}, "status": {"conditions": [1]}});
         let mut beat = old.clone();
         beat["status"]["conditions"] = json!([2]);
-        assert_eq!(Node.keep(&beat, Some(&old)).durability, Durability::Volatile);
+        assert_eq!(Node.keep(&beat, Some(&old)), Keep::VOLATILE);
         beat["spec"]["unschedulable"] = true.into();
-        assert_eq!(Node.keep(&beat, Some(&old)).durability, Durability::Durable);
-        assert_eq!(Node.keep(&old, None).durability, Durability::Durable);
+        assert_eq!(Node.keep(&beat, Some(&old)), Keep::DURABLE);
+        assert_eq!(Node.keep(&old, None), Keep::DURABLE);
     }
 
     #[test]

@@ -94,6 +94,14 @@ impl Keep {
         durability: Durability::Volatile,
         ttl: None,
     };
+
+    /// On disk when convenient, and gone so long after this write.
+    pub const fn passing(life: Duration) -> Self {
+        Self {
+            durability: Durability::Volatile,
+            ttl: Some(life),
+        }
+    }
 }
 
 impl Resource {
