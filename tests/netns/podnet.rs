@@ -1,5 +1,7 @@
 //! The pod network against the real kernel: addresses, the way out through source NAT, restart, removal.
 
+#![cfg(test)]
+
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};

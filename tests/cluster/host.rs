@@ -1,0 +1,240 @@
+//! Hosts in namespaces, and the programs that run on them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tests::run;
+
+/// What any step of a cluster may take on a slow, busy machine. Nothing is timed here; this only ends a hopeless wait.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Asks again until it is so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "waited in vain until {what}");
+        sleep(Duration::from_millis(100));
+    }
+}
+
+struct Host {
+    name: String,
+    address: String,
+    program: Option<Child>,
+}
+
+/// All hosts, their network and their files.
+pub struct Lab {
+    folder: PathBuf,
+    hosts: Vec<Host>,
+}
+
+impl Lab {
+    /// A bridge and nobody on it.
+    pub fn new() -> Self {
+        let folder = std::env::temp_dir().join(format!("cluster-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
+        run("ip", &["link", "set", "lo", "up"]);
+        run("ip", &["link", "add", "lab", "type", "bridge"]);
+        run("ip", &["addr", "add", "10.99.0.1/24", "dev", "lab"]);
+        run("ip", &["link", "set", "lab", "up"]);
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        let hosts = Vec::new();
+        Self { folder, hosts }
+    }
+
+    /// Where the test's files are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A host of this name, with the next address.
+    pub fn add_host(&mut self, name: &str) {
+        let address = format!("10.99.0.{}", 10 + self.hosts.len());
+        run("ip", &["netns", "add", name]);
+        let outside = format!("v-{name}");
+        run(
+            "ip",
+            &[
+                "link", "add", &outside, "type", "veth", "peer", "name", "eth0", "netns", name,
+            ],
+        );
+        run("ip", &["link", "set", &outside, "master", "lab", "up"]);
+        let inside = |arguments: &[&str]| run("ip", &[&["-n", name], arguments].concat());
+        inside(&["link", "set", "lo", "up"]);
+        inside(&["addr", "add", &format!("{address}/24"), "dev", "eth0"]);
+        inside(&["link", "set", "eth0", "up"]);
+        inside(&["route", "add", "default", "via", "10.99.0.1"]);
+        for folder in ["etc", "lib", "log"] {
+            fs::create_dir_all(self.folder.join(name).join(folder)).unwrap();
+        }
+        let name = name.to_owned();
+        self.hosts.push(Host {
+            name,
+            address,
+            program: None,
+        });
+    }
+
+    /// A host's address.
+    pub fn address(&self, name: &str) -> String {
+        self.host(name).address.clone()
+    }
+
+    /// Puts an image archive where the agent of a host looks.
+    pub fn put_image(&self, name: &str, archive: &Path) {
+        let images = self.folder.join(name).join("lib/k3s/agent/images");
+        fs::create_dir_all(&images).unwrap();
+        fs::copy(archive, images.join("test.tar")).unwrap();
+    }
+
+    /// A file of a host, as this test sees it; `path` is below `/etc/rancher` (`etc/…`) or `/var/lib/rancher` (`lib/…`).
+    pub fn file(&self, name: &str, path: &str) -> PathBuf {
+        self.folder.join(name).join(path)
+    }
+
+    /// Starts `k3s server`.
+    pub fn start_server(&mut self, name: &str) {
+        let address = self.address(name);
+        self.start(
+            name,
+            "k3s",
+            &[
+                "server",
+                "--node-name",
+                name,
+                "--node-ip",
+                &address,
+                "--token",
+                "cluster-secret",
+            ],
+        );
+    }
+
+    /// Starts `k3s-agent`, given what a person would give it.
+    pub fn start_agent(&mut self, name: &str, server: &str) {
+        let url = format!("https://{}:6443", self.address(server));
+        let token = self.file(server, "lib/k3s/server/node-token");
+        until("the server has written its node token", || token.exists());
+        let token = fs::read_to_string(token).unwrap();
+        let address = self.address(name);
+        self.start(
+            name,
+            "k3s-agent",
+            &[
+                "--server",
+                &url,
+                "--token",
+                token.trim(),
+                "--node-name",
+                name,
+                "--node-ip",
+                &address,
+            ],
+        );
+    }
+
+    fn start(&mut self, name: &str, program: &str, arguments: &[&str]) {
+        let host = self.folder.join(name);
+        let script = r#"
+            mount -t tmpfs tmpfs /run
+            mkdir -p /etc/rancher /var/lib/rancher
+            mount --bind "$1/etc" /etc/rancher
+            mount --bind "$1/lib" /var/lib/rancher
+            mount --bind "$1/log" /var/log
+            shift
+            exec "$@"
+        "#;
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(host.join("log.txt"))
+            .unwrap();
+        let mut command = Command::new("ip");
+        command.args([
+            "netns", "exec", name, "unshare", "--mount", "--", "sh", "-ec", script, "sh",
+        ]);
+        command.arg(&host).arg(binary(program)).args(arguments);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        let child = command.spawn().unwrap();
+        self.host_mut(name).program = Some(child);
+    }
+
+    /// Ends a host's program, by a signal that it cannot refuse if `at_once`.
+    pub fn end(&mut self, name: &str, at_once: bool) {
+        let Some(mut program) = self.host_mut(name).program.take() else {
+            return;
+        };
+        let signal = if at_once { "-KILL" } else { "-TERM" };
+        run("kill", &[signal, &program.id().to_string()]);
+        let status = program.wait().unwrap();
+        assert!(at_once || status.success(), "{name} did not stop cleanly: {status}");
+    }
+
+    /// Starts an agent again with what it has on disk.
+    pub fn restart_agent(&mut self, name: &str) {
+        self.start_agent(name, "server");
+    }
+
+    /// Ends everything.
+    pub fn stop(&mut self) {
+        let names: Vec<String> = self.hosts.iter().map(|host| host.name.clone()).collect();
+        for name in names {
+            self.end(&name, false);
+        }
+    }
+
+    fn host(&self, name: &str) -> &Host {
+        self.hosts.iter().find(|host| host.name == name).unwrap()
+    }
+
+    fn host_mut(&mut self, name: &str) -> &mut Host {
+        self.hosts.iter_mut().find(|host| host.name == name).unwrap()
+    }
+}
+
+impl Drop for Lab {
+    /// What a failing test needs to be understood is printed; no process and no file stays.
+    fn drop(&mut self) {
+        for host in &mut self.hosts {
+            if let Some(mut program) = host.program.take() {
+                let _ = program.kill();
+                let _ = program.wait();
+            }
+        }
+        if std::thread::panicking() {
+            for host in &self.hosts {
+                let log = fs::read_to_string(self.folder.join(&host.name).join("log.txt")).unwrap_or_default();
+                let lines: Vec<&str> = log.lines().collect();
+                let last = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default();
+                eprintln!("---- end of the log of {}\n{}", host.name, last.join("\n"));
+            }
+        }
+        // Pods outlive their agent: whatever still has one of our namespaces ends here.
+        for host in &self.hosts {
+            let left = Command::new("ip").args(["netns", "pids", &host.name]).output();
+            let left = left
+                .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+                .unwrap_or_default();
+            for pid in left.split_whitespace() {
+                let _ = Command::new("kill").args(["-KILL", pid]).status();
+            }
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A built program, beside the folder this test was built into.
+fn binary(name: &str) -> PathBuf {
+    let this = std::env::current_exe().unwrap();
+    let built = this.parent().unwrap().parent().unwrap().join(name);
+    assert!(built.exists(), "{} is missing: cargo build --bins", built.display());
+    built
+}

@@ -1,0 +1,72 @@
+//! The kubectl of this machine, pointed at the lab's server.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use super::host::{Lab, until};
+
+/// Runs kubectl as the cluster's admin.
+pub struct Kubectl {
+    config: PathBuf,
+}
+
+impl Kubectl {
+    /// With the kubeconfig that the server wrote, which names loopback; here it is reached by its address.
+    pub fn of(lab: &Lab, server: &str) -> Self {
+        let written = lab.file(server, "etc/k3s/k3s.yaml");
+        until("the server has written its kubeconfig", || written.exists());
+        let text = fs::read_to_string(&written).unwrap();
+        assert!(text.contains("https://127.0.0.1:6443"), "{text}");
+        let config = lab.folder().join("kubeconfig");
+        fs::write(&config, text.replace("127.0.0.1", &lab.address(server))).unwrap();
+        Self { config }
+    }
+
+    fn output(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = Command::new("kubectl");
+        command.arg("--kubeconfig").arg(&self.config).args(arguments);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// What it prints; else what it says is wrong.
+    pub fn try_run(&self, arguments: &[&str]) -> Result<String, String> {
+        self.try_feed(arguments, "")
+    }
+
+    /// The same, given something to read.
+    pub fn try_feed(&self, arguments: &[&str], input: &str) -> Result<String, String> {
+        let output = self.output(arguments, input);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(text(&output.stderr)),
+        }
+    }
+
+    /// What it prints; it must succeed.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        self.feed(arguments, "")
+    }
+
+    /// The same, given something to read.
+    pub fn feed(&self, arguments: &[&str], input: &str) -> String {
+        let result = self.try_feed(arguments, input);
+        result.unwrap_or_else(|error| panic!("kubectl {} failed:\n{error}", arguments.join(" ")))
+    }
+
+    /// What it says when it must fail.
+    pub fn fail(&self, arguments: &[&str], input: &str) -> String {
+        match self.try_feed(arguments, input) {
+            Ok(printed) => panic!("kubectl {} should have failed:\n{printed}", arguments.join(" ")),
+            Err(error) => error,
+        }
+    }
+}

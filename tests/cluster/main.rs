@@ -1,0 +1,43 @@
+//! A cluster of three hosts, driven by the kubectl that people have: a server with its node, and two agents.
+//!
+//! Each host is a network namespace with its own `/etc/rancher`, `/var/lib/rancher`, `/run` and `/var/log`, joined by veth
+//! pairs to a bridge; the programs are the built ones. The whole test runs in namespaces of its own, so nothing stays.
+
+#![cfg(test)]
+
+mod host;
+mod image;
+mod kubectl;
+mod walk;
+
+use host::{Lab, until};
+use kubectl::Kubectl;
+
+#[test]
+fn a_cluster_is_started_joined_and_used() {
+    if !tests::in_own_namespaces("a_cluster_is_started_joined_and_used") {
+        return;
+    }
+    let mut lab = Lab::new();
+    let archive = image::archive(lab.folder());
+    for name in ["server", "one", "two"] {
+        lab.add_host(name);
+        lab.put_image(name, &archive);
+    }
+    lab.start_server("server");
+    let kubectl = Kubectl::of(&lab, "server");
+    until("the API is ready", || {
+        kubectl.try_run(&["get", "--raw", "/readyz"]).is_ok()
+    });
+    walk::the_server_answers_as_kubernetes_does(&kubectl);
+    for name in ["one", "two"] {
+        lab.start_agent(name, "server");
+    }
+    walk::all_nodes_become_ready(&kubectl, &["server", "one", "two"]);
+    walk::a_deployment_runs_with_its_config(&kubectl);
+    walk::logs_and_exec_come_through_the_tunnel(&kubectl);
+    walk::it_scales_rolls_and_goes(&kubectl);
+    walk::bad_input_is_told_as_kubernetes_tells_it(&kubectl);
+    walk::an_agent_that_is_killed_adopts_its_pods(&kubectl, &mut lab);
+    lab.stop();
+}

@@ -1,0 +1,256 @@
+//! What a user does, step by step, and what kubectl prints then.
+
+use std::collections::BTreeSet;
+
+use super::host::{Lab, until};
+use super::image;
+use super::kubectl::Kubectl;
+
+const WEB: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: web}
+data: {greeting: hello, page.txt: "from a file\n"}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: web}
+stringData: {password: s3cret}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 2
+      containers:
+      - name: main
+        image: IMAGE
+        command: ["/bin/sh", "-c", "trap 'exit 0' TERM; echo started $GREETING; while true; do sleep 1; done"]
+        env:
+        - name: GREETING
+          valueFrom: {configMapKeyRef: {name: web, key: greeting}}
+        - name: PASSWORD
+          valueFrom: {secretKeyRef: {name: web, key: password}}
+        resources:
+          requests: {cpu: 50m, memory: 16Mi}
+          limits: {cpu: 200m, memory: 32Mi}
+        volumeMounts:
+        - {name: config, mountPath: /config}
+        - {name: scratch, mountPath: /scratch}
+      volumes:
+      - name: config
+        configMap: {name: web}
+      - name: scratch
+        emptyDir: {}
+"#;
+
+pub fn the_server_answers_as_kubernetes_does(kubectl: &Kubectl) {
+    until("the first namespaces are there", || {
+        let namespaces = kubectl.run(&["get", "namespaces", "-o", "name"]);
+        ["default", "kube-node-lease", "kube-public", "kube-system"]
+            .iter()
+            .all(|name| namespaces.contains(name))
+    });
+    assert!(kubectl.run(&["version"]).contains("Server Version: v1.36"));
+    assert!(kubectl.run(&["api-resources"]).contains("deployments"));
+    assert!(
+        kubectl
+            .run(&["explain", "pod.spec.restartPolicy"])
+            .contains("FIELD: restartPolicy")
+    );
+    assert_eq!(kubectl.run(&["auth", "can-i", "create", "pods"]).trim(), "yes");
+    let service = kubectl.run(&["get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}"]);
+    assert_eq!(service, "10.43.0.1");
+}
+
+pub fn all_nodes_become_ready(kubectl: &Kubectl, names: &[&str]) {
+    until("all nodes are ready", || {
+        let nodes = kubectl.run(&["get", "nodes", "--no-headers"]);
+        let ready = nodes
+            .lines()
+            .filter(|line| line.split_whitespace().nth(1) == Some("Ready"));
+        ready.count() == names.len()
+    });
+    let wide = kubectl.run(&["get", "nodes", "-o", "wide"]);
+    let header: Vec<&str> = wide
+        .lines()
+        .next()
+        .unwrap()
+        .split("  ")
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+        .collect();
+    assert_eq!(
+        header,
+        [
+            "NAME",
+            "STATUS",
+            "ROLES",
+            "AGE",
+            "VERSION",
+            "INTERNAL-IP",
+            "EXTERNAL-IP",
+            "OS-IMAGE",
+            "KERNEL-VERSION",
+            "CONTAINER-RUNTIME"
+        ]
+    );
+    let ranges = kubectl.run(&["get", "nodes", "-o", "jsonpath={.items[*].spec.podCIDR}"]);
+    assert_eq!(
+        ranges.split_whitespace().collect::<BTreeSet<_>>().len(),
+        names.len(),
+        "{ranges}"
+    );
+}
+
+pub fn a_deployment_runs_with_its_config(kubectl: &Kubectl) {
+    let printed = kubectl.feed(&["apply", "-f", "-"], &WEB.replace("IMAGE", image::NAME));
+    assert_eq!(
+        printed,
+        "configmap/web created\nsecret/web created\ndeployment.apps/web created\n"
+    );
+    let printed = kubectl.run(&["rollout", "status", "deployment/web", "--timeout=120s"]);
+    assert!(
+        printed.ends_with("deployment \"web\" successfully rolled out\n"),
+        "{printed}"
+    );
+    let again = kubectl.feed(&["apply", "-f", "-"], &WEB.replace("IMAGE", image::NAME));
+    assert_eq!(
+        again,
+        "configmap/web unchanged\nsecret/web unchanged\ndeployment.apps/web unchanged\n"
+    );
+    let pods = kubectl.run(&["get", "pods", "-l", "app=web", "--no-headers", "-o", "wide"]);
+    assert_eq!(pods.lines().count(), 3);
+    let column = |number: usize| -> BTreeSet<&str> {
+        pods.lines()
+            .filter_map(|line| line.split_whitespace().nth(number))
+            .collect()
+    };
+    assert_eq!((column(1), column(2)), (["1/1"].into(), ["Running"].into()), "{pods}");
+    assert_eq!(column(5).len(), 3, "an address each: {pods}");
+    assert_eq!(column(6).len(), 3, "a node each: {pods}");
+    let described = kubectl.run(&["describe", "pods", "-l", "app=web"]);
+    for part in [
+        "Successfully assigned default/web-",
+        "Created container",
+        "Started container",
+        "Limits:",
+        "QoS Class:",
+    ] {
+        assert!(described.contains(part), "{part} is missing:\n{described}");
+    }
+}
+
+pub fn logs_and_exec_come_through_the_tunnel(kubectl: &Kubectl) {
+    for pod in names(kubectl) {
+        until("the log is there", || kubectl.run(&["logs", &pod]) == "started hello\n");
+        let inside = |script: &str| kubectl.run(&["exec", &pod, "--", "sh", "-c", script]);
+        assert_eq!(inside("cat /config/page.txt; echo $PASSWORD"), "from a file\ns3cret\n");
+        assert_eq!(inside("hostname").trim(), pod);
+        assert_eq!(inside("touch /scratch/x; ls /scratch").trim(), "x");
+        assert!(inside("cat /var/run/secrets/kubernetes.io/serviceaccount/token").len() > 100);
+        let pid = inside("echo $(ls /proc | grep -c '^[0-9]')");
+        assert!(
+            pid.trim().parse::<u32>().unwrap() < 10,
+            "it sees its own processes only"
+        );
+    }
+    let first = names(kubectl).remove(0);
+    let echoed = kubectl.feed(&["exec", "-i", &first, "--", "cat"], "through the tunnel\n");
+    assert_eq!(echoed, "through the tunnel\n");
+    let failed = kubectl.fail(&["exec", &first, "--", "sh", "-c", "exit 3"], "");
+    assert!(failed.contains("exit code 3"), "{failed}");
+}
+
+pub fn it_scales_rolls_and_goes(kubectl: &Kubectl) {
+    assert_eq!(
+        kubectl.run(&["scale", "deployment/web", "--replicas=5"]),
+        "deployment.apps/web scaled\n"
+    );
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=120s"]);
+    assert_eq!(
+        kubectl
+            .run(&["get", "deployment", "web", "--no-headers"])
+            .split_whitespace()
+            .nth(1),
+        Some("5/5")
+    );
+    let old: BTreeSet<String> = names(kubectl).into_iter().collect();
+    let image = format!("main={}", image::OTHER);
+    assert_eq!(
+        kubectl.run(&["set", "image", "deployment/web", &image]),
+        "deployment.apps/web image updated\n"
+    );
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=120s"]);
+    until("the old pods are gone", || {
+        names(kubectl).iter().all(|name| !old.contains(name))
+    });
+    let sets = kubectl.run(&["get", "replicasets", "--no-headers"]);
+    assert_eq!(sets.lines().count(), 2, "{sets}");
+    assert_eq!(
+        kubectl.run(&["delete", "deployment", "web"]),
+        "deployment.apps \"web\" deleted\n"
+    );
+    until("its pods are gone", || names(kubectl).is_empty());
+}
+
+pub fn bad_input_is_told_as_kubernetes_tells_it(kubectl: &Kubectl) {
+    let pod = |fields: &str| format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: bad}}\nspec: {{{fields}}}\n");
+    for (input, wanted) in [
+        (
+            pod("containers: [{name: c, image: x, imagee: y}]"),
+            "unknown field \"spec.containers[0].imagee\"",
+        ),
+        (
+            pod("containers: [{name: c, image: x, tty: maybe}]"),
+            "spec.containers[0].tty",
+        ),
+        (pod("containers: []"), "spec.containers"),
+        (pod("containers: [{name: C_, image: x}]"), "spec.containers[0].name"),
+        ("kind: Pod\n".to_owned(), "apiVersion not set"),
+        (
+            "apiVersion: v1\nkind: Toaster\nmetadata: {name: a}\n".to_owned(),
+            "no matches for kind \"Toaster\"",
+        ),
+    ] {
+        let said = kubectl.fail(&["apply", "-f", "-"], &input);
+        assert!(said.contains(wanted), "{input}\n{said}");
+    }
+    let missing = kubectl.fail(&["get", "pod", "nobody"], "");
+    assert_eq!(missing, "Error from server (NotFound): pods \"nobody\" not found\n");
+}
+
+pub fn an_agent_that_is_killed_adopts_its_pods(kubectl: &Kubectl, lab: &mut Lab) {
+    let pod = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: stays}}\nspec:\n  nodeName: one\n  terminationGracePeriodSeconds: 1\n  containers:\n  - {{name: c, image: '{}', command: [sleep, '10000']}}\n",
+        image::NAME
+    );
+    kubectl.feed(&["apply", "-f", "-"], &pod);
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/stays", "--timeout=120s"]);
+    let identity = |kubectl: &Kubectl| {
+        let path = "jsonpath={.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount} {.status.podIP}";
+        kubectl.run(&["get", "pod", "stays", "-o", path])
+    };
+    let before = identity(kubectl);
+    lab.end("one", true);
+    lab.restart_agent("one");
+    until("exec works again", || {
+        kubectl.try_run(&["exec", "stays", "--", "true"]).is_ok()
+    });
+    assert_eq!(identity(kubectl), before);
+    kubectl.run(&["delete", "pod", "stays"]);
+}
+
+fn names(kubectl: &Kubectl) -> Vec<String> {
+    let printed = kubectl.run(&["get", "pods", "-l", "app=web", "-o", "name"]);
+    printed
+        .lines()
+        .filter_map(|line| line.strip_prefix("pod/"))
+        .map(ToOwned::to_owned)
+        .collect()
+}
