@@ -68,7 +68,8 @@ impl Message {
     fn wants_ack(&self) -> bool {
         self.bytes
             .get(6..8)
-            .is_some_and(|flags| u16::from_ne_bytes([flags[0], flags[1]]) & ACK != 0)
+            .and_then(|flags| flags.first_chunk())
+            .is_some_and(|flags| u16::from_ne_bytes(*flags) & ACK != 0)
     }
 
     fn finish(mut self, sequence: u32) -> Vec<u8> {

@@ -50,8 +50,12 @@ fn sources() -> Result<BTreeMap<String, PathBuf>> {
         bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     }
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let packages = metadata["packages"].as_array().context("no packages")?;
-    let text = |package: &serde_json::Value, field: &str| package[field].as_str().map(str::to_owned);
+    let packages = metadata
+        .get("packages")
+        .and_then(|list| list.as_array())
+        .context("no packages")?;
+    let text =
+        |package: &serde_json::Value, field: &str| package.get(field).and_then(|text| text.as_str()).map(str::to_owned);
     Ok(packages
         .iter()
         .filter_map(|package| {

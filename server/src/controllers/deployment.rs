@@ -119,9 +119,7 @@ fn reconcile(plan: &mut Plan, deployment: &Value, sets: Vec<Value>, pods: impl F
         return;
     }
     let limits = Limits::of(deployment);
-    if recreate
-        && (old.iter().any(|one| replicas(one) > 0) || new.is_none() && pods().iter().any(|pod| live_elsewhere(pod)))
-    {
+    if recreate && (old.iter().any(|one| replicas(one) > 0) || new.is_none() && pods().iter().any(live_elsewhere)) {
         let busy: Vec<&Value> = old.iter().filter(|one| replicas(one) > 0).collect();
         busy.iter().for_each(|one| scale_to(plan, deployment, one, 0));
         return; // the new one begins when the last pod of the old ones is gone

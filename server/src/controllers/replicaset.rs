@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use agent::wire::object::{Meta, integer, list, remove, set, text};
+use agent::wire::object::{Meta, at, integer, list, remove, set, text};
 use agent::wire::selector::Labels;
 use agent::wire::time;
 use jiff::Timestamp;
@@ -185,7 +185,7 @@ fn release(pod: &Meta, owner_uid: &str) -> Action {
 /// Neither finished nor going.
 pub fn active(pod: &Value) -> bool {
     !matches!(text(pod, &["status", "phase"]), "Succeeded" | "Failed")
-        && pod["metadata"].get("deletionTimestamp").is_none()
+        && at(pod, &["metadata", "deletionTimestamp"]).is_none()
 }
 
 fn condition<'a>(pod: &'a Value, kind: &str) -> Option<&'a Value> {
@@ -236,15 +236,14 @@ fn deletion_rank(pod: &Value) -> impl Ord + use<> {
 fn update_status(plan: &mut Plan, set: &Value, owned: &[&Value], now: Timestamp) {
     let live: Vec<&Value> = owned.iter().copied().filter(|pod| active(pod)).collect();
     let min_ready = integer(set, &["spec", "minReadySeconds"]).unwrap_or(0);
-    let template = set["spec"]["template"]["metadata"]
-        .get("labels")
+    let template = at(set, &["spec", "template", "metadata", "labels"])
         .cloned()
         .unwrap_or_default();
     let labelled = |pod: &&&Value| {
         let labels = template.as_object().into_iter().flatten();
         labels
             .clone()
-            .all(|(key, value)| pod["metadata"]["labels"].get(key) == Some(value))
+            .all(|(key, value)| at(pod, &["metadata", "labels", key]) == Some(value))
     };
     let mut available = 0;
     for pod in &live {
@@ -270,7 +269,7 @@ fn update_status(plan: &mut Plan, set: &Value, owned: &[&Value], now: Timestamp)
             set_in(&mut status, &[field], count);
         }
     }
-    let conditions = set["status"].get("conditions").cloned();
+    let conditions = at(set, &["status", "conditions"]).cloned();
     if let Some(conditions) = conditions {
         set_in(&mut status, &["conditions"], conditions);
     }

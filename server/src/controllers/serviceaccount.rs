@@ -63,7 +63,7 @@ impl Controller for ServiceAccounts {
                     "data": data,
                 }),
             }),
-            Some(mut present) if present["data"] != data => {
+            Some(mut present) if present.get("data") != Some(&data) => {
                 agent::wire::object::set(&mut present, &["data"], data);
                 plan.push(Action::Update {
                     what: What::CONFIG_MAPS,

@@ -3,7 +3,7 @@
 //! Source: Kubernetes v1.36 `pkg/controller/deployment/rolling.go`, `sync.go` (`scale`, `isScalingEvent`), and
 //! `util/deployment_util.go` (`ResolveFenceposts`, `NewRSNewReplicas`).
 
-use agent::wire::object::{integer, text};
+use agent::wire::object::{at, integer, text};
 use serde_json::Value;
 
 use super::super::action::Plan;
@@ -24,7 +24,7 @@ impl Limits {
     /// Reads them off a Deployment.
     pub fn of(deployment: &Value) -> Self {
         let wanted = replicas(deployment);
-        let rolling = &deployment["spec"]["strategy"]["rollingUpdate"];
+        let rolling = at(deployment, &["spec", "strategy", "rollingUpdate"]);
         if text(deployment, &["spec", "strategy", "type"]) == "Recreate" {
             return Self {
                 wanted,
@@ -32,8 +32,8 @@ impl Limits {
                 unavailable: 0,
             };
         }
-        let surge = share(rolling.get("maxSurge"), wanted, true);
-        let unavailable = share(rolling.get("maxUnavailable"), wanted, false).min(wanted);
+        let surge = share(rolling.and_then(|one| one.get("maxSurge")), wanted, true);
+        let unavailable = share(rolling.and_then(|one| one.get("maxUnavailable")), wanted, false).min(wanted);
         // Both zero would never move.
         let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
         Self {
