@@ -6,6 +6,7 @@
 )]
 
 mod client;
+mod controllers;
 mod kubectl;
 mod refusals;
 mod rig;

@@ -31,6 +31,8 @@ pub struct Rig {
     pub address: SocketAddr,
     pub dir: PathBuf,
     pub pki: Arc<Pki>,
+    pub api: Arc<Api>,
+    pub cache: Cache,
     pub ready: watch::Sender<bool>,
     pub stop: watch::Sender<bool>,
     pub tasks: JoinSet<()>,
@@ -100,7 +102,7 @@ impl Rig {
             keys: Arc::new(Keys::from_pem(pki.service_key_pem().as_bytes(), issuer).unwrap()),
             audiences: vec![issuer.to_owned(), "k3s".to_owned()],
             anonymous: Anonymous::HealthOnly,
-            cache,
+            cache: cache.clone(),
         };
         let kubelets = streams::kubelet(&pki, &mut tasks).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -108,7 +110,7 @@ impl Rig {
         let (ready, readiness) = watch::channel(true);
         let (stop, stopping) = watch::channel(false);
         let http = ApiHttp::new(Parts {
-            api,
+            api: Arc::clone(&api),
             who,
             front: None,
             kubelets: Some(kubelets),
@@ -120,6 +122,8 @@ impl Rig {
             address,
             dir,
             pki,
+            api,
+            cache,
 
             ready,
             stop,

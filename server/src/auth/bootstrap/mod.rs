@@ -19,8 +19,8 @@ use super::may::Rule;
 use crate::cache::Filter;
 use crate::request::{Client, What};
 
-/// Report what happened: every controller does.
-const EVENTS: &str = "create,patch,update core,events.k8s.io events";
+/// Report what happened, and count up what has been reported: every controller does.
+const EVENTS: &str = "create,get,patch,update core,events.k8s.io events";
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 const GROUP: &str = "rbac.authorization.k8s.io";
 /// Writes in flight: the datastore commits together what arrives together.

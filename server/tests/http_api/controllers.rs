@@ -1,0 +1,80 @@
+//! The controllers do their work as the accounts they are, with the rights of the bootstrap roles and no others.
+
+use std::time::Duration;
+
+use serde_json::json;
+use server::controllers::{Settings, start};
+
+use crate::client::{Answer, User};
+use crate::rig::Rig;
+
+/// Asks until the answer is as it should be.
+async fn until(user: &User<'_>, path: &str, what: &str, holds: impl Fn(&Answer) -> bool) -> Answer {
+    for _ in 0..100 {
+        let answer = user.get(path).await;
+        if holds(&answer) {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{path} never {what}: {}", user.get(path).await.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_becomes_pods_and_a_namespace_goes_with_all_that_is_in_it() {
+    let mut rig = Rig::start().await;
+    let settings = Settings {
+        root_ca: rig.pki.server_ca_pem().to_owned(),
+        cluster_cidr: ([10, 42, 0, 0].into(), 16),
+    };
+    let (api, cache) = (rig.api.clone(), rig.cache.clone());
+    start(&api, &cache, settings, &mut rig.tasks);
+    let admin = rig.administrator();
+    assert_eq!(
+        admin
+            .post("/api/v1/namespaces", &json!({"metadata": {"name": "lab"}}))
+            .await
+            .code,
+        201
+    );
+    let lab = "/api/v1/namespaces/lab";
+    until(&admin, &format!("{lab}/serviceaccounts/default"), "came", |answer| {
+        answer.code == 200
+    })
+    .await;
+    until(
+        &admin,
+        &format!("{lab}/configmaps/kube-root-ca.crt"),
+        "came",
+        |answer| answer.code == 200,
+    )
+    .await;
+    let deployment = json!({
+        "metadata": {"name": "web"},
+        "spec": {
+            "replicas": 2,
+            "selector": {"matchLabels": {"app": "web"}},
+            "template": {
+                "metadata": {"labels": {"app": "web"}},
+                "spec": {"containers": [{"name": "main", "image": "example.org/web:1"}]},
+            },
+        },
+    });
+    let created = admin
+        .post("/apis/apps/v1/namespaces/lab/deployments", &deployment)
+        .await;
+    assert_eq!(created.code, 201, "{}", created.text());
+    let two = |answer: &Answer| answer.json()["items"].as_array().is_some_and(|items| items.len() == 2);
+    until(&admin, &format!("{lab}/pods?labelSelector=app%3Dweb"), "were two", two).await;
+    let seen = |answer: &Answer| answer.json()["status"]["observedGeneration"] == 1;
+    until(&admin, "/apis/apps/v1/namespaces/lab/deployments/web", "was seen", seen).await;
+    let told = |answer: &Answer| answer.text().contains("ScalingReplicaSet");
+    until(&admin, &format!("{lab}/events"), "told of the scaling", told).await;
+    admin
+        .post("/api/v1/nodes", &json!({"metadata": {"name": "box-1"}}))
+        .await;
+    let ranged = |answer: &Answer| answer.json()["spec"]["podCIDR"] == "10.42.0.0/24";
+    until(&admin, "/api/v1/nodes/box-1", "got its range", ranged).await;
+    assert_eq!(admin.call("DELETE", lab, &[], "").await.code, 200);
+    until(&admin, lab, "went", |answer| answer.code == 404).await;
+}
