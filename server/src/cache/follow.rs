@@ -51,17 +51,19 @@ fn catch_up(shared: &Shared, mut tail: Tail, newest: Revision) -> Tail {
 }
 
 /// Applies the store's events for ever; what it cannot get in order it loads anew.
-pub(super) async fn follow(store: Arc<dyn Store>, shared: Arc<Shared>, mut tail: Tail) {
-    let _ends_watches = EndsWatches(Arc::clone(&shared));
+///
+/// `ends` comes from outside: a task that is aborted before it first ran has made nothing that could be dropped.
+pub(super) async fn follow(store: Arc<dyn Store>, ends: EndsWatches, mut tail: Tail) {
+    let shared = &ends.0;
     let mut trim = tokio::time::interval(TRIM_EVERY);
     loop {
         tokio::select! {
             batch = tail.recv() => match batch {
                 Some(batch) => {
-                    apply(&shared, &batch);
-                    publish(&shared, false);
+                    apply(shared, &batch);
+                    publish(shared, false);
                 }
-                None => tail = take_up(&store, &shared).await,
+                None => tail = take_up(&store, shared).await,
             },
             _ = trim.tick() => shared.write(|state| state.history.trim(Instant::now())),
         }
@@ -123,7 +125,7 @@ fn publish(shared: &Shared, all: bool) {
 }
 
 /// Whatever ends the follower, by abort too, ends the watches.
-struct EndsWatches(Arc<Shared>);
+pub(super) struct EndsWatches(pub Arc<Shared>);
 
 impl Drop for EndsWatches {
     fn drop(&mut self) {

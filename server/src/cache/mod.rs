@@ -187,7 +187,8 @@ impl Cache {
             indexer,
         });
         let tail = follow::load(&store, &shared).await?;
-        tasks.spawn(follow::follow(store, Arc::clone(&shared), tail));
+        let ends = follow::EndsWatches(Arc::clone(&shared));
+        tasks.spawn(follow::follow(store, ends, tail));
         Ok(Self(shared))
     }
 

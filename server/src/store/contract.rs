@@ -358,6 +358,51 @@ async fn a_volatile_key_can_be_written_durably_and_deleted() {
 }
 
 #[tokio::test]
+async fn a_clean_stop_hides_no_deletion_from_a_watch_that_goes_on() {
+    let file = File::new();
+    let store = file.open();
+    let seen = store.write(volatile(put("/short", Expect::Absent, "1"))).await.unwrap();
+    let gone = store.write(volatile(delete("/short", Expect::Any))).await.unwrap();
+    store.close().await.unwrap();
+    let store = file.open();
+    let mut tail = store.watch(seen).await.unwrap();
+    assert_eq!(drained(&mut tail, 1).await, [format!("/short=-@{gone}")]);
+}
+
+#[tokio::test]
+async fn a_key_written_volatile_stays_visible_in_the_past() {
+    let file = File::new();
+    let store = file.open();
+    let first = store.write(put("/k", Expect::Absent, "1")).await.unwrap();
+    let other = store.write(put("/other", Expect::Absent, "1")).await.unwrap();
+    store.write(volatile(put("/k", Expect::Any, "2"))).await.unwrap();
+    store.close().await.unwrap();
+    let store = file.open();
+    assert_eq!(
+        state(&store, "/", Some(other)).await.unwrap(),
+        [format!("/k=1@{first}"), format!("/other=1@{other}")]
+    );
+}
+
+#[tokio::test]
+async fn compaction_leaves_one_row_per_key_also_of_keys_flushed_late() {
+    let file = File::new();
+    let store = file.open();
+    store.write(put("/k", Expect::Absent, "1")).await.unwrap();
+    store.write(volatile(put("/k", Expect::Any, "2"))).await.unwrap();
+    store.write(volatile(put("/short", Expect::Any, "1"))).await.unwrap();
+    store.write(volatile(delete("/short", Expect::Any))).await.unwrap();
+    let newest = store.write(put("/other", Expect::Any, "1")).await.unwrap();
+    store.compact(newest).await.unwrap();
+    store.close().await.unwrap();
+    let file_itself = rusqlite::Connection::open(file.path()).unwrap();
+    let rows: i64 = file_itself
+        .query_row("SELECT count(*) FROM log", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(rows, 2);
+}
+
+#[tokio::test]
 async fn a_second_server_is_told_that_the_file_is_in_use() {
     let file = File::new();
     let store = file.open();

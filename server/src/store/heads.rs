@@ -56,6 +56,7 @@ impl Heads {
     }
 
     /// How many keys there are.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.by_key.len()
     }
@@ -113,11 +114,10 @@ impl Heads {
         Ok(Planned { event, previous, undo })
     }
 
-    /// The write is on disk now.
-    pub fn stored(&mut self, key: &str, revision: Revision) {
-        if let Some(head) = self.by_key.get_mut(key) {
-            head.stored = revision;
-        }
+    /// The write is on disk now. Returns the row it superseded; zero if there was none.
+    pub fn stored(&mut self, key: &str, revision: Revision) -> Revision {
+        let head = self.by_key.get_mut(key);
+        head.map_or(Revision::ZERO, |head| std::mem::replace(&mut head.stored, revision))
     }
 
     /// Takes planned writes back, the last one first.

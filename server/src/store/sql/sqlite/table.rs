@@ -48,6 +48,10 @@ pub enum Mark {
     Compacted,
     /// No revision up to it is handed out after a crash.
     Reserved,
+    /// The newest at the last clean stop, or at the start after another: what was volatile is on disk, or given up.
+    Closed,
+    /// What came before it may be incomplete: a crash took volatile writes along.
+    Oldest,
 }
 
 impl Mark {
@@ -55,6 +59,8 @@ impl Mark {
         match self {
             Self::Compacted => "compacted",
             Self::Reserved => "reserved",
+            Self::Closed => "closed",
+            Self::Oldest => "oldest",
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use agent::units::Revision;
-use tracing::{debug, error};
+use tracing::{error, warn};
 
 use super::super::super::heads::{Head, Heads, Planned, ttl_seconds};
 use super::super::super::tails::Tails;
@@ -22,7 +22,8 @@ const BLOCK: u64 = 1000;
 /// Volatile state reaches the disk this often, and sooner when it grows. A box's flash is worth more than a heartbeat.
 const FLUSH_EVERY: Duration = Duration::from_secs(30 * 60);
 const FLUSH_SIZE: usize = 4 << 20;
-const FLUSH_AGAIN: Duration = Duration::from_secs(10);
+/// After a write of the log's own failed, it writes nothing of its own for so long.
+const AGAIN: Duration = Duration::from_secs(10);
 /// Rows that could go, before some do.
 const SURPLUS: usize = 10_000;
 /// What compaction leaves for those who were away for a moment, in revisions.
@@ -55,6 +56,8 @@ pub struct Log {
     revision: Revision,
     /// Nothing before it can be listed or watched.
     oldest: Revision,
+    /// Up to here superseded rows are gone.
+    compacted: Revision,
     reserved: Revision,
     /// By key: what is not on disk yet.
     pending: BTreeMap<Arc<str>, Pending>,
@@ -64,12 +67,14 @@ pub struct Log {
     surplus: usize,
     /// Where compaction is going.
     target: Revision,
+    /// The disk would not: expiry, flush and compaction wait until then.
+    hold: Option<Instant>,
 }
 
 impl Log {
     /// Opens the file and loads the heads.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let table = Table::open(path)?;
+        let mut table = Table::open(path)?;
         let error = |error: rusqlite::Error| OpenError::Sql {
             path: path.to_owned(),
             detail: error.to_string(),
@@ -86,8 +91,22 @@ impl Log {
                 }
             })
             .map_err(error)?;
-        let oldest = table.mark(Mark::Compacted).map_err(error)?;
+        let compacted = table.mark(Mark::Compacted).map_err(error)?;
         let reserved = table.mark(Mark::Reserved).map_err(error)?;
+        let revision = newest.max(reserved);
+        if table.mark(Mark::Closed).map_err(error)? < reserved {
+            warn!(%revision, "the last stop was not clean: watches begin anew");
+            // Somebody may have seen volatile writes that are lost: no watch may go on from before as if nothing were.
+            let forget = |transaction: &rusqlite::Transaction<'_>| {
+                table::set_mark(transaction, Mark::Oldest, revision)?;
+                table::set_mark(transaction, Mark::Closed, revision)
+            };
+            table.commit(forget).map_err(|problem| OpenError::Sql {
+                path: path.to_owned(),
+                detail: problem.to_string(),
+            })?;
+        }
+        let oldest = compacted.max(table.mark(Mark::Oldest).map_err(error)?);
         let surplus = rows.saturating_sub(lines.len());
         let (mut heads, now) = (Heads::default(), Instant::now());
         for (key, line) in lines {
@@ -108,19 +127,21 @@ impl Log {
             table,
             heads,
             tails: Tails::default(),
-            revision: newest.max(reserved),
+            revision,
             oldest,
+            compacted,
             reserved,
             pending: BTreeMap::new(),
             pending_size: 0,
             flush_at: None,
             surplus,
-            target: oldest,
+            target: compacted,
+            hold: None,
         })
     }
 
-    /// Decides on the writes of a batch, commits those that may go ahead, and answers all.
-    fn write(&mut self, writes: Vec<(Write, Option<Reply<Revision>>)>) {
+    /// Decides on the writes of a batch, commits those that may go ahead, and answers all. Returns the commit's error.
+    fn write(&mut self, writes: Vec<(Write, Option<Reply<Revision>>)>) -> Result<(), StoreError> {
         let now = Instant::now();
         let mut going: Vec<Going> = Vec::with_capacity(writes.len());
         let mut newest = self.revision;
@@ -140,7 +161,7 @@ impl Log {
             }
         }
         if going.is_empty() {
-            return;
+            return Ok(());
         }
         if let Err(error) = self.commit(&going, newest) {
             let mut planned = Vec::with_capacity(going.len());
@@ -149,7 +170,7 @@ impl Log {
                 planned.push(one.planned);
             }
             self.heads.undo(planned);
-            return;
+            return Err(error);
         }
         self.revision = newest;
         self.tails
@@ -159,6 +180,7 @@ impl Log {
             self.settle(one.planned, one.ttl, one.durable, now);
             answer(one.reply, Ok(revision));
         }
+        Ok(())
     }
 
     /// Puts the durable ones on disk, and the mark when volatile ones need more revisions than are reserved.
@@ -198,30 +220,34 @@ impl Log {
         self.flush_at.get_or_insert(now + FLUSH_EVERY);
     }
 
-    /// Puts what is volatile on disk: of each key only the last state.
+    /// Puts what is volatile on disk: of each key only the last state. A key that came and went meanwhile gets its
+    /// tombstone: somebody may have seen it.
     fn flush(&mut self) -> Result<(), StoreError> {
         if !self.pending.is_empty() {
-            let (pending, heads) = (&self.pending, &self.heads);
-            let stored = |key: &str| heads.get(key).map_or(Revision::ZERO, |head| head.stored);
+            let (pending, heads, compacted) = (&self.pending, &self.heads, self.compacted);
             self.table.commit(|transaction| {
-                for (key, one) in pending.iter().filter(|(_, one)| one.event.value.is_some()) {
+                for (key, one) in pending {
                     let line = NewLine {
                         event: &one.event,
-                        previous: Revision::ZERO,
+                        previous: heads.get(key).map_or(Revision::ZERO, |head| head.stored),
                         ttl: one.ttl,
                     };
-                    table::remove(transaction, stored(key))?;
-                    table::insert(transaction, &line)?;
+                    let late = one.event.revision <= compacted;
+                    if late {
+                        // Compaction has been here and will not come again.
+                        table::remove(transaction, line.previous)?;
+                    }
+                    if !late || one.event.value.is_some() {
+                        table::insert(transaction, &line)?;
+                    }
                 }
                 Ok(())
             })?;
         }
         for (key, one) in std::mem::take(&mut self.pending) {
-            match one.event.value {
-                Some(_) => self.heads.stored(&key, one.event.revision),
-                // It came and went between two flushes: only a watch that begins later can show that it is gone.
-                None => self.oldest = self.oldest.max(one.event.revision),
-            }
+            let superseded = self.heads.stored(&key, one.event.revision);
+            let surplus = superseded != Revision::ZERO || one.event.value.is_none();
+            self.surplus += usize::from(surplus && one.event.revision > self.compacted);
         }
         self.pending_size = 0;
         self.flush_at = None;
@@ -312,20 +338,23 @@ impl Log {
             return Err(StoreError::Future { asked: oldest, current });
         }
         self.target = self.target.max(oldest);
-        while self.oldest < self.target {
+        while self.compacted < self.target {
             self.compact_step()?;
         }
         Ok(())
     }
 
     fn compact_step(&mut self) -> Result<(), StoreError> {
-        let to = self.target.min(Revision::new(self.oldest.get().saturating_add(STEP)));
-        let (from, mut gone) = (self.oldest, 0);
+        let to = self
+            .target
+            .min(Revision::new(self.compacted.get().saturating_add(STEP)));
+        let (from, mut gone) = (self.compacted, 0);
         self.table.commit(|transaction| {
             gone = table::compact(transaction, from, to)?;
             Ok(())
         })?;
-        self.oldest = to;
+        self.compacted = to;
+        self.oldest = self.oldest.max(to);
         self.surplus = self.surplus.saturating_sub(gone);
         Ok(())
     }
@@ -333,52 +362,55 @@ impl Log {
     /// What is due by itself: expiry, flush, a step of compaction. A failure is tried again later.
     fn keep_house(&mut self) {
         let now = Instant::now();
+        if self.hold.is_some_and(|until| now < until) {
+            return;
+        }
+        self.hold = None;
+        if let Err(problem) = self.do_what_is_due(now) {
+            let problem = &problem as &dyn std::error::Error;
+            error!(error = problem, "the log could not be tidied up, trying again");
+            self.hold = Some(now + AGAIN);
+        }
+    }
+
+    fn do_what_is_due(&mut self, now: Instant) -> Result<(), StoreError> {
         let expired = self.heads.expired(now, EXPIRE);
         if !expired.is_empty() {
-            self.write(expired.into_iter().map(|(key, at)| (expiry(key, at), None)).collect());
+            self.write(expired.into_iter().map(|(key, at)| (expiry(key, at), None)).collect())?;
         }
-        let flush = self.flush_at.is_some_and(|at| at <= now) || self.pending_size > FLUSH_SIZE;
-        if flush && let Err(problem) = self.flush() {
-            error!(
-                error = &problem as &dyn std::error::Error,
-                "volatile state could not be written"
-            );
-            self.flush_at = Some(now + FLUSH_AGAIN);
+        if self.flush_at.is_some_and(|at| at <= now) || self.pending_size > FLUSH_SIZE {
+            self.flush()?;
         }
         if self.surplus > SURPLUS {
             let target = Revision::new(self.revision.get().saturating_sub(HISTORY));
             self.target = self.target.max(target);
         }
-        if self.oldest < self.target
-            && let Err(problem) = self.compact_step()
-        {
-            debug!(
-                error = &problem as &dyn std::error::Error,
-                "the log could not be compacted"
-            );
-            self.target = self.oldest;
+        if self.compacted < self.target {
+            self.compact_step()?;
         }
+        Ok(())
     }
 
     /// How long there is nothing to do.
     fn idle(&self) -> Duration {
-        let due = [self.heads.next_expiry(), self.flush_at];
-        match due.into_iter().flatten().min() {
-            _ if self.oldest < self.target => Duration::ZERO,
-            Some(at) => at.saturating_duration_since(Instant::now()),
-            None => FLUSH_EVERY,
+        let now = Instant::now();
+        let compacts = (self.compacted < self.target).then_some(now);
+        let due = [self.heads.next_expiry(), self.flush_at, compacts];
+        match (due.into_iter().flatten().min(), self.hold) {
+            (Some(at), hold) => at.max(hold.unwrap_or(at)).saturating_duration_since(now),
+            (None, _) => FLUSH_EVERY,
         }
     }
 
-    /// Flushes and notes that no revision beyond the newest was handed out.
+    /// Flushes, gives back the revisions that were reserved and not used, and notes that nothing is lost.
     fn close(&mut self) -> Result<(), StoreError> {
         self.flush()?;
-        let revision = self.revision;
-        if self.reserved > revision {
-            self.table
-                .commit(|transaction| table::set_mark(transaction, Mark::Reserved, revision))?;
-            self.reserved = revision;
-        }
+        let (revision, reserved) = (self.revision, self.reserved.min(self.revision));
+        self.table.commit(|transaction| {
+            table::set_mark(transaction, Mark::Reserved, reserved)?;
+            table::set_mark(transaction, Mark::Closed, revision)
+        })?;
+        self.reserved = reserved;
         Ok(())
     }
 }
@@ -398,16 +430,20 @@ pub fn run(mut log: Log, requests: &Receiver<Queued>) {
             match queued.request {
                 Request::Write(write, reply) => writes.push((write, Some(reply))),
                 other => {
-                    log.write(std::mem::take(&mut writes));
+                    // Each writer has been told.
+                    let _ = log.write(std::mem::take(&mut writes));
                     if let Request::Close(reply) = other {
-                        answer(Some(reply), log.close());
+                        let closed = log.close();
+                        // Whoever is told that it is closed may open the file anew.
+                        drop(log);
+                        answer(Some(reply), closed);
                         return;
                     }
                     serve(&mut log, other);
                 }
             }
         }
-        log.write(writes);
+        let _ = log.write(writes);
         drop(places);
         log.keep_house();
     }
@@ -426,7 +462,7 @@ fn serve(log: &mut Log, request: Request) {
         Request::Watch(from, reply) => answer(Some(reply), log.watch(from)),
         Request::Compact(oldest, reply) => answer(Some(reply), log.compact(oldest)),
         Request::Revision(reply) => answer(Some(reply), Ok(log.revision)),
-        Request::Write(write, reply) => log.write(vec![(write, Some(reply))]),
+        Request::Write(write, reply) => drop(log.write(vec![(write, Some(reply))])),
         Request::Close(reply) => answer(Some(reply), log.close()),
     }
 }
