@@ -66,8 +66,19 @@ async fn a_deployment_becomes_pods_and_a_namespace_goes_with_all_that_is_in_it()
     assert_eq!(created.code, 201, "{}", created.text());
     let two = |answer: &Answer| answer.json()["items"].as_array().is_some_and(|items| items.len() == 2);
     until(&admin, &format!("{lab}/pods?labelSelector=app%3Dweb"), "were two", two).await;
-    let seen = |answer: &Answer| answer.json()["status"]["observedGeneration"] == 1;
+    let seen = |answer: &Answer| {
+        let deployment = answer.json();
+        deployment["status"]["observedGeneration"] == deployment["metadata"]["generation"]
+    };
     until(&admin, "/apis/apps/v1/namespaces/lab/deployments/web", "was seen", seen).await;
+    let numbered = |answer: &Answer| answer.text().contains("\"deployment.kubernetes.io/revision\":\"1\"");
+    until(
+        &admin,
+        "/apis/apps/v1/namespaces/lab/deployments/web",
+        "was numbered",
+        numbered,
+    )
+    .await;
     let told = |answer: &Answer| answer.text().contains("ScalingReplicaSet");
     until(&admin, &format!("{lab}/events"), "told of the scaling", told).await;
     admin

@@ -50,7 +50,7 @@ pub const CONTROLLERS: &[(&str, &[&str])] = &[
     (
         "deployment-controller",
         &[
-            "get,list,update,watch apps deployments",
+            "get,list,patch,update,watch apps deployments",
             "update apps deployments/status",
             "update apps deployments/finalizers",
             "create,delete,get,list,patch,update,watch apps replicasets",
