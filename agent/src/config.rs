@@ -242,7 +242,7 @@ pub struct Surroundings {
 /// It joins the cluster with a token, keeps a tunnel to every server, and runs the pods it is given. Containers keep
 /// running when the agent stops or is upgraded.
 #[derive(Debug, Parser)]
-#[command(name = "k3s-agent", version, after_help = EXAMPLES)]
+#[command(name = "k3s-agent", version, after_help = EXAMPLES, args_override_self = true)]
 struct Args {
     /// Address of a server, or of a load balancer before all of them: https://host:6443
     #[arg(long, short, env = "K3S_URL", value_name = "URL")]
@@ -493,7 +493,7 @@ mod tests {
     fn a_command_line_becomes_a_config() {
         let config = read(
             "k3s agent --server https://10.0.0.1:6443/ -t pw --node-label a=b,c --node-taint k=v:NoExecute \
-             --node-taint only:NoSchedule -i 10.0.0.5,fd00::5 --lb-server-port 7000 --with-node-id",
+             --node-taint only:NoSchedule -i 10.0.0.5,fd00::5 --lb-server-port 6500 --lb-server-port 7000 --with-node-id",
             &around(),
         )
         .unwrap();

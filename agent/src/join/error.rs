@@ -39,10 +39,8 @@ pub enum JoinError {
         /// Why.
         reason: String,
     },
-    /// 401.
-    #[error(
-        "the server does not accept the token ({0}): take it from /var/lib/rancher/k3s/server/node-token on the server"
-    )]
+    /// 401, with the cure.
+    #[error("the server does not accept the token: {0}")]
     Token(String),
     /// 403 because of the password.
     #[error(
@@ -91,7 +89,11 @@ impl JoinError {
     pub(super) fn of_status(status: &Status, path: &str, node: &str) -> Self {
         let message = status.message.clone();
         match status.code {
-            401 => Self::Token(message),
+            // Our own servers say where the right one is.
+            401 if message.contains("node-token") => Self::Token(message),
+            401 => Self::Token(format!(
+                "{message}: take it from /var/lib/rancher/k3s/server/node-token on the server"
+            )),
             403 if message.to_ascii_lowercase().contains("password") => Self::Password {
                 node: node.into(),
                 message,

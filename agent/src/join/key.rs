@@ -87,10 +87,7 @@ impl Key {
         let body = [&REQUEST_HEAD, self.pair.public_key().as_ref(), &REQUEST_TAIL].concat();
         let signature = self.pair.sign(&SystemRandom::new(), &body).map_err(|_| KeyError)?;
         let bits = [&[0], signature.as_ref()].concat();
-        Ok(der(
-            0x30,
-            &[body.as_slice(), &SIGNED_WITH, &der(0x03, &bits)?].concat(),
-        )?)
+        der(0x30, &[body.as_slice(), &SIGNED_WITH, &der(0x03, &bits)?].concat())
     }
 }
 

@@ -7,6 +7,8 @@ mod allow;
 mod client;
 pub mod link;
 pub mod session;
+#[cfg(test)]
+mod simulation;
 mod stream;
 
 pub use client::Tunnels;

@@ -488,7 +488,10 @@ impl Session {
     fn compare(&mut self, mut known: Vec<i64>, now: Instant, events: &mut Vec<Event>) {
         known.sort_unstable();
         let unknown = |id: &i64, stream: &Stream| {
-            stream.ended.is_none() && now >= stream.opened + SYNC_GRACE && known.binary_search(id).is_err()
+            stream.ended.is_none()
+                && stream.connect.is_none()
+                && now >= stream.opened + SYNC_GRACE
+                && known.binary_search(id).is_err()
         };
         let lost: Vec<i64> = self
             .streams
