@@ -16,6 +16,7 @@ use agent::config::{Secret, Surroundings, Taint};
 use agent::wire::join::{Cidr, ClusterConfig};
 use clap::{CommandFactory as _, Parser as _};
 
+pub use agent::config::surroundings;
 pub use flags::HELP;
 use flags::Server;
 
@@ -63,7 +64,7 @@ pub struct Config {
     /// This machine as a node.
     pub node: Node,
     /// Where the service manager hears that we are ready (`NOTIFY_SOCKET`).
-    pub notify: Option<String>,
+    pub notify: Option<PathBuf>,
     /// Log more.
     pub debug: bool,
     /// What was given and is passed over.
@@ -164,17 +165,6 @@ pub fn version() -> String {
     )
 }
 
-/// What the environment says of the machine and of whoever runs the program.
-pub fn surroundings() -> Surroundings {
-    let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    let home = variable("HOME");
-    Surroundings {
-        hostname: hostname.unwrap_or_else(|| "localhost".to_owned()),
-        root: nix::unistd::geteuid().is_root(),
-        home: home.map(PathBuf::from),
-    }
-}
-
 fn agent(args: Vec<String>, around: &Surroundings) -> Result<agent::config::Config, ConfigError> {
     let command = agent::config::command();
     let (args, _) = with_file(args, &command)?;
@@ -270,7 +260,7 @@ fn resolve(flags: Server, around: &Surroundings, warnings: Vec<String>) -> Resul
         disable: flags.disable.into_iter().collect(),
         cluster,
         node,
-        notify: variable("NOTIFY_SOCKET"),
+        notify: variable("NOTIFY_SOCKET").map(PathBuf::from),
         debug: flags.debug || flags.v.is_some_and(|level| level > 0),
         warnings,
     })

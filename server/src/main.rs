@@ -30,8 +30,8 @@ fn start() -> anyhow::Result<()> {
             until_stopped(|stop| server::run::run(*config, stop))
         }
         Command::Agent(config) => {
-            drop(config);
-            anyhow::bail!("the agent is not there yet")
+            log(config.debug);
+            until_stopped(|stop| agent::run::run(*config, stop))
         }
     }
 }

@@ -9,7 +9,6 @@ mod data_dir;
 mod greeting;
 mod kubeconfig;
 mod node;
-mod notify;
 mod objects;
 
 use std::future::Future;
@@ -37,7 +36,7 @@ use crate::http::{self, ApiHttp, Kubelets};
 use crate::join::files;
 use crate::join::passwd::{Given, Passwd};
 use crate::join::pki::{Names, Own, Pki};
-use crate::join::register::Register;
+use crate::join::register::{Keeper, Register};
 use crate::join::supervisor::{Parts, Supervisor};
 use crate::join::token::Secret;
 use crate::kinds;
@@ -79,14 +78,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         warn!("{warning}");
     }
     say(&greeting::begin(&config.data_dir));
-    let mut server = Server::start(&config).await?;
-    greet(&config, &server, began.elapsed());
-    notify::ready(config.notify.as_deref());
+    let named = node::named(&config)?;
+    let mut server = Server::start(&named).await?;
+    greet(&named, &server, began.elapsed());
+    agent::config::notify_ready(config.notify.as_deref());
     let outcome = if config.disable_agent {
         shutdown.await;
         Ok(())
     } else {
-        node::run(&config, &mut server, shutdown).await
+        node::run(&config, &named.node.name, &mut server, shutdown).await
     };
     say("Stopping; pods keep running");
     let stopped = timeout(STOP, server.stop()).await;
@@ -108,94 +108,30 @@ impl Server {
         let advertised = addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let advertised = SocketAddr::new(advertised, port);
 
-        let names = names(config, addresses);
-        let (store, secrets) = tokio::join!(open_store(&dir), make_secrets(&dir, names, given(config)));
-        let (store, (pki, passwd)) = (store?, secrets?);
-        let (stopping, stop) = watch::channel(false);
         let mut serving = JoinSet::new();
-        let cache = Cache::start(Arc::clone(&store), kinds::indexer(), &mut serving)
-            .await
-            .context("cannot read the cluster's state")?;
-        let registry = Registry::new(
-            Arc::clone(&store),
-            cache.clone(),
-            Arc::new(RealWorld),
-            settings(config)?,
-        );
-        let authorizer = Arc::new(Authorizer::new(cache.clone()));
-        serving.spawn(Arc::clone(&authorizer).follow());
-        let api = Arc::new(Api::new(Arc::new(registry), authorizer));
-        let client = Client::new(
-            Arc::clone(&api),
-            User::new("system:k3s-supervisor", &["system:masters"]),
-        );
-
-        let (register, keeper) =
-            Register::new(client.clone(), &dir.join("cred")).map_err(|_| anyhow!("the system has no randomness"))?;
-        let sessions = Sessions::new();
-        let who = |config: &Config| who(config, &pki, &passwd, &cache);
-        let by_header = who(config)?;
-        let supervisor = Arc::new(Supervisor::new(Parts {
-            pki: Arc::clone(&pki),
-            by_header: Arc::new(move |headers| by_header.by_header(headers, Timestamp::now()).map_err(drop)),
-            register,
-            client: client.clone(),
-            settings: cluster_settings(config, port).to_json(),
-            advertised: advertised.to_string(),
-            tunnels: {
-                let sessions = Arc::clone(&sessions);
-                Arc::new(move |node, socket| Arc::clone(&sessions).accept(node, socket).boxed())
-            },
-        }));
+        let ground = Ground::lay(config, &dir, addresses, &mut serving).await?;
+        let (stopping, stop) = watch::channel(false);
         let (ready, is_ready) = watch::channel(false);
-        let http = ApiHttp::new(http::Parts {
-            api: Arc::clone(&api),
-            who: who(config)?,
-            front: Some(supervisor),
-            kubelets: Some(Kubelets::new(sessions, pki.client_config(Own::ApiServer)?)),
-            ready: is_ready,
-            address: advertised.to_string(),
-        });
-        serving.spawn(http::serve(listener, pki.server_config()?, http, stop));
+        let (http, keeper) = ground.doors(config, advertised, is_ready)?;
+        serving.spawn(http::serve(listener, ground.pki.server_config()?, http, stop));
 
-        let service_ip = first_service(config)?;
-        let facts = objects::Facts {
-            service_ip,
-            advertised: advertised.ip(),
-            port,
-        };
-        auth::bootstrap::reconcile(&client)
-            .await
-            .map_err(|status| anyhow!("cannot make the roles: {}", status.message))?;
-        objects::ensure(&client, objects::wanted(&facts))
-            .await
-            .map_err(|status| anyhow!("cannot make the cluster's first objects: {}", status.message))?;
+        ground.first_objects(config, advertised).await?;
         ready.send_replace(true);
 
-        let mut acting = JoinSet::new();
-        let root_ca = pki.server_ca_pem().to_owned();
-        let cluster_cidr = pod_range(config)?;
-        controllers::start(
-            &api,
-            &cache,
-            controllers::Settings { root_ca, cluster_cidr },
-            &mut acting,
-        );
-        scheduler::start(&api, &mut acting);
+        let mut acting = ground.actors(config)?;
         acting.spawn(keeper.run());
         // Whoever waits for readiness keeps the sender: dropped, it would read as "not ready".
         acting.spawn(async move { ready.closed().await });
-        write_kubeconfig(config, &pki, port)?;
-        let address = SocketAddr::new(address::loopback(config), port);
+        write_kubeconfig(config, &ground.pki, port)?;
         Ok(Self {
-            address,
+            address: SocketAddr::new(address::loopback(config), port),
             advertised,
-            client,
+            client: ground.client,
             dir,
             stopping,
             serving,
             acting,
-            store,
+            store: ground.store,
             _lock: lock,
         })
     }
@@ -206,8 +142,7 @@ impl Server {
     }
 
     /// A task that acts on the cluster until the server stops.
-    #[expect(dead_code, reason = "the node will")]
-    pub(crate) fn act(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+    pub fn act(&mut self, task: impl Future<Output = ()> + Send + 'static) {
         self.acting.spawn(task);
     }
 
@@ -225,6 +160,125 @@ impl Server {
         self.serving.shutdown().await;
         info!("stopped");
         Ok(())
+    }
+}
+
+/// What all else stands on.
+struct Ground {
+    dir: PathBuf,
+    pki: Arc<Pki>,
+    passwd: Arc<Passwd>,
+    store: Arc<dyn Store>,
+    cache: Cache,
+    api: Arc<Api>,
+    /// The API as the supervisor.
+    client: Client,
+}
+
+impl Ground {
+    /// Certificates and secrets beside the datastore; cache, registry and API over it.
+    async fn lay(
+        config: &Config,
+        dir: &Path,
+        addresses: Vec<IpAddr>,
+        serving: &mut JoinSet<()>,
+    ) -> anyhow::Result<Self> {
+        let names = names(config, addresses);
+        let (store, secrets) = tokio::join!(open_store(dir), make_secrets(dir, names, given(config)));
+        let (store, (pki, passwd)) = (store?, secrets?);
+        let cache = Cache::start(Arc::clone(&store), kinds::indexer(), serving)
+            .await
+            .context("cannot read the cluster's state")?;
+        let registry = Registry::new(
+            Arc::clone(&store),
+            cache.clone(),
+            Arc::new(RealWorld),
+            settings(config)?,
+        );
+        let authorizer = Arc::new(Authorizer::new(cache.clone()));
+        serving.spawn(Arc::clone(&authorizer).follow());
+        let api = Arc::new(Api::new(Arc::new(registry), authorizer));
+        let supervisor = User::new("system:k3s-supervisor", &["system:masters"]);
+        Ok(Self {
+            dir: dir.to_owned(),
+            pki,
+            passwd,
+            store,
+            cache,
+            client: Client::new(Arc::clone(&api), supervisor),
+            api,
+        })
+    }
+
+    /// Supervisor and API over HTTP, and who keeps the register of nodes.
+    fn doors(
+        &self,
+        config: &Config,
+        advertised: SocketAddr,
+        ready: watch::Receiver<bool>,
+    ) -> anyhow::Result<(Arc<ApiHttp>, Keeper)> {
+        let (register, keeper) = Register::new(self.client.clone(), &self.dir.join("cred"))
+            .map_err(|_| anyhow!("the system has no randomness"))?;
+        let sessions = Sessions::new();
+        let kubelets = Kubelets::new(Arc::clone(&sessions) as _, self.pki.client_config(Own::ApiServer)?);
+        let who = self.who(config)?;
+        let supervisor = Supervisor::new(Parts {
+            pki: Arc::clone(&self.pki),
+            by_header: Arc::new(move |headers| who.by_header(headers, Timestamp::now()).map_err(drop)),
+            register,
+            client: self.client.clone(),
+            settings: cluster_settings(config, advertised.port()).to_json(),
+            advertised: advertised.to_string(),
+            tunnels: Arc::new(move |node, socket| Arc::clone(&sessions).accept(node, socket).boxed()),
+        });
+        let http = ApiHttp::new(http::Parts {
+            api: Arc::clone(&self.api),
+            who: self.who(config)?,
+            front: Some(Arc::new(supervisor)),
+            kubelets: Some(kubelets),
+            ready,
+            address: advertised.to_string(),
+        });
+        Ok((http, keeper))
+    }
+
+    fn who(&self, config: &Config) -> anyhow::Result<Who> {
+        let issuer = format!("https://kubernetes.default.svc.{}", config.cluster.cluster_domain);
+        let keys = Keys::from_pem(self.pki.service_key_pem().as_bytes(), &issuer).context("server/tls/service.key")?;
+        Ok(Who {
+            passwords: Some(Arc::clone(&self.passwd) as Arc<dyn auth::who::Passwords>),
+            keys: Arc::new(keys),
+            audiences: vec![issuer, "k3s".to_owned()],
+            anonymous: Anonymous::HealthOnly,
+            cache: self.cache.clone(),
+        })
+    }
+
+    async fn first_objects(&self, config: &Config, advertised: SocketAddr) -> anyhow::Result<()> {
+        let wanted = objects::wanted(&objects::Facts {
+            service_ip: first_service(config)?,
+            advertised: advertised.ip(),
+            port: advertised.port(),
+        });
+        let (roles, objects) = tokio::join!(
+            auth::bootstrap::reconcile(&self.client),
+            objects::ensure(&self.client, wanted)
+        );
+        roles
+            .and(objects)
+            .map_err(|status| anyhow!("cannot make the cluster's first objects: {}", status.message))
+    }
+
+    /// Controllers and scheduler.
+    fn actors(&self, config: &Config) -> anyhow::Result<JoinSet<()>> {
+        let mut acting = JoinSet::new();
+        let settings = controllers::Settings {
+            root_ca: self.pki.server_ca_pem().to_owned(),
+            cluster_cidr: pod_range(config)?,
+        };
+        controllers::start(&self.api, &self.cache, settings, &mut acting);
+        scheduler::start(&self.api, &mut acting);
+        Ok(acting)
     }
 }
 
@@ -274,18 +328,6 @@ fn given(config: &Config) -> Given {
         token: secret(&config.token),
         agent_token: secret(&config.agent_token),
     }
-}
-
-fn who(config: &Config, pki: &Pki, passwd: &Arc<Passwd>, cache: &Cache) -> anyhow::Result<Who> {
-    let issuer = format!("https://kubernetes.default.svc.{}", config.cluster.cluster_domain);
-    let keys = Keys::from_pem(pki.service_key_pem().as_bytes(), &issuer).context("server/tls/service.key")?;
-    Ok(Who {
-        passwords: Some(Arc::clone(passwd) as Arc<dyn auth::who::Passwords>),
-        keys: Arc::new(keys),
-        audiences: vec![issuer, "k3s".to_owned()],
-        anonymous: Anonymous::HealthOnly,
-        cache: cache.clone(),
-    })
 }
 
 fn cluster_settings(config: &Config, port: u16) -> agent::wire::join::ClusterConfig {

@@ -2,14 +2,93 @@
 
 use std::future::Future;
 
-use anyhow::bail;
+use agent::config::{Config as AgentConfig, Secret, ServerUrl};
+use agent::join::Identity;
+use agent::wire::object::text;
+use anyhow::Context as _;
+use serde_json::json;
+use tokio::sync::oneshot;
+use tracing::warn;
 
 use super::Server;
+use crate::cache::{Filter, From, WatchEvent};
 use crate::config::Config;
+use crate::request::{Client, Patch, What};
 
-/// Runs the node until `shutdown`, or until it cannot go on.
-pub(super) async fn run(_: &Config, _: &mut Server, _: impl Future<Output = ()>) -> anyhow::Result<()> {
-    bail!(
-        "a server cannot run a node of its own yet: start it with --disable-agent, and join this machine with k3s agent"
-    )
+/// What a server's node is labelled with; a kubelet may not do that itself.
+const ROLE: &str = "node-role.kubernetes.io/control-plane";
+
+/// The configuration with the node's final name: what `--with-node-id` appends is known only from the machine.
+///
+/// # Errors
+/// When the id cannot be kept.
+pub(super) fn named(config: &Config) -> anyhow::Result<Config> {
+    let mut named = config.clone();
+    if config.node.with_id && !config.disable_agent {
+        let folder = AgentConfig::new(ServerUrl::new("localhost", config.https_port), "").node_dir;
+        named.node.name = Identity::open(&folder, &config.node.name, true)?.node_name;
+    }
+    Ok(named)
+}
+
+/// Runs the node `name` until `shutdown`, or until it cannot go on.
+pub(super) async fn run(
+    config: &Config,
+    name: &str,
+    server: &mut Server,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let agent_config = agent_config(config, server)?;
+    server.act(label(server.client.clone(), name.to_owned()));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let agent = agent::run::run(agent_config, async { drop(stopped.await) });
+    tokio::pin!(agent, shutdown);
+    tokio::select! {
+        ended = &mut agent => return ended.context("this machine's node ended"),
+        () = &mut shutdown => {}
+    }
+    let _ = stop.send(());
+    agent.await
+}
+
+fn agent_config(config: &Config, server: &Server) -> anyhow::Result<AgentConfig> {
+    let token = std::fs::read_to_string(server.dir().join("agent-token")).context("cannot read the agents' token")?;
+    let url = ServerUrl::new(server.address.ip().to_string(), server.address.port());
+    let mut agent = AgentConfig::new(url, config.node.name.clone());
+    agent.token = Some(Secret::new(token.trim()));
+    agent.data_dir = config.data_dir.clone();
+    agent.with_node_id = config.node.with_id;
+    agent.node_ips = config.node.ips.clone();
+    agent.node_external_ips = config.node.external_ips.clone();
+    agent.labels = config.node.labels.clone();
+    agent.taints = config.node.taints.clone();
+    agent.resolv_conf = config.node.resolv_conf.clone();
+    agent.balancer_port = None;
+    agent.debug = config.debug;
+    Ok(agent)
+}
+
+/// Labels our node whenever it appears without the label.
+async fn label(client: Client, name: String) {
+    let Ok(fields) = agent::wire::selector::Fields::parse(&format!("metadata.name={name}")) else {
+        return;
+    };
+    let filter = Filter {
+        fields,
+        ..Filter::default()
+    };
+    let from = From::State { bookmark: false };
+    let Ok(mut nodes) = client.watch(What::NODES, None, filter, from).await else {
+        return;
+    };
+    while let Some(event) = nodes.next().await {
+        let WatchEvent::Change(_, item) = event else { continue };
+        if item.label(ROLE).is_some() || text(&item.value(), &["metadata", "name"]) != name {
+            continue;
+        }
+        let patch = Patch::Merge(json!({ "metadata": { "labels": { ROLE: "true" } } }));
+        if let Err(status) = client.patch(What::NODES, "", &name, None, patch).await {
+            warn!(node = name, error = status.message, "cannot label this machine's node");
+        }
+    }
 }

@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 
 use agent::wire::status::{Reason, Status};
+use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 
 use crate::request::{Client, Patch, What};
@@ -126,35 +127,40 @@ fn kubernetes(facts: &Facts) -> [(What, Value, Keep); 3] {
     ]
 }
 
-/// Makes what is missing; tells how many writes it took.
+/// Makes what is missing: namespaces, then all else at once, so that the datastore commits it together.
 ///
 /// # Errors
 /// What the API says.
-pub async fn ensure(client: &Client, all: Vec<Wanted>) -> Result<usize, Status> {
-    let mut writes = 0;
-    for wanted in all {
-        let Wanted {
-            what,
-            namespace,
-            name,
-            object,
-            keep,
-        } = wanted;
-        match client.get(what, namespace, name).await {
-            Err(status) if status.is(Reason::NotFound) => match client.create(what, namespace, object).await {
-                Err(status) if !status.is(Reason::AlreadyExists) => return Err(status),
-                _ => writes += 1,
-            },
-            Err(status) => return Err(status),
-            Ok(present) => {
-                if let Some(patch) = correction(&present, &object, keep) {
-                    client.patch(what, namespace, name, None, Patch::Merge(patch)).await?;
-                    writes += 1;
-                }
-            }
-        }
+pub async fn ensure(client: &Client, all: Vec<Wanted>) -> Result<(), Status> {
+    let (namespaces, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| one.what == What::NAMESPACES);
+    for together in [namespaces, others] {
+        try_join_all(together.into_iter().map(|one| ensure_one(client, one))).await?;
     }
-    Ok(writes)
+    Ok(())
+}
+
+async fn ensure_one(client: &Client, wanted: Wanted) -> Result<(), Status> {
+    let Wanted {
+        what,
+        namespace,
+        name,
+        object,
+        keep,
+    } = wanted;
+    match client.get(what, namespace, name).await {
+        Err(status) if status.is(Reason::NotFound) => match client.create(what, namespace, object).await {
+            Err(status) if !status.is(Reason::AlreadyExists) => Err(status),
+            _ => Ok(()),
+        },
+        Err(status) => Err(status),
+        Ok(present) => match correction(&present, &object, keep) {
+            Some(patch) => client
+                .patch(what, namespace, name, None, Patch::Merge(patch))
+                .await
+                .map(drop),
+            None => Ok(()),
+        },
+    }
 }
 
 /// What brings an object back to what we want of it.
