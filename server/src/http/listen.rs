@@ -33,9 +33,9 @@ use crate::request::User;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A connection without a request is closed after so long (upstream's idle timeout).
 const IDLE: Duration = Duration::from_secs(90);
-/// Request line and headers together, and how many headers: a certificate chain never travels here, a token does.
+/// Request line and headers together: a certificate chain never travels here, a token does. There may be a hundred of
+/// them (hyper's own bound).
 const HEADER_BYTES: u32 = 64 * 1024;
-const HEADERS: usize = 100;
 /// Concurrent requests of one HTTP/2 connection: a kubelet watches hundreds of secrets over one.
 const STREAMS: u32 = 1000;
 /// What one HTTP/2 stream buffers for a slow reader.
@@ -152,12 +152,13 @@ async fn connection(
 }
 
 fn first_version() -> http1::Builder {
+    let bytes = usize::try_from(HEADER_BYTES).unwrap_or(usize::MAX);
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)
-        .max_headers(HEADERS)
-        .max_buf_size(usize::try_from(HEADER_BYTES).unwrap_or(usize::MAX));
+        .max_header_size(bytes)
+        .max_buf_size(bytes);
     builder
 }
 

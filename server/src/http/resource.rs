@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// A watch without `timeoutSeconds` lasts this long, and up to twice (upstream's `MinRequestTimeout`).
 const WATCH_LASTS_S: u64 = 1800;
 
+/// No watch lasts longer, whatever it asks for.
+const WATCH_MOST_S: u64 = 7 * 86_400;
+
 impl ApiHttp {
     /// One request on a resource. `rest`: the path behind `/proxy`; `prefix`: it came by the deprecated `/watch/` prefix.
     pub(super) async fn resource(
@@ -98,7 +101,7 @@ impl ApiHttp {
         let body = match answer {
             Ok(Answer::Watch(watch)) => {
                 let spread = u64::try_from(ask.now.subsec_nanosecond()).unwrap_or_default() % WATCH_LASTS_S;
-                let seconds = timeout.unwrap_or(WATCH_LASTS_S + spread);
+                let seconds = timeout.unwrap_or(WATCH_LASTS_S + spread).min(WATCH_MOST_S);
                 let plan = stream::Plan {
                     resource,
                     style,

@@ -432,3 +432,17 @@ async fn the_form_of_an_answer_follows_accept() {
     let head = admin.call("HEAD", &path, &[], "").await;
     assert_eq!((head.code, head.body.len()), (200, 0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_beyond_their_bound_are_refused() {
+    let rig = Rig::start().await;
+    let admin = rig.administrator();
+    let long = "x".repeat(100 * 1024);
+    assert_eq!(admin.call("GET", MAPS, &[("x-long", &long)], "").await.code, 431);
+    let many: Vec<(String, String)> = (0..200).map(|number| (format!("x-{number}"), "y".to_owned())).collect();
+    let many: Vec<(&str, &str)> = many
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    assert_eq!(admin.call("GET", MAPS, &many, "").await.code, 431);
+}

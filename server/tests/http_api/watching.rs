@@ -100,6 +100,17 @@ async fn a_watch_ends_by_its_timeout_after_a_last_bookmark() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_wants_to_last_for_ever_is_served_and_ends_one_day() {
+    let rig = Rig::start().await;
+    let admin = rig.administrator();
+    assert_eq!(admin.post(MAPS, &map("a")).await.code, 201);
+    let mut tasks = JoinSet::new();
+    let path = format!("{MAPS}?watch=1&timeoutSeconds={}", i64::MAX);
+    let mut lines = Lines::of(admin.send(&mut tasks, "GET", &path, &[], "").await);
+    assert_eq!(lines.names(1).await, ["ADDED a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_from_a_forgotten_past_says_that_it_is_gone() {
     let rig = Rig::start().await;
     let admin = rig.administrator();
