@@ -97,14 +97,17 @@ impl Choice {
         all.into_iter().map(|server| server.address.clone()).collect()
     }
 
-    /// A dial worked.
-    pub fn dialed(&mut self, address: &str) {
-        if let Some(server) = self.find(address) {
-            if matches!(server.state, State::Unchecked | State::Failed) {
-                server.state = State::Healthy;
-            }
-            self.current = Some(address.to_owned());
+    /// A dial worked. Returns whether the server had failed before.
+    pub fn dialed(&mut self, address: &str) -> bool {
+        let Some(server) = self.find(address) else {
+            return false;
+        };
+        let recovered = server.state == State::Failed;
+        if matches!(server.state, State::Unchecked | State::Failed) {
+            server.state = State::Healthy;
         }
+        self.current = Some(address.to_owned());
+        recovered
     }
 
     /// Its tunnel stands.

@@ -98,7 +98,7 @@ impl Balancer {
         lock(&self.0.choice).addresses()
     }
 
-    /// Notices of [`Balancer::set`].
+    /// Notices of [`Balancer::set`], and of a server that can be reached again.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.0.changed.subscribe()
     }
@@ -130,7 +130,9 @@ impl Balancer {
             let cut = self.cuts(&address);
             match dial(&address).await {
                 Ok(server) => {
-                    lock(&self.0.choice).dialed(&address);
+                    if lock(&self.0.choice).dialed(&address) {
+                        self.0.changed.send_replace(());
+                    }
                     *lock(&self.0.trouble) = None;
                     return Some((server, cut));
                 }

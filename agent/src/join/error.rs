@@ -42,17 +42,9 @@ pub enum JoinError {
     /// 401, with the cure.
     #[error("the server does not accept the token: {0}")]
     Token(String),
-    /// 403 because of the password.
-    #[error(
-        "node password rejected ({message}): another machine is called {node}, or this one lost its password; use \
-         --node-name or --with-node-id, or, if it is the same machine, delete its Node: kubectl delete node {node}"
-    )]
-    Password {
-        /// Node name.
-        node: String,
-        /// The server's words.
-        message: String,
-    },
+    /// 403 because of the password, with the cure.
+    #[error("node password rejected: {0}")]
+    Password(String),
     /// 403 for another reason.
     #[error("the server does not let this token join ({0}): use the server's node-token")]
     Forbidden(String),
@@ -94,10 +86,11 @@ impl JoinError {
             401 => Self::Token(format!(
                 "{message}: take it from /var/lib/rancher/k3s/server/node-token on the server"
             )),
-            403 if message.to_ascii_lowercase().contains("password") => Self::Password {
-                node: node.into(),
-                message,
-            },
+            403 if message.contains("kubectl delete node") => Self::Password(message),
+            403 if message.to_ascii_lowercase().contains("password") => Self::Password(format!(
+                "{message}: another machine is called {node}, or this one lost its password; use --node-name or \
+                 --with-node-id, or, if it is the same machine, run \"kubectl delete node {node}\""
+            )),
             403 => Self::Forbidden(message),
             429 | 500..=599 => Self::NotReady(message),
             code => Self::Odd {
@@ -119,6 +112,36 @@ impl JoinError {
             | TransportError::Name(_)
             | TransportError::Http(_)
             | TransportError::Timeout { .. } => Self::Unreachable { server, reason },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::status::Reason;
+
+    #[test]
+    fn every_refusal_names_its_cure_once() {
+        let cases = [
+            (Reason::Unauthorized, "Unauthorized", "node-token"),
+            (Reason::Unauthorized, "wrong; see server/node-token", "node-token"),
+            (
+                Reason::Forbidden,
+                "unable to verify password for node pi",
+                "kubectl delete node pi",
+            ),
+            (
+                Reason::Forbidden,
+                "password of pi differs: kubectl delete node pi",
+                "kubectl delete node pi",
+            ),
+            (Reason::Forbidden, "not in group k3s:agent", "node-token"),
+        ];
+        for (reason, message, cure) in cases {
+            let error = JoinError::of_status(&Status::failure(reason, message), "/v1-k3s/config", "pi").to_string();
+            assert!(error.contains(message), "{error}");
+            assert_eq!(error.matches(cure).count(), 1, "{error}");
         }
     }
 }

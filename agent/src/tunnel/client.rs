@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::io::{AsyncWriteExt as _, copy, split};
 use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::client_async_with_config;
 use tracing::{debug, info, warn};
@@ -102,8 +102,8 @@ impl Tunnels {
     /// One server's tunnel.
     async fn keep(self, address: String, random: fn() -> f64) {
         let mut failures = 0;
+        let mut changes = self.balancer.changes();
         loop {
-            let begun = Instant::now();
             match timeout(OPEN_LIMIT, self.open(&address)).await {
                 Ok(Ok(socket)) => {
                     info!(peer = address, "tunnel open");
@@ -120,11 +120,12 @@ impl Tunnels {
                 .saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX))
                 .min(RETRY_MAX);
             failures += 1;
-            sleep(
-                full.mul_f64(0.5 + random())
-                    .saturating_sub(begun.elapsed().min(full / 2)),
-            )
-            .await;
+            // The balancer may reach the server before it is time: then so does the tunnel.
+            changes.mark_unchanged();
+            tokio::select! {
+                () = sleep(full.mul_f64(0.5 + random())) => {}
+                _ = changes.changed() => sleep(RETRY_FIRST.mul_f64(random())).await,
+            }
         }
     }
 

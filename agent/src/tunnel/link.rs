@@ -1,6 +1,7 @@
 //! Moves the frames of one tunnel over one websocket, until either ends. It decides nothing: `session.rs` does.
 
 use std::future::Future;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use futures_util::stream::{SplitSink, SplitStream};
@@ -47,6 +48,12 @@ impl From<tungstenite::Error> for LinkError {
     fn from(error: tungstenite::Error) -> Self {
         match error {
             tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => Self::Closed,
+            // A process that is stopped says no goodbye on the TLS layer.
+            tungstenite::Error::Io(error)
+                if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) =>
+            {
+                Self::Closed
+            }
             other => Self::Socket(Box::new(other)),
         }
     }
