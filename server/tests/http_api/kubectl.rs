@@ -85,6 +85,74 @@ spec:
   ports: [{port: 80}]
 ";
 
+const LAB: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: lab}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: conf, namespace: lab}
+data: {a: '1'}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_creates_shows_changes_and_deletes() {
+    let rig = Rig::start().await;
+    let kubectl = rig.kubectl();
+    kubectl.says("version", "", &["Server Version: v1.36"]).await;
+    kubectl
+        .says("create -f -", LAB, &["namespace/lab created", "configmap/conf created"])
+        .await;
+    let (success, text) = kubectl.run("create -f -", LAB).await;
+    assert!(!success && text.contains("AlreadyExists"), "{text}");
+    kubectl
+        .says("get configmaps -n lab", "", &["NAME", "DATA", "AGE", "conf"])
+        .await;
+    kubectl
+        .says("get configmap conf -n lab -o jsonpath={.data.a}", "", &["1"])
+        .await;
+    kubectl
+        .says("label configmap conf tier=x -n lab", "", &["configmap/conf labeled"])
+        .await;
+    kubectl
+        .says(
+            "annotate configmap conf note=y -n lab",
+            "",
+            &["configmap/conf annotated"],
+        )
+        .await;
+    kubectl
+        .says("get cm -n lab -l tier=x --show-labels", "", &["tier=x"])
+        .await;
+    kubectl
+        .says("get cm -n lab -l tier=other", "", &["No resources found"])
+        .await;
+    kubectl
+        .says(
+            "describe configmap conf -n lab",
+            "",
+            &["Name:", "conf", "tier=x", "note: y"],
+        )
+        .await;
+    let patch = r#"patch configmap conf -n lab --type=merge -p {"data":{"a":"2"}}"#;
+    kubectl.says(patch, "", &["configmap/conf patched"]).await;
+    let patch = r#"patch configmap conf -n lab --type=json -p [{"op":"add","path":"/data/b","value":"3"}]"#;
+    kubectl.says(patch, "", &["configmap/conf patched"]).await;
+    kubectl
+        .says("get cm conf -n lab -o yaml", "", &["a: \"2\"", "b: \"3\""])
+        .await;
+    kubectl.says("get all,cm,secrets -A", "", &["conf"]).await;
+    kubectl
+        .says("delete configmap conf -n lab", "", &["configmap \"conf\" deleted"])
+        .await;
+    let (success, text) = kubectl.run("get configmap conf -n lab", "").await;
+    assert!(
+        !success && text.contains("(NotFound): configmaps \"conf\" not found"),
+        "{text}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kubectl_applies_twice_and_scales() {
     let rig = Rig::start().await;

@@ -308,6 +308,15 @@ async fn requests_that_make_no_sense_are_refused_with_code_reason_and_message() 
         ),
         (
             "GET",
+            "/api/v1/configmaps?resourceVersion=999999999&timeout=200ms",
+            &[],
+            "",
+            504,
+            "Timeout",
+            "Timeout: request did not complete within requested timeout",
+        ),
+        (
+            "GET",
             "/api/v1/configmaps?resourceVersion=999999999",
             &[],
             "",
