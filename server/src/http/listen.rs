@@ -6,7 +6,6 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -102,8 +101,10 @@ async fn connection(
 ) {
     // Watch events are small and must not wait for each other.
     let _ = stream.set_nodelay(true);
-    let tls = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(tls)) => tls,
+    // Boxes, so that a connection costs what it is now and not the sum of all it may be: there are thousands.
+    let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)));
+    let tls = match handshake.await {
+        Ok(Ok(tls)) => Box::new(tls),
         Ok(Err(error)) => return debug!(peer = %address, error = %error, "TLS handshake failed"),
         Err(_) => return debug!(peer = %address, "TLS handshake took too long"),
     };
@@ -118,14 +119,15 @@ async fn connection(
         service_fn(move |mut request: Request<Incoming>| {
             let (api, peer, stop) = (Arc::clone(&api), Arc::clone(&peer), stop.clone());
             request.extensions_mut().insert(upgrades.clone());
-            async move { Ok::<Response<Body>, Infallible>(api.answer(request, &peer, stop).await) }
+            // On the heap only as long as it runs: hyper keeps room for it as long as the connection lives, which for a
+            // watch is hours.
+            async move { Ok::<Response<Body>, Infallible>(api.answer(request, &peer, stop).await) }.boxed()
         })
     };
     let mut stopping = stop;
     let io = TokioIo::new(tls);
     if second {
-        let serving = second_version().serve_connection(io, service);
-        let mut serving = pin!(serving);
+        let mut serving = Box::pin(second_version().serve_connection(io, service));
         tokio::select! {
             _ = &mut serving => return,
             () = stopped(&mut stopping) => {}
@@ -134,15 +136,15 @@ async fn connection(
         let _ = serving.await;
         return;
     }
-    let serving = first_version().serve_connection(io, service).with_upgrades();
-    let mut serving = pin!(serving);
+    let mut serving = Box::pin(first_version().serve_connection(io, service).with_upgrades());
     tokio::select! {
         _ = &mut serving => {}
         () = stopped(&mut stopping) => {
             serving.as_mut().graceful_shutdown();
-            let _ = serving.await;
+            let _ = (&mut serving).await;
         }
     }
+    drop(serving);
     if let Some(job) = upgrades.take() {
         tokio::select! {
             () = job => {}
