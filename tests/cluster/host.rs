@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tests::run;
 
 /// What any step of a cluster may take on a slow, busy machine. Nothing is timed here; this only ends a hopeless wait.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks again until it is so.
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {

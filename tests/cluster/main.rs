@@ -35,7 +35,6 @@ fn a_cluster_is_started_joined_and_used() {
     }
     walk::all_nodes_become_ready(&kubectl, &["server", "one", "two"]);
     walk::a_deployment_runs_with_its_config(&kubectl);
-    walk::logs_and_exec_come_through_the_tunnel(&kubectl);
     walk::it_scales_rolls_and_goes(&kubectl);
     walk::bad_input_is_told_as_kubernetes_tells_it(&kubectl);
     walk::an_agent_that_is_killed_adopts_its_pods(&kubectl, &mut lab);
