@@ -15,7 +15,7 @@ mod tests {
         ("sys", &[]),
         ("api", &[]),
         ("balancer", &[]),
-        ("tunnel", &["balancer"]),
+        ("tunnel", &["balancer", "api"]),
         ("join", &["api", "balancer", "config"]),
         ("runtime", &["sys"]),
         ("podnet", &["sys"]),
@@ -26,13 +26,14 @@ mod tests {
     const SERVER: &[(&str, &[&str])] = &[
         ("config", &[]),
         ("store", &[]),
-        ("schema", &["registry"]),
+        ("schema", &["registry", "kinds"]),
         (
             "registry",
             &["store", "schema", "cache", "kinds", "request", "admission", "auth"],
         ),
         ("kinds", &["registry", "cache", "schema"]),
-        ("auth", &["registry", "cache", "request", "kinds"]),
+        // `http` for the peer of a connection: that type wants a place below both.
+        ("auth", &["registry", "cache", "request", "kinds", "http"]),
         (
             "admission",
             &["registry", "cache", "request", "kinds", "schema", "auth"],

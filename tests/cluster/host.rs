@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tests::run;
 
 /// What any step of a cluster may take on a slow, busy machine. Nothing is timed here; this only ends a hopeless wait.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Asks again until it is so.
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -154,10 +154,10 @@ impl Lab {
             .append(true)
             .open(host.join("log.txt"))
             .unwrap();
-        let mut command = Command::new("ip");
-        command.args([
-            "netns", "exec", name, "unshare", "--mount", "--", "sh", "-ec", script, "sh",
-        ]);
+        // Not `ip netns exec`: that hides the cgroups under a fresh /sys.
+        let mut command = Command::new("nsenter");
+        let network = format!("--net=/run/netns/{name}");
+        command.args([&network, "--", "unshare", "--mount", "--", "sh", "-ec", script, "sh"]);
         command.arg(&host).arg(binary(program)).args(arguments);
         command
             .stdin(Stdio::null())

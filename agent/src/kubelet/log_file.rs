@@ -5,11 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
-
-use jiff::Timestamp;
-
-use crate::wire::time;
+use std::path::Path;
 
 /// One line of a log file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,32 +40,6 @@ impl<'a> Line<'a> {
             text: fields.next().unwrap_or_default(),
         })
     }
-
-    /// When it was printed.
-    pub fn time(&self) -> Option<Timestamp> {
-        time::parse(self.stamp)
-    }
-}
-
-/// The logs of a container's attempts in its folder, newest first.
-///
-/// # Errors
-/// The kernel's; a missing folder is an empty one.
-pub fn attempts(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
-        other => other?,
-    };
-    let mut found: Vec<(u32, PathBuf)> = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        let number = path
-            .file_name()
-            .and_then(|name| name.to_str()?.strip_suffix(".log")?.parse().ok());
-        found.extend(number.map(|number| (number, path)));
-    }
-    found.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
-    Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
 /// Read at once when a file is searched from its end.
@@ -152,21 +122,6 @@ mod tests {
         for bad in [&b""[..], b"x", b"t stdlog F x", b"t stdout Q x", b"t stdout"] {
             assert_eq!(Line::parse(bad), None, "{bad:?}");
         }
-    }
-
-    #[test]
-    fn the_newest_attempt_comes_first() {
-        let dir = TempDir::new("attempts");
-        for name in ["0.log", "10.log", "9.log", "9.log.gz", "x"] {
-            std::fs::write(dir.path().join(name), "").unwrap();
-        }
-        let names: Vec<_> = attempts(dir.path())
-            .unwrap()
-            .iter()
-            .map(|it| it.file_name().unwrap().to_owned())
-            .collect();
-        assert_eq!(names, ["10.log", "9.log", "0.log"]);
-        assert!(attempts(&dir.path().join("none")).unwrap().is_empty());
     }
 
     #[test]

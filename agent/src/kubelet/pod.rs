@@ -326,7 +326,8 @@ mod tests {
         use Role::{Init, Main, Sidecar};
         use State::{Absent, Exited, Running};
         let (done, bad) = (Exited { code: 0 }, Exited { code: 1 });
-        let cases: &[(&[(Role, State)], &[usize])] = &[
+        type Case<'a> = (&'a [(Role, State)], &'a [usize]);
+        let cases: &[Case<'_>] = &[
             (&[(Init, Absent), (Init, Absent), (Main, Absent)], &[0]),
             (&[(Init, Running), (Init, Absent), (Main, Absent)], &[]),
             (&[(Init, done), (Init, Absent), (Main, Absent)], &[1]),

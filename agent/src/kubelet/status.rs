@@ -487,7 +487,8 @@ mod tests {
     #[test]
     fn the_phase_follows_policy_and_ends() {
         let end = |name: &str, code| attempt(name, 0, Some(code));
-        let cases: Vec<(&str, &[&str], Vec<Attempt>, bool, &str)> = vec![
+        type Case = (&'static str, &'static [&'static str], Vec<Attempt>, bool, &'static str);
+        let cases: Vec<Case> = vec![
             ("Always", &[], vec![], false, "Pending"),
             ("Always", &[], vec![attempt("a", 0, None)], false, "Pending"),
             (

@@ -60,7 +60,7 @@ pub fn container(
         image: it.image.clone(),
         command: expand(&it.command),
         args: expand(&it.args),
-        working_dir: known(&it.working_dir).map(Into::into),
+        working_dir: known(&it.working_dir),
         mounts,
         limits: limits(&it.resources),
         run_as_user: id(own.run_as_user, shared.run_as_user),

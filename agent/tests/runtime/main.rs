@@ -2,6 +2,8 @@
 //!
 //! Every test has its own folders and its own cgroup parent, and looks at the end that nothing of it is left.
 
+#![cfg(test)]
+
 mod world;
 
 use std::fs;

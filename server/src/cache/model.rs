@@ -159,7 +159,7 @@ fn lists_agree(cache: &Cache, model: &Model) {
                             .iter()
                             .map(|item| (item.key.to_string(), item.revision.get())),
                     );
-                    assert_eq!(page.revision, at.unwrap());
+                    assert_eq!(Some(page.revision), at);
                     if let Some(remaining) = page.remaining {
                         assert_eq!(usize::try_from(remaining).unwrap(), wanted.len() - got.len());
                     }

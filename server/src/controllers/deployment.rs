@@ -6,7 +6,7 @@
 mod scale;
 mod status;
 
-use agent::wire::object::{Meta, integer, list, remove, set, text};
+use agent::wire::object::{Meta, at, integer, list, remove, set, text};
 use agent::wire::selector::Labels;
 use serde_json::{Value, json};
 
@@ -112,7 +112,7 @@ fn reconcile(plan: &mut Plan, deployment: &Value, sets: Vec<Value>, pods: impl F
     let current = sets.iter().position(|one| template_of(one) == template_of(deployment));
     let mut old = sets;
     let new = current.map(|index| old.remove(index));
-    let paused = deployment["spec"]["paused"] == json!(true);
+    let paused = at(deployment, &["spec", "paused"]) == Some(&Value::Bool(true));
     let recreate = text(deployment, &["spec", "strategy", "type"]) == "Recreate";
     if paused || scale::is_scaling(deployment, new.iter().chain(&old)) {
         scale::resize(plan, deployment, new.as_ref(), &old);
@@ -185,7 +185,7 @@ fn create(plan: &mut Plan, deployment: &Value, old: &[Value], limits: Limits) {
     } else {
         (limits.most() - existing).clamp(0, limits.wanted)
     };
-    let labels = template["metadata"].get("labels").cloned().unwrap_or_default();
+    let labels = at(&template, &["metadata", "labels"]).cloned().unwrap_or_default();
     let object = json!({
         "apiVersion": "apps/v1",
         "kind": "ReplicaSet",

@@ -47,10 +47,10 @@ pub fn start(api: &Arc<Api>, cache: &Cache, settings: Settings, tasks: &mut Join
     );
     run(Box::new(deployment::Deployments), "deployment-controller");
     run(Box::new(replicaset::ReplicaSets), "replicaset-controller");
-    run(Box::new(node::NodeLifecycle::default()), "node-controller");
+    run(Box::<node::NodeLifecycle>::default(), "node-controller");
     run(Box::new(node::NodeRanges::new(first, prefix)), "node-controller");
-    run(Box::new(node::TaintEviction::default()), "node-controller");
-    run(Box::new(node::PodGarbage::default()), "pod-garbage-collector");
+    run(Box::<node::TaintEviction>::default(), "node-controller");
+    run(Box::<node::PodGarbage>::default(), "pod-garbage-collector");
     run(Box::new(garbage::Garbage), "generic-garbage-collector");
 }
 

@@ -205,9 +205,10 @@ mod tests {
                 .collect();
             let mut got = vec![0; sent.len() + 1];
             let (wrote, read) = tokio::join!(writer.write_all(&sent), reader.read_exact(&mut got));
-            (wrote.unwrap(), read.unwrap());
+            wrote.unwrap();
+            read.unwrap();
             assert_eq!(got[0], name);
-            assert!(got[1..] == sent, "bytes came back changed");
+            assert_eq!(got.get(1..), Some(sent.as_slice()), "bytes came back changed");
         }
         tasks.shutdown().await;
         assert!(!sessions.is_connected("pi"));

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use agent::wire::object::{Meta, integer, list, set, text};
+use agent::wire::object::{Meta, at, integer, list, set, text};
 use agent::wire::selector::Labels;
 use agent::wire::time;
 use jiff::Timestamp;
@@ -129,7 +129,7 @@ fn progressing(
     again: &mut Option<Duration>,
 ) -> Option<Value> {
     let before = existing(deployment, "Progressing");
-    if deployment["spec"]["paused"] == json!(true) {
+    if at(deployment, &["spec", "paused"]) == Some(&Value::Bool(true)) {
         return Some(condition(
             "Progressing",
             "Unknown",
