@@ -15,11 +15,6 @@ test *suites:
 dist *triples:
     targets/build {{triples}}
 
-# The figures of docs/budgets.md.
-bench:
-    cargo bench -p server
-    tests/bench
-
 # A cluster of one node here (root).
 run *flags:
     cargo run --release --bin k3s -- server {{flags}}
