@@ -23,6 +23,8 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 struct Host {
     name: String,
     address: String,
+    /// Sleeps in the host's namespaces, so that they outlive the programs.
+    holder: Child,
     program: Option<Child>,
 }
 
@@ -72,10 +74,12 @@ impl Lab {
         for folder in ["etc", "lib", "log"] {
             fs::create_dir_all(self.folder.join(name).join(folder)).unwrap();
         }
+        let holder = hold(name, &self.folder.join(name));
         let name = name.to_owned();
         self.hosts.push(Host {
             name,
             address,
+            holder,
             program: None,
         });
     }
@@ -140,25 +144,14 @@ impl Lab {
 
     fn start(&mut self, name: &str, program: &str, arguments: &[&str]) {
         let host = self.folder.join(name);
-        let script = r#"
-            mount -t tmpfs tmpfs /run
-            mkdir -p /etc/rancher /var/lib/rancher
-            mount --bind "$1/etc" /etc/rancher
-            mount --bind "$1/lib" /var/lib/rancher
-            mount --bind "$1/log" /var/log
-            shift
-            exec "$@"
-        "#;
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(host.join("log.txt"))
             .unwrap();
-        // Not `ip netns exec`: that hides the cgroups under a fresh /sys.
         let mut command = Command::new("nsenter");
-        let network = format!("--net=/run/netns/{name}");
-        command.args([&network, "--", "unshare", "--mount", "--", "sh", "-ec", script, "sh"]);
-        command.arg(&host).arg(binary(program)).args(arguments);
+        command.args(["-t", &self.host(name).holder.id().to_string(), "--mount", "--net", "--"]);
+        command.arg(binary(program)).args(arguments);
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -227,8 +220,32 @@ impl Drop for Lab {
                 let _ = Command::new("kill").args(["-KILL", pid]).status();
             }
         }
+        for host in &mut self.hosts {
+            let _ = host.holder.kill();
+            let _ = host.holder.wait();
+        }
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Makes a host's mount namespace in its network namespace, and waits until it is furnished.
+fn hold(name: &str, folder: &Path) -> Child {
+    // Not `ip netns exec`: that hides the cgroups under a fresh /sys.
+    let script = r#"
+        mount -t tmpfs tmpfs /run
+        mkdir -p /etc/rancher /var/lib/rancher
+        mount --bind "$1/etc" /etc/rancher
+        mount --bind "$1/lib" /var/lib/rancher
+        mount --bind "$1/log" /var/log
+        touch "$1/furnished"
+        exec sleep 100000
+    "#;
+    let network = format!("--net=/run/netns/{name}");
+    let mut command = Command::new("nsenter");
+    command.args([&network, "--", "unshare", "--mount", "--", "sh", "-ec", script, "sh"]);
+    let holder = command.arg(folder).stdin(Stdio::null()).spawn().unwrap();
+    until("the host is furnished", || folder.join("furnished").exists());
+    holder
 }
 
 /// A built program, beside the folder this test was built into.
