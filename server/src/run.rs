@@ -61,6 +61,8 @@ pub struct Server {
     pub client: Client,
     dir: PathBuf,
     stopping: watch::Sender<bool>,
+    listening: JoinSet<()>,
+    /// Cache and authorization, which follow the store.
     serving: JoinSet<()>,
     /// Whatever acts on the cluster by itself.
     acting: JoinSet<()>,
@@ -113,7 +115,8 @@ impl Server {
         let (stopping, stop) = watch::channel(false);
         let (ready, is_ready) = watch::channel(false);
         let (http, keeper) = ground.doors(config, advertised, is_ready)?;
-        serving.spawn(http::serve(listener, ground.pki.server_config()?, http, stop));
+        let mut listening = JoinSet::new();
+        listening.spawn(http::serve(listener, ground.pki.server_config()?, http, stop));
 
         ground.first_objects(config, advertised).await?;
         ready.send_replace(true);
@@ -129,6 +132,7 @@ impl Server {
             client: ground.client,
             dir,
             stopping,
+            listening,
             serving,
             acting,
             store: ground.store,
@@ -146,18 +150,20 @@ impl Server {
         self.acting.spawn(task);
     }
 
-    /// Stops in reverse: what acts, tunnels, listener, cache, store. What was volatile is on disk afterwards.
+    /// Stops in reverse: what acts, listener and tunnels, cache, store. What was volatile is on disk afterwards.
     ///
     /// # Errors
     /// When the store could not write that.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         self.acting.shutdown().await;
         self.stopping.send_replace(true);
+        // Requests may finish; the listener itself puts an end to that.
+        while self.listening.join_next().await.is_some() {}
+        self.serving.shutdown().await;
         self.store
             .close()
             .await
             .context("the datastore did not close cleanly")?;
-        self.serving.shutdown().await;
         info!("stopped");
         Ok(())
     }
