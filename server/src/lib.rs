@@ -20,5 +20,5 @@ pub mod schema;
 pub mod store;
 pub mod tunnel;
 
-/// The version of Kubernetes whose API this server speaks, as K3s writes it.
-pub const KUBERNETES_VERSION: &str = "v1.36.0+k3s1";
+/// The version of Kubernetes whose API this server speaks, as K3s writes it; its nodes say the same.
+pub use agent::kubelet::KUBELET_VERSION as KUBERNETES_VERSION;

@@ -163,11 +163,10 @@ fn document_as(ask: &Ask, content_type: &'static str, body: impl Into<bytes::Byt
 }
 
 fn version() -> Value {
-    let git = format!("v{MAJOR}.{MINOR}.0+k3s1");
     json!({
         "major": MAJOR,
         "minor": MINOR,
-        "gitVersion": git,
+        "gitVersion": crate::KUBERNETES_VERSION,
         "gitCommit": "",
         "gitTreeState": "clean",
         "buildDate": "1970-01-01T00:00:00Z",
