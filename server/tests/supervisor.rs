@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent::config::ServerUrl;
+use agent::join::{Address, Files, Identity, JoinError, Joined, Joiner};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -436,6 +438,61 @@ async fn a_restarted_server_knows_its_nodes() {
     assert_eq!(cluster.file("token"), token);
     assert_eq!(cluster.join("pi", PASSWORD).await.code, 200);
     assert_eq!(cluster.join("pi", OTHER).await.code, 403);
+    cluster.stop().await;
+}
+
+/// Joins as the agent does, once.
+async fn agent_joins(cluster: &Cluster, node: &str, machine: &str, token: &str) -> Result<Joined, JoinError> {
+    let machine = cluster.dir.join(machine);
+    let address = cluster.server().address;
+    let mut config = agent::config::Config::new(ServerUrl::new("127.0.0.1", address.port()), node);
+    config.token = Some(agent::config::Secret::new(token));
+    let joiner = Joiner {
+        config: &config,
+        identity: &Identity::open(&machine.join("etc"), node, false).unwrap(),
+        files: &Files::create(machine.join("agent")).unwrap(),
+        address: Address {
+            host: "127.0.0.1".to_owned(),
+            port: address.port(),
+            shown: config.server.to_string(),
+        },
+    };
+    joiner.once().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_joins_with_any_right_token_and_names_what_is_wrong_with_others() {
+    let cluster = Cluster::start("agent").await;
+    let full = cluster.file("node-token").trim().to_owned();
+    let (pinned, _) = full.split_once("::").unwrap();
+    for (machine, token) in [
+        ("bare", "secret".to_owned()),
+        ("node-token", full.clone()),
+        ("as-node", format!("{pinned}::node:secret")),
+    ] {
+        let joined = agent_joins(&cluster, machine, machine, &token).await;
+        let joined = joined.unwrap_or_else(|error| panic!("{machine}: {error}"));
+        assert_eq!(joined.cluster.cluster_domain, "cluster.local");
+    }
+    let other_cluster = format!("K10{}::server:secret", "0".repeat(64));
+    for (machine, token, hint) in [
+        (
+            "wrong-hash",
+            other_cluster,
+            "token CA hash does not match the Cluster CA",
+        ),
+        ("wrong-token", format!("{pinned}::server:wrong"), "server/node-token"),
+        ("no-token", "K10abc".to_owned(), "cannot be used"),
+    ] {
+        let error = agent_joins(&cluster, machine, machine, &token).await.err().unwrap();
+        assert!(error.to_string().contains(hint), "{machine}: {error}");
+    }
+    let error = agent_joins(&cluster, "bare", "another-machine", &full)
+        .await
+        .err()
+        .unwrap();
+    assert!(matches!(error, JoinError::Password(_)), "{error}");
+    assert!(error.to_string().contains("kubectl delete node bare"), "{error}");
     cluster.stop().await;
 }
 
