@@ -13,7 +13,7 @@ use clap::Parser;
 use crate::wire::join::{Token, TokenError};
 
 /// A text that no log line and no debug output shows.
-#[derive(Clone, Eq, PartialEq)]
+#[derive(Clone, Default, Eq, PartialEq)]
 pub struct Secret(String);
 
 impl Secret {

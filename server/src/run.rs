@@ -38,7 +38,6 @@ use crate::join::passwd::{Given, Passwd};
 use crate::join::pki::{Names, Own, Pki};
 use crate::join::register::{Keeper, Register};
 use crate::join::supervisor::{Parts, Supervisor};
-use crate::join::token::Secret;
 use crate::kinds;
 use crate::registry::{RealWorld, Registry, ServiceRange, Settings};
 use crate::request::{Api, Client, User};
@@ -329,10 +328,9 @@ fn names(config: &Config, addresses: Vec<IpAddr>) -> Names {
 }
 
 fn given(config: &Config) -> Given {
-    let secret = |given: &Option<agent::config::Secret>| given.as_ref().map(|given| Secret::new(given.expose()));
     Given {
-        token: secret(&config.token),
-        agent_token: secret(&config.agent_token),
+        token: config.token.clone(),
+        agent_token: config.agent_token.clone(),
     }
 }
 

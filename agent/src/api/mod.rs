@@ -3,11 +3,13 @@
 //! [`Client`] asks and watches; `transport` carries; `request` and `watch` decide. Retrying is the caller's: a failed
 //! call says whether the server answered ([`ApiError::Status`]) or could not be reached ([`ApiError::Transport`]).
 
+mod anyone;
 mod client;
 pub mod request;
 pub mod transport;
 mod watch;
 
+pub use anyone::Anyone;
 pub use client::{ApiError, Client, WatchStream};
 pub use request::{PatchType, retry_after};
 pub use transport::{Endpoint, TransportError};

@@ -139,7 +139,8 @@ async fn http(target: &Target, get: &HttpGet) -> Result<(), String> {
     let status = if get.scheme == "HTTPS" {
         // Like a Go kubelet: pods' certificates are not checked, the probe asks for life and not for identity.
         let name = ServerName::try_from(host).map_err(|error| error.to_string())?;
-        let connector = tokio_rustls::TlsConnector::from(blindly::client_config());
+        let config = blindly::client_config().map_err(|error| error.to_string())?;
+        let connector = tokio_rustls::TlsConnector::from(config);
         let stream = connector
             .connect(name, stream)
             .await

@@ -105,6 +105,17 @@ impl NodeLifecycle {
     }
 }
 
+/// For controllers of pods that look at the pod's node: a change of a node concerns every pod on it.
+fn pods_and_their_nodes() -> Vec<Source> {
+    vec![
+        Source::own(What::PODS),
+        Source::of(What::NODES, |world, _, item| {
+            let name = Key::of(&item.value()).name;
+            world.on_node(&name).iter().map(Key::of).collect()
+        }),
+    ]
+}
+
 fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
     let conditions = list(object, &["status", "conditions"]);
     conditions.iter().find(|one| text(one, &["type"]) == kind)

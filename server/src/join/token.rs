@@ -2,29 +2,7 @@
 //!
 //! Pure. Source: K3s v1.36 `pkg/clientaccess/token.go`; `docs/` of K3s on `k3s token`.
 
-use std::fmt;
-
-/// Text that is not to be shown: a password, a token.
-#[derive(Clone, Default, Eq, PartialEq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself: for files that hold it and for comparing.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("********")
-    }
-}
+pub use agent::config::Secret;
 
 /// What a token proves oneself with.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::super::action::{Action, Note, Plan, reference};
 use super::super::runner::{Controller, Source};
 use super::super::world::{Key, World, terminating};
+use super::pods_and_their_nodes;
 use crate::request::{Patch, What};
 
 /// The controller.
@@ -31,13 +32,7 @@ impl Controller for TaintEviction {
     }
 
     fn sources(&self) -> Vec<Source> {
-        vec![
-            Source::own(What::PODS),
-            Source::of(What::NODES, |world, _, item| {
-                let name = Key::of(&item.value()).name;
-                world.on_node(&name).iter().map(Key::of).collect()
-            }),
-        ]
+        pods_and_their_nodes()
     }
 
     fn plan(&self, world: &dyn World, key: &Key) -> Plan {

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::super::action::{Action, Deletion, Plan};
 use super::super::runner::{Controller, Source};
 use super::super::world::{Key, World};
+use super::pods_and_their_nodes;
 use crate::request::{Patch, What};
 
 const QUARANTINE: Duration = Duration::from_secs(40);
@@ -32,13 +33,7 @@ impl Controller for PodGarbage {
     }
 
     fn sources(&self) -> Vec<Source> {
-        vec![
-            Source::own(What::PODS),
-            Source::of(What::NODES, |world, _, item| {
-                let name = Key::of(&item.value()).name;
-                world.on_node(&name).iter().map(Key::of).collect()
-            }),
-        ]
+        pods_and_their_nodes()
     }
 
     fn plan(&self, world: &dyn World, key: &Key) -> Plan {

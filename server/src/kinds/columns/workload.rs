@@ -23,6 +23,14 @@ const READY_OF_WANTED: Shown = Shown::text("Ready", "Pods that are ready, of tho
     cell::of(status(object, "readyReplicas"), replicas(object))
 });
 
+const DESIRED: Shown = Shown::number("Desired", "Pods wanted", |object, _| replicas(object).into());
+const CURRENT: Shown = Shown::number("Current", "Pods there are", |object, _| {
+    cell::number(object, &["status", "replicas"])
+});
+const READY: Shown = Shown::number("Ready", "Pods that are ready", |object, _| {
+    cell::number(object, &["status", "readyReplicas"])
+});
+
 const DEPLOYMENTS: &[Shown] = &[
     NAME,
     READY_OF_WANTED,
@@ -38,30 +46,13 @@ const DEPLOYMENTS: &[Shown] = &[
     SELECTOR,
 ];
 
-const REPLICA_SETS: &[Shown] = &[
-    NAME,
-    Shown::number("Desired", "Pods wanted", |object, _| replicas(object).into()),
-    Shown::number("Current", "Pods there are", |object, _| {
-        cell::number(object, &["status", "replicas"])
-    }),
-    Shown::number("Ready", "Pods that are ready", |object, _| {
-        cell::number(object, &["status", "readyReplicas"])
-    }),
-    AGE,
-    CONTAINERS,
-    IMAGES,
-    SELECTOR,
-];
+const REPLICA_SETS: &[Shown] = &[NAME, DESIRED, CURRENT, READY, AGE, CONTAINERS, IMAGES, SELECTOR];
 
 const REPLICATION_CONTROLLERS: &[Shown] = &[
     NAME,
-    Shown::number("Desired", "Pods wanted", |object, _| replicas(object).into()),
-    Shown::number("Current", "Pods there are", |object, _| {
-        cell::number(object, &["status", "replicas"])
-    }),
-    Shown::number("Ready", "Pods that are ready", |object, _| {
-        cell::number(object, &["status", "readyReplicas"])
-    }),
+    DESIRED,
+    CURRENT,
+    READY,
     AGE,
     CONTAINERS,
     IMAGES,
