@@ -5,13 +5,9 @@
 
 #![cfg(test)]
 
-mod host;
-mod image;
-mod kubectl;
 mod walk;
 
-use host::{Lab, until};
-use kubectl::Kubectl;
+use tests::lab::{Kubectl, Lab, image, until};
 
 #[test]
 fn a_cluster_is_started_joined_and_used() {

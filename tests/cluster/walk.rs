@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::host::{Lab, until};
-use super::image;
-use super::kubectl::Kubectl;
+use tests::lab::{Kubectl, Lab, image, until};
 
 const WEB: &str = r#"
 apiVersion: v1

@@ -1,5 +1,7 @@
 //! Shared pieces of the whole-system tests: hosts of one's own in namespaces, and commands that must succeed.
 
+pub mod lab;
+
 use std::process::Command;
 
 /// Runs a command and returns what it printed.

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use super::host::{Lab, until};
+use super::{Lab, until};
 
 /// Runs kubectl as the cluster's admin.
 pub struct Kubectl {

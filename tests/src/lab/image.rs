@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use tests::run;
+use crate::run;
 
 /// What its pods call it.
 pub const NAME: &str = "registry.test/busybox:1";

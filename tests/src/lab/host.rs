@@ -6,10 +6,13 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use tests::run;
+use crate::run;
 
 /// What any step of a cluster may take on a slow, busy machine. Nothing is timed here; this only ends a hopeless wait.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a person gives to the first server.
+const TOKEN: &str = "cluster-secret";
 
 /// Asks again until it is so.
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -36,6 +39,10 @@ pub struct Lab {
 
 impl Lab {
     /// A bridge and nobody on it.
+    #[expect(
+        clippy::new_without_default,
+        reason = "it mounts and makes links: not what a default value does"
+    )]
     pub fn new() -> Self {
         let folder = std::env::temp_dir().join(format!("cluster-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
@@ -103,20 +110,14 @@ impl Lab {
 
     /// Starts `k3s server`.
     pub fn start_server(&mut self, name: &str) {
+        self.start_server_with(name, &[]);
+    }
+
+    /// Starts `k3s server` with further flags.
+    pub fn start_server_with(&mut self, name: &str, flags: &[&str]) {
         let address = self.address(name);
-        self.start(
-            name,
-            "k3s",
-            &[
-                "server",
-                "--node-name",
-                name,
-                "--node-ip",
-                &address,
-                "--token",
-                "cluster-secret",
-            ],
-        );
+        let own = ["server", "--node-name", name, "--node-ip", &address, "--token", TOKEN];
+        self.start(name, "k3s", &[&own, flags].concat());
     }
 
     /// Starts `k3s-agent`, given what a person would give it.
@@ -158,6 +159,11 @@ impl Lab {
             .stderr(log);
         let child = command.spawn().unwrap();
         self.host_mut(name).program = Some(child);
+    }
+
+    /// The process id of a host's program.
+    pub fn pid(&self, name: &str) -> u32 {
+        self.host(name).program.as_ref().unwrap().id()
     }
 
     /// Ends a host's program, by a signal that it cannot refuse if `at_once`.

@@ -1,0 +1,17 @@
+//! A laboratory: hosts in namespaces of their own, the built programs on them, and the kubectl that people have.
+//!
+//! Whoever uses it first enters namespaces with [`in_own_namespaces`](crate::in_own_namespaces), so that nothing stays.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "a helper that fails fails its test: everything here may panic"
+)]
+
+mod host;
+pub mod image;
+mod kubectl;
+
+pub use host::{Lab, until};
+pub use kubectl::Kubectl;
