@@ -32,8 +32,7 @@ mod tests {
             &["store", "schema", "cache", "kinds", "request", "admission", "auth"],
         ),
         ("kinds", &["registry", "cache", "schema"]),
-        // `http` for the peer of a connection: that type wants a place below both.
-        ("auth", &["registry", "cache", "request", "kinds", "http"]),
+        ("auth", &["registry", "cache", "request", "kinds"]),
         (
             "admission",
             &["registry", "cache", "request", "kinds", "schema", "auth"],

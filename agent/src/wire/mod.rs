@@ -6,6 +6,7 @@
 pub mod frame;
 pub mod join;
 pub mod object;
+pub mod percent;
 pub mod pod;
 pub mod quantity;
 pub mod selector;

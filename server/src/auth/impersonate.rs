@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use agent::wire::percent;
 use agent::wire::status::{Reason, Status};
 use hyper::header::HeaderMap;
 
@@ -39,8 +40,7 @@ pub fn impersonate(headers: &HeaderMap, user: &User, authorizer: &Authorizer) ->
             UID => wanted.uid = value,
             _ => {
                 let Some(key) = name.strip_prefix(EXTRA) else { continue };
-                let key =
-                    crate::http::path::decode(key, false).ok_or_else(|| bad("an impersonation header is not text"))?;
+                let key = percent::decode(key).ok_or_else(|| bad("an impersonation header is not text"))?;
                 wanted.extra.entry(key).or_insert_with(Vec::new).push(value);
             }
         }

@@ -19,7 +19,6 @@ use serde_json::Value;
 
 use super::token::{Claims, Keys, TokenError};
 use crate::cache::{Cache, Item};
-use crate::http::Peer;
 use crate::request::User;
 
 /// A pod's token works for so long after its pod was to be gone (upstream's `expiryGracePeriod`).
@@ -63,15 +62,20 @@ pub struct Who {
 }
 
 impl Who {
-    /// The user behind a request; `None`: no credentials.
+    /// The user behind a request; `None`: no credentials. `certificate`: whom the verified client certificate names.
     ///
     /// # Errors
     /// [`Unauthorized`] for credentials that are no good.
-    pub fn ask(&self, headers: &HeaderMap, peer: &Peer, now: Timestamp) -> Result<Option<User>, Unauthorized> {
-        if let Some(user) = &peer.certificate {
-            return Ok(Some(user.clone()));
+    pub fn ask(
+        &self,
+        headers: &HeaderMap,
+        certificate: Option<&User>,
+        now: Timestamp,
+    ) -> Result<Option<User>, Unauthorized> {
+        match certificate {
+            Some(user) => Ok(Some(user.clone())),
+            None => self.by_header(headers, now),
         }
-        self.by_header(headers, now)
     }
 
     /// The user of the `Authorization` header alone; `None`: there is none.

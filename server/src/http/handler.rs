@@ -183,7 +183,7 @@ impl ApiHttp {
     /// Who asks, or in whose name.
     fn user(&self, headers: &HeaderMap, peer: &Peer, route: &Route, now: Timestamp) -> Result<User, Status> {
         let unauthorized = || Status::failure(Reason::Unauthorized, "Unauthorized");
-        let user = match self.parts.who.ask(headers, peer, now) {
+        let user = match self.parts.who.ask(headers, peer.certificate.as_ref(), now) {
             Ok(Some(user)) => user,
             Ok(None) => match self.parts.who.anonymous {
                 Anonymous::Refused => return Err(unauthorized()),

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use agent::wire::percent::decode;
+
 use crate::registry::resource::Resource;
 use crate::request::Target;
 
@@ -131,32 +133,9 @@ fn resource(group: &str, version: &str, segments: &[&str], path: &str, find: Fin
 
 /// A decoded segment that can be a name: not empty, not `.` or `..`, without `/` and `%`.
 fn decode_name(segment: &str) -> Option<String> {
-    let name = decode(segment, false)?;
+    let name = decode(segment)?;
     let possible = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '%']);
     possible.then_some(name)
-}
-
-/// Undoes percent encoding once; in a query `+` is a space. `None` when that is not UTF-8 or an escape is broken.
-pub fn decode(text: &str, query: bool) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut out = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        out.push(match byte {
-            b'%' => {
-                let (high, low) = (hex(bytes.next()?)?, hex(bytes.next()?)?);
-                high << 4 | low
-            }
-            b'+' if query => b' ',
-            other => other,
-        });
-    }
-    String::from_utf8(out).ok()
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit)
-        .to_digit(16)
-        .and_then(|value| u8::try_from(value).ok())
 }
 
 #[cfg(test)]

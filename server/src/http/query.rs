@@ -4,10 +4,10 @@
 //! `apiserver/pkg/endpoints/handlers`.
 
 use agent::units::Revision;
+use agent::wire::percent::decode_query;
 use agent::wire::selector::{Fields, Labels};
 use agent::wire::status::{Reason, Status};
 
-use super::path::decode;
 use crate::cache::{Filter, From};
 use crate::request::{DeleteOptions, FieldValidation, ListOptions, WriteOptions};
 
@@ -39,8 +39,8 @@ impl Query {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
             let broken = || bad(format!("invalid URL escape in query: {part:?}"));
             let pair = (
-                decode(key, true).ok_or_else(broken)?,
-                decode(value, true).ok_or_else(broken)?,
+                decode_query(key).ok_or_else(broken)?,
+                decode_query(value).ok_or_else(broken)?,
             );
             pairs.push(pair);
         }
