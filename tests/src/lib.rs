@@ -28,26 +28,28 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
 ///
 /// # Panics
 /// When the inner run fails.
-#[expect(clippy::disallowed_methods, reason = "the marker is how the inner run knows itself")]
 pub fn in_own_namespaces(test: &str) -> bool {
+    inside_own_namespaces(&["--exact", test, "--nocapture"])
+}
+
+/// The same for a program that is no test: runs it again with these arguments.
+///
+/// # Panics
+/// When the inner run fails.
+#[expect(clippy::disallowed_methods, reason = "the marker is how the inner run knows itself")]
+pub fn inside_own_namespaces(arguments: &[&str]) -> bool {
     const MARKER: &str = "AMPHIPOD_TEST_INSIDE";
     if std::env::var_os(MARKER).is_some() {
         return true;
     }
     let this = std::env::current_exe().unwrap_or_default();
-    let arguments = [
-        "--net",
-        "--mount",
-        "--",
-        &this.to_string_lossy(),
-        "--exact",
-        test,
-        "--nocapture",
-    ];
-    let status = Command::new("unshare").args(arguments).env(MARKER, "1").status();
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--mount", "--"]).arg(this).args(arguments);
+    let status = command.env(MARKER, "1").status();
     assert!(
         status.as_ref().is_ok_and(std::process::ExitStatus::success),
-        "{test} failed in its namespaces: {status:?}"
+        "{} failed in its namespaces: {status:?}",
+        arguments.join(" ")
     );
     false
 }

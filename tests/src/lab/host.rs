@@ -255,7 +255,7 @@ fn hold(name: &str, folder: &Path) -> Child {
 }
 
 /// A built program, beside the folder this test was built into.
-fn binary(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     let this = std::env::current_exe().unwrap();
     let built = this.parent().unwrap().parent().unwrap().join(name);
     assert!(built.exists(), "{} is missing: cargo build --bins", built.display());

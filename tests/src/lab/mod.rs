@@ -13,5 +13,5 @@ mod host;
 pub mod image;
 mod kubectl;
 
-pub use host::{Lab, until};
+pub use host::{Lab, binary, until};
 pub use kubectl::Kubectl;
