@@ -10,29 +10,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 
-use crate::wire::join::{Token, TokenError};
-
-/// A text that no log line and no debug output shows.
-#[derive(Clone, Default, Eq, PartialEq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes the text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text, for the one place that sends it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("********")
-    }
-}
+pub use crate::wire::token::Secret;
+use crate::wire::token::{Token, TokenError};
 
 /// A server's address as the operator gave it: `https://host:port`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

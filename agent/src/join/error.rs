@@ -5,8 +5,8 @@ use std::io;
 use super::key::KeyError;
 use super::trust::TrustError;
 use crate::api::TransportError;
-use crate::wire::join::TokenError;
 use crate::wire::status::Status;
+use crate::wire::token::TokenError;
 
 /// Why a join failed. All of it is tried again: what is wrong may be put right at the other end.
 #[derive(Debug, thiserror::Error)]

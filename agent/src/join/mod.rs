@@ -34,8 +34,9 @@ use self::supervisor::{Supervisor, fetch_ca};
 use self::trust::Shown;
 use crate::api::{Client, Endpoint};
 use crate::config::Config;
-use crate::wire::join::{ClusterConfig, Token};
+use crate::wire::join::ClusterConfig;
 use crate::wire::object::set;
+use crate::wire::token::Token;
 
 /// The first pause after a failed join; it doubles.
 const RETRY_FIRST: Duration = Duration::from_secs(1);

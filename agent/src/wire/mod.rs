@@ -13,3 +13,4 @@ pub mod selector;
 pub mod status;
 pub mod taint;
 pub mod time;
+pub mod token;

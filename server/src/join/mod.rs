@@ -14,6 +14,5 @@ pub mod roll;
 pub mod route;
 pub mod supervisor;
 pub mod tls;
-pub mod token;
 
 pub use supervisor::Supervisor;

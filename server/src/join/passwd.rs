@@ -7,13 +7,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use agent::wire::token::{Secret, TokenError, secure, server_secret};
 use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::csv;
 use super::files::{self, PRIVATE, PRIVATE_FOLDER};
 use super::pki::hex;
-use super::token::{Secret, TokenError, secure, server_secret};
 use crate::request::User;
 
 /// The user that agents are.
@@ -99,13 +99,13 @@ impl Passwd {
         set(&mut rows, SERVER, &server, SERVER_GROUP);
         files::write_if_changed(&path, csv::write(rows.iter().map(Vec::as_slice)).as_bytes(), PRIVATE)?;
 
-        let token = format!("{}\n", secure(hash, SERVER, &server));
+        let token = format!("{}\n", secure(hash, SERVER, &server).expose());
         files::write_if_changed(&dir.join("token"), token.as_bytes(), PRIVATE)?;
         files::link(&dir.join("node-token"), "token")?;
         let agent_path = dir.join("agent-token");
         match &agent {
             None => files::link(&agent_path, "token")?,
-            Some(agent) => write_own(&agent_path, &format!("{}\n", secure(hash, NODE, agent)))?,
+            Some(agent) => write_own(&agent_path, &format!("{}\n", secure(hash, NODE, agent).expose()))?,
         }
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &random).map_err(|_| PasswdError::Randomness)?;
         let users = rows.iter().filter_map(|row| known(row, &key)).collect();
