@@ -357,6 +357,14 @@ mod tests {
             ca_hash(single.as_bytes()),
             hex(digest::digest(&digest::SHA256, single.as_bytes()).as_ref())
         );
+        let other_key = KeyPair::generate().unwrap();
+        let other = params("other").self_signed(&other_key).unwrap();
+        let stranger = format!("{}{}", middle.pem(), other.pem());
+        assert_eq!(
+            ca_hash(stranger.as_bytes()),
+            hex(digest::digest(&digest::SHA256, stranger.as_bytes()).as_ref()),
+            "a chain that ends nowhere"
+        );
         let chain = format!("{}{}", middle.pem(), root.pem());
         assert_eq!(
             ca_hash(chain.as_bytes()),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use agent::wire::object::text;
 use agent::wire::time;
+use agent::wire::token::Bootstrap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{AUTHORIZATION, HeaderMap};
@@ -183,12 +184,7 @@ impl Who {
 
     /// The user of a bootstrap token `ID.SECRET`.
     fn bootstrap(&self, token: &str, now: Timestamp) -> Option<User> {
-        let (id, secret) = token.split_once('.')?;
-        let plain = |text: &str| {
-            text.bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-        };
-        (id.len() == 6 && secret.len() == 16 && plain(id) && plain(secret)).then_some(())?;
+        let Bootstrap { id, secret } = Bootstrap::parse(token)?;
         let item = self
             .cache
             .get(&format!("/registry/secrets/kube-system/bootstrap-token-{id}"))?;
@@ -205,7 +201,7 @@ impl Who {
             && data("usage-bootstrap-authentication") == "true";
         // Digests are compared, so that the time it takes says nothing of the secret.
         let same = |text: &str| digest(&SHA256, text.as_bytes());
-        let genuine = same(&data("token-secret")).as_ref() == same(secret).as_ref();
+        let genuine = same(&data("token-secret")).as_ref() == same(secret.expose()).as_ref();
         (usable && alive && genuine).then_some(())?;
         let groups = data("auth-extra-groups");
         let groups: Vec<&str> = groups

@@ -4,12 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use agent::wire::join::hex;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use jiff::Timestamp;
 use scrypt::Params;
-
-use super::pki::hex;
 
 /// log2 of the cost of new hashes: 2 MiB and a few milliseconds. K3s uses 15 (32 MiB, a tenth of a second) and reads
 /// whatever the text says. A node's password is 128 random bits, which no stretching makes harder to guess, while a

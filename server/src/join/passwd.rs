@@ -7,13 +7,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use agent::wire::join::hex;
 use agent::wire::token::{Secret, TokenError, secure, server_secret};
 use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::csv;
 use super::files::{self, PRIVATE, PRIVATE_FOLDER};
-use super::pki::hex;
 use crate::request::User;
 
 /// The user that agents are.

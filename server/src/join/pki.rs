@@ -9,12 +9,12 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use agent::wire::join::ca_hash;
 use jiff::Timestamp;
 use rcgen::PublicKeyData;
-use ring::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
 
-use super::certificate::{Authority, CertificateError, Wanted, certificates};
+use super::certificate::{Authority, CertificateError, Wanted};
 use super::files::{self, PRIVATE, PRIVATE_FOLDER};
 use super::key::{KeyError, PrivateKey};
 
@@ -226,7 +226,7 @@ impl Pki {
 
     /// The hash that secure tokens carry (1.4).
     pub fn token_hash(&self) -> String {
-        bundle_hash(self.server.bundle())
+        ca_hash(self.server.bundle().as_bytes())
     }
 
     /// `service.key`, PEM, possibly several keys: the first signs service-account tokens, all verify them.
@@ -267,50 +267,6 @@ impl Pki {
     pub(super) fn server_authority(&self) -> &[CertificateDer<'static>] {
         self.server.chain()
     }
-}
-
-/// The hash of a CA bundle as secure tokens carry it (1.4): of a single certificate, the text as served; of a chain, the
-/// DER of its root.
-pub fn bundle_hash(bundle: &str) -> String {
-    let chain = certificates(bundle).unwrap_or_default();
-    let root = match chain.as_slice() {
-        [] | [_] => None,
-        several => root_of(several),
-    };
-    let hashed = match &root {
-        Some(der) => digest(&SHA256, der),
-        None => digest(&SHA256, bundle.as_bytes()),
-    };
-    hex(hashed.as_ref())
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The self-signed certificate at the end of the first certificate's chain.
-fn root_of(chain: &[CertificateDer<'static>]) -> Option<CertificateDer<'static>> {
-    let parse = |der| {
-        x509_parser::parse_x509_certificate(der)
-            .ok()
-            .map(|(_, certificate)| certificate)
-    };
-    let mut current = chain.first()?;
-    // As many steps as there are certificates: a circle ends too.
-    for _ in chain {
-        let certificate = parse(current)?;
-        if certificate.verify_signature(None).is_ok() {
-            return Some(current.clone());
-        }
-        current = chain.iter().find(|candidate| {
-            parse(candidate).is_some_and(|candidate| {
-                candidate.subject().as_raw() == certificate.issuer().as_raw()
-                    && certificate.verify_signature(Some(candidate.public_key())).is_ok()
-            })
-        })?;
-    }
-    None
 }
 
 /// The names of the API server's serving certificate (7.3).
@@ -591,29 +547,5 @@ mod tests {
             .err()
             .unwrap();
         assert!(error.to_string().contains("tls/server-ca.key: missing"), "{error}");
-    }
-
-    #[test]
-    fn the_hash_of_one_certificate_is_of_its_text_and_of_a_chain_of_its_root() {
-        let now = at("2026-11-25T00:00:00Z");
-        let root = Authority::create("root", PrivateKey::generate().unwrap(), now).unwrap();
-        let single = root.bundle().to_owned();
-        assert_eq!(bundle_hash(&single), hex(digest(&SHA256, single.as_bytes()).as_ref()));
-        let commented = format!("# a comment\n{single}");
-        assert_eq!(
-            bundle_hash(&commented),
-            hex(digest(&SHA256, commented.as_bytes()).as_ref())
-        );
-        let key = PrivateKey::generate().unwrap();
-        let chain = root
-            .sign(&Wanted::client("intermediate", &[]), key.pair(), now)
-            .unwrap();
-        assert_eq!(bundle_hash(&chain), hex(digest(&SHA256, &root.chain()[0]).as_ref()));
-        let unrelated = Authority::create("other", key, now).unwrap();
-        let stranger = chain.replace(&single, unrelated.bundle());
-        assert_eq!(
-            bundle_hash(&stranger),
-            hex(digest(&SHA256, stranger.as_bytes()).as_ref())
-        );
     }
 }
