@@ -1,16 +1,16 @@
 //! The append-only log that holds the cluster: compare-and-swap, list at a revision, watch from a revision, compaction.
 //!
-//! One contract ([`Store`], tested by `contract.rs`) and one file per backend. A store knows keys and bytes, nothing of
+//! One contract ([`Store`], held against every backend by `tests/store/`) and one module per backend; [`open`] tells from
+//! an [`endpoint`] which. A store knows keys and bytes, nothing of
 //! Kubernetes. Keys follow upstream's layout (`/registry/pods/default/web`), values are JSON without `resourceVersion`.
 //! Revisions are dense, in commit order, and never handed out twice: also not after a crash (`docs/decisions/`).
 
+pub mod endpoint;
 mod heads;
 pub mod memory;
+mod open;
 pub mod sql;
 mod tails;
-
-#[cfg(test)]
-mod contract;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,8 @@ use agent::units::Revision;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
+
+pub use open::{OpenError, open};
 
 /// What must be so for a write to happen.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

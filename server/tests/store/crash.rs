@@ -3,8 +3,6 @@
 //! The test runs itself as a child that writes and says what it was told; the parent kills it (SIGKILL, so nothing is
 //! flushed or closed) and holds the next child to what earlier ones said. What the kernel had is not lost by that: power
 //! failure is the disk's side of `synchronous=FULL`, and not tested here.
-#![expect(clippy::unwrap_used, reason = "a test: what cannot be done fails it")]
-
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -60,7 +58,7 @@ fn one_life(file: &Path, round: u64) -> Vec<String> {
             .args([
                 "--exact",
                 "--nocapture",
-                "fifty_kills_lose_no_durable_write_and_repeat_no_revision",
+                "crash::fifty_kills_lose_no_durable_write_and_repeat_no_revision",
             ])
             .env(CHILD, file)
             .stdout(Stdio::piped())

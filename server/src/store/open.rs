@@ -1,0 +1,47 @@
+//! From an endpoint to the store behind it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::Store;
+use super::endpoint::{Endpoint, Tls};
+use super::sql::sqlite::{self, Sqlite};
+
+/// Why there is no store.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The embedded one.
+    #[error(transparent)]
+    Sqlite(#[from] sqlite::OpenError),
+    /// The thread that was to open it is gone.
+    #[error("opening the datastore was cut short")]
+    CutShort,
+    /// A backend that is not there yet.
+    #[error("{name} as datastore is not there yet: leave --datastore-endpoint out for embedded SQLite")]
+    Missing {
+        /// Which.
+        name: &'static str,
+    },
+}
+
+/// Opens the store that `endpoint` names, and makes it if it is empty.
+///
+/// `sqlite`: the usual place of the embedded file.
+///
+/// # Errors
+/// [`OpenError`]; nothing in the store has been changed.
+pub async fn open(endpoint: &Endpoint, _tls: &Tls, sqlite: &Path) -> Result<Arc<dyn Store>, OpenError> {
+    match endpoint {
+        Endpoint::Sqlite { path } => embedded(path.clone().unwrap_or_else(|| sqlite.to_owned())).await,
+        Endpoint::Postgres(_) => Err(OpenError::Missing { name: "PostgreSQL" }),
+        Endpoint::Mysql(_) => Err(OpenError::Missing { name: "MySQL" }),
+        Endpoint::Etcd { .. } => Err(OpenError::Missing { name: "etcd" }),
+    }
+}
+
+async fn embedded(path: PathBuf) -> Result<Arc<dyn Store>, OpenError> {
+    // Checks the whole file.
+    let opened = tokio::task::spawn_blocking(move || Sqlite::open(&path)).await;
+    let store = opened.map_err(|_| OpenError::CutShort)??;
+    Ok(Arc::new(store))
+}

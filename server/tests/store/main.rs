@@ -1,0 +1,12 @@
+//! The contract of `server::store`, held against every backend: one file each, real databases included.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests: what cannot be done fails them"
+)]
+
+mod contract;
+mod crash;
+mod memory;
+mod sqlite;
