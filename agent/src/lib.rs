@@ -5,6 +5,8 @@
 
 pub mod api;
 pub mod balancer;
+#[cfg(test)]
+mod chance;
 pub mod config;
 pub mod join;
 pub mod kubelet;

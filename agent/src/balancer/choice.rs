@@ -49,8 +49,8 @@ impl Choice {
         choice
     }
 
-    /// The servers that the cluster names; none: only the configured one. Returns which of them are gone: their
-    /// connections have to end.
+    /// The servers that the cluster names; none: only the configured one. Returns those whose connections have to end:
+    /// they are gone, or now the last resort while another works.
     pub fn set(&mut self, addresses: &[String]) -> Vec<String> {
         let named = |address: &String| addresses.contains(address);
         let mut gone = Vec::new();
@@ -84,6 +84,10 @@ impl Choice {
             .current
             .take()
             .filter(|current| !gone.contains(current) && !standby(current));
+        let another_works = self.servers.iter().any(|server| server.state == State::Healthy);
+        if only_resort && another_works {
+            gone.push(self.default.clone());
+        }
         gone
     }
 
@@ -110,13 +114,21 @@ impl Choice {
         recovered
     }
 
-    /// Its tunnel stands.
-    pub fn up(&mut self, address: &str) {
-        if let Some(server) = self.find(address)
-            && server.state != State::Standby
-        {
-            server.state = State::Healthy;
+    /// Its tunnel stands. Returns the last resort if connections may still go through it: they have to end, because there
+    /// is a straight way again.
+    pub fn up(&mut self, address: &str) -> Option<String> {
+        let server = self.find(address)?;
+        if server.state == State::Standby {
+            return None;
         }
+        server.state = State::Healthy;
+        let default = self.default.clone();
+        let resort = self.find(&default).filter(|server| server.state == State::Standby)?;
+        let address = resort.address.clone();
+        if self.current.as_ref() == Some(&address) {
+            self.current = None;
+        }
+        Some(address)
     }
 
     /// A dial failed, or its tunnel broke. Returns whether its connections should end, so that their clients come again

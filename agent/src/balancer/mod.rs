@@ -1,9 +1,12 @@
 //! The local load balancer: a TCP port on loopback that leads to a server that works.
 //!
-//! `choice.rs` decides; this is the shell: it accepts, dials, copies, and ends the connections of a server that is gone.
+//! `choice.rs` decides; this is the shell: it accepts, dials (the next server too when one is slow to answer), copies, and
+//! ends the connections of a server that is gone.
 //! TLS goes through it untouched. The health of servers is told by the tunnels (`report`) and by its own dials.
 
 mod choice;
+#[cfg(test)]
+mod simulation;
 pub mod state;
 
 use std::collections::HashMap;
@@ -11,6 +14,10 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{KeepAlive, TcpKeepIdle, TcpKeepInterval, TcpUserTimeout};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -20,8 +27,17 @@ use tracing::{debug, warn};
 
 use self::choice::Choice;
 
-/// One dial; the next server is tried after it.
+/// One dial, as in K3s.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a server may take to answer before the next is tried as well. A server that refuses costs nothing; one whose
+/// machine is gone must not hold a connection up for longer than fail-over may take.
+const HEAD_START: Duration = Duration::from_millis(400);
+/// Bytes that a server's machine does not acknowledge for so long, or a connection idle for as long that does not answer
+/// to probes, end the connection: its client comes again, by another way.
+const UNACKNOWLEDGED_MS: u32 = 15_000;
+/// Idle for so long, a connection is probed (K3s' keep-alive).
+const IDLE_S: u32 = 30;
+const PROBE_EVERY_S: u32 = 5;
 /// Connections through the port at once; the agent itself has about five.
 const CONNECTIONS: usize = 256;
 
@@ -77,14 +93,18 @@ impl Balancer {
     /// The servers that the cluster names now.
     pub fn set(&self, addresses: &[String]) {
         let gone = lock(&self.0.choice).set(addresses);
-        gone.iter().for_each(|address| self.cut(address));
+        let mut cuts = lock(&self.0.cuts);
+        // Without their sender, the connections of a server end.
+        gone.iter().for_each(|address| drop(cuts.remove(address)));
+        drop(cuts);
         self.0.changed.send_replace(());
     }
 
     /// A tunnel to a server stands, or broke.
     pub fn report(&self, address: &str, up: bool) {
         if up {
-            lock(&self.0.choice).up(address);
+            let resort = lock(&self.0.choice).up(address);
+            resort.iter().for_each(|address| self.cut(address));
             return;
         }
         let elsewhere = lock(&self.0.choice).down(address);
@@ -123,29 +143,48 @@ impl Balancer {
         }
     }
 
+    /// The first server that answers: each is given [`HEAD_START`] before the next is tried beside it.
     async fn dial(&self) -> Option<(TcpStream, watch::Receiver<()>)> {
-        let order = lock(&self.0.choice).order();
+        let mut order = lock(&self.0.choice).order().into_iter();
+        let mut dials = FuturesUnordered::new();
         let mut failures = Vec::new();
-        for address in order {
-            let cut = self.cuts(&address);
-            match dial(&address).await {
-                Ok(server) => {
-                    if lock(&self.0.choice).dialed(&address) {
-                        self.0.changed.send_replace(());
+        loop {
+            if let Some(address) = order.next() {
+                let cut = self.cuts(&address);
+                dials.push(async move { (dial(&address).await, address, cut) });
+            }
+            let head_start = async {
+                match order.len() {
+                    0 => std::future::pending().await,
+                    _ => sleep(HEAD_START).await,
+                }
+            };
+            tokio::select! {
+                dialed = dials.next() => match dialed {
+                    Some((Ok(server), address, cut)) => {
+                        self.dialed(&address);
+                        return Some((server, cut));
                     }
-                    *lock(&self.0.trouble) = None;
-                    return Some((server, cut));
-                }
-                Err(error) => {
-                    self.report(&address, false);
-                    failures.push(format!("{address}: {error}"));
-                }
+                    Some((Err(error), address, _)) => {
+                        self.report(&address, false);
+                        failures.push(format!("{address}: {error}"));
+                    }
+                    None => break,
+                },
+                () = head_start => {}
             }
         }
         let failures = failures.join(", ");
         debug!(error = failures, "all servers failed");
         *lock(&self.0.trouble) = Some(failures);
         None
+    }
+
+    fn dialed(&self, address: &str) {
+        if lock(&self.0.choice).dialed(address) {
+            self.0.changed.send_replace(());
+        }
+        *lock(&self.0.trouble) = None;
     }
 
     fn cuts(&self, address: &str) -> watch::Receiver<()> {
@@ -167,6 +206,10 @@ async fn dial(address: &str) -> io::Result<TcpStream> {
     let stream = timeout(DIAL_LIMIT, TcpStream::connect(address)).await;
     let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     stream.set_nodelay(true)?;
+    setsockopt(&stream, TcpUserTimeout, &UNACKNOWLEDGED_MS)?;
+    setsockopt(&stream, KeepAlive, &true)?;
+    setsockopt(&stream, TcpKeepIdle, &IDLE_S)?;
+    setsockopt(&stream, TcpKeepInterval, &PROBE_EVERY_S)?;
     Ok(stream)
 }
 
@@ -211,6 +254,37 @@ mod tests {
         assert!(first.read_u8().await.is_err(), "its connection ends");
         let mut next = TcpStream::connect(port).await.unwrap();
         assert_eq!(next.read_u8().await.unwrap(), other);
+        tasks.shutdown().await;
+    }
+
+    /// A port that answers nothing: its queue is full, and the kernel drops what knocks.
+    async fn silent(held: &mut Vec<TcpStream>) -> (String, TcpListener) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let patience = Duration::from_millis(300);
+        while let Ok(queued) = timeout(patience, TcpStream::connect(&address)).await {
+            held.push(queued.unwrap());
+        }
+        (address, listener)
+    }
+
+    #[tokio::test]
+    async fn a_server_that_says_nothing_does_not_keep_a_connection_from_the_next() {
+        let (mut tasks, mut held) = (JoinSet::new(), Vec::new());
+        let (a, _queue) = silent(&mut held).await;
+        let b = server(2, &mut tasks).await;
+        let balancer = Balancer::new(&a, &[a.clone(), b], 0);
+        balancer.report(&a, true);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap();
+        tasks.spawn(balancer.clone().serve(listener));
+        for _ in 0..2 {
+            let mut through = TcpStream::connect(port).await.unwrap();
+            let name = timeout(DIAL_LIMIT / 2, through.read_u8()).await;
+            assert_eq!(name.expect("long before the dial of the first is given up").unwrap(), 2);
+        }
         tasks.shutdown().await;
     }
 

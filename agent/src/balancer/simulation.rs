@@ -1,0 +1,342 @@
+//! The choice of servers in a simulated network: servers that die with and without a word, come back, join and leave the
+//! cluster; a registration address before them; tunnels and connections of one agent. Ten thousand seeds.
+//!
+//! What must hold, whatever happens: the configured address is always among the ways; a dial finds a server that works
+//! whenever there is one, within its time; the server in use stays in use as long as it works; a connection is cut only
+//! when there is another way; and once the network is well again, everything goes straight to one server.
+
+use super::choice::Choice;
+use crate::chance::{Random, simulate};
+
+const VIP: &str = "vip:6443";
+const SERVERS: [&str; 4] = ["a:6443", "b:6443", "c:6443", "d:6443"];
+
+/// Milliseconds: as in `mod.rs`, and as tunnels do.
+const HEAD_START: u64 = 400;
+const DIAL_LIMIT: u64 = 10_000;
+const SILENCE: u64 = 20_000;
+const RETRY: u64 = 15_000;
+const ROUND_TRIP: u64 = 50;
+
+/// How a machine answers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Machine {
+    Works,
+    /// The process is gone: the kernel refuses.
+    Refuses,
+    /// The machine or the way to it is gone.
+    Silent,
+}
+
+struct Tunnel {
+    address: String,
+    /// `None`: down, to be tried at `next`.
+    stands: bool,
+    next: u64,
+    /// When the silence of its server is noticed.
+    given_up: Option<u64>,
+}
+
+struct World {
+    now: u64,
+    random: Random,
+    choice: Choice,
+    machines: [Machine; SERVERS.len()],
+    /// Which servers the cluster consists of.
+    members: [bool; SERVERS.len()],
+    vip: Machine,
+    tunnels: Vec<Tunnel>,
+    /// Addresses that connections were dialed to.
+    connections: Vec<String>,
+    /// The server that the last connection went to, if nothing has happened to it since.
+    sticky: Option<String>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let straight = random.once_in(3);
+        let default = if straight { SERVERS[0] } else { VIP };
+        let remembered = match random.next(3) {
+            0 => vec![],
+            1 => vec![SERVERS[0].to_owned(), SERVERS[1].to_owned()],
+            _ => vec!["of-another-time:6443".to_owned()],
+        };
+        Self {
+            now: 0,
+            choice: Choice::new(default, &remembered, seed),
+            random,
+            machines: [Machine::Works; SERVERS.len()],
+            members: [true, true, false, false],
+            vip: Machine::Works,
+            tunnels: Vec::new(),
+            connections: Vec::new(),
+            sticky: None,
+        }
+    }
+
+    /// How an address answers; the registration address leads to any member that works.
+    fn machine(&self, address: &str) -> Machine {
+        if address == VIP {
+            let member_works = |(machine, member): (&Machine, &bool)| *member && *machine == Machine::Works;
+            let any = self.machines.iter().zip(&self.members).any(member_works);
+            return if any { self.vip } else { Machine::Refuses };
+        }
+        let index = SERVERS.iter().position(|server| *server == address);
+        index.map_or(Machine::Silent, |index| self.machines[index])
+    }
+
+    fn step(&mut self) {
+        match self.random.next(10) {
+            0 => self.fail(),
+            1 => self.repair(),
+            2 => self.change_members(),
+            3 => self.ask(),
+            4..=6 => drop(self.connect()),
+            _ => {
+                let pause = [100, 1_000, 30_000][self.random.next(3)];
+                self.pass(pause);
+            }
+        }
+        self.check_ways();
+    }
+
+    fn fail(&mut self) {
+        let how = if self.random.once_in(2) {
+            Machine::Refuses
+        } else {
+            Machine::Silent
+        };
+        match self.random.next(SERVERS.len() + 1) {
+            0 => self.vip = how,
+            index => self.machines[index - 1] = how,
+        }
+        if how == Machine::Refuses {
+            // Its connections are reset, all at once.
+            let broken: Vec<String> = self.connections.clone();
+            let broken = broken
+                .iter()
+                .filter(|address| self.machine(address) == Machine::Refuses);
+            let broken: Vec<String> = broken.cloned().collect();
+            self.connections.retain(|address| !broken.contains(address));
+        }
+    }
+
+    fn repair(&mut self) {
+        match self.random.next(SERVERS.len() + 1) {
+            0 => self.vip = Machine::Works,
+            index => self.machines[index - 1] = Machine::Works,
+        }
+    }
+
+    fn change_members(&mut self) {
+        let index = self.random.next(SERVERS.len());
+        self.members[index] = !self.members[index] || self.members.iter().filter(|member| **member).count() == 1;
+    }
+
+    /// The agent asks for the servers, if it reaches one.
+    fn ask(&mut self) {
+        if self.connect().is_none() {
+            return;
+        }
+        let members = SERVERS.iter().zip(self.members).filter(|(_, member)| *member);
+        let list: Vec<String> = members.map(|(server, _)| (*server).to_owned()).collect();
+        for gone in self.choice.set(&list) {
+            assert!(!list.contains(&gone), "{gone} is named");
+            self.cut(&gone);
+        }
+        // What has become the last resort is left as soon as there is a straight way.
+        let named = self.choice.addresses();
+        self.sticky = self.sticky.take().filter(|sticky| named.contains(sticky));
+        self.tend_tunnels();
+    }
+
+    fn cut(&mut self, address: &str) {
+        self.connections.retain(|connection| connection != address);
+        if self.sticky.as_deref() == Some(address) {
+            self.sticky = None;
+        }
+    }
+
+    /// Tunnels to those servers that the choice names, and no others.
+    fn tend_tunnels(&mut self) {
+        let wanted = self.choice.addresses();
+        self.tunnels.retain(|tunnel| wanted.contains(&tunnel.address));
+        for address in wanted {
+            if !self.tunnels.iter().any(|tunnel| tunnel.address == address) {
+                let (stands, next, given_up) = (false, self.now, None);
+                self.tunnels.push(Tunnel {
+                    address,
+                    stands,
+                    next,
+                    given_up,
+                });
+            }
+        }
+    }
+
+    /// Time goes by, second by second at most; tunnels open, break and are tried again.
+    fn pass(&mut self, milliseconds: u64) {
+        let end = self.now + milliseconds;
+        while self.now < end {
+            self.now = (self.now + 1_000).min(end);
+            for index in 0..self.tunnels.len() {
+                self.tick(index);
+            }
+        }
+    }
+
+    fn tick(&mut self, index: usize) {
+        let address = self.tunnels[index].address.clone();
+        let (machine, now) = (self.machine(&address), self.now);
+        let tunnel = &mut self.tunnels[index];
+        if !tunnel.stands {
+            if tunnel.next > now {
+                return;
+            }
+            tunnel.stands = machine == Machine::Works;
+            tunnel.next = now + RETRY;
+            let stands = tunnel.stands;
+            self.report(&address, stands);
+            return;
+        }
+        let broken = match machine {
+            Machine::Works => {
+                tunnel.given_up = None;
+                false
+            }
+            Machine::Refuses => true,
+            Machine::Silent => *tunnel.given_up.get_or_insert(now + SILENCE) <= now,
+        };
+        if broken {
+            tunnel.stands = false;
+            tunnel.given_up = None;
+            tunnel.next = now + 1_000;
+            self.report(&address, false);
+        }
+    }
+
+    fn report(&mut self, address: &str, up: bool) {
+        if up {
+            if let Some(resort) = self.choice.up(address) {
+                self.cut(&resort);
+            }
+            return;
+        }
+        if self.sticky.as_deref() == Some(address) {
+            self.sticky = None;
+        }
+        let cut = self.choice.down(address);
+        if cut {
+            let other = self.choice.order().into_iter().find(|other| other != address);
+            assert!(other.is_some(), "connections are cut only when there is another way");
+            self.cut(address);
+        }
+    }
+
+    /// A connection: each server gets a head start before the next is tried beside it. Returns where it went.
+    fn connect(&mut self) -> Option<String> {
+        let order = self.choice.order();
+        let (mut begin, mut answers) = (0, Vec::new());
+        for address in &order {
+            let (worked, at) = match self.machine(address) {
+                Machine::Works => (true, begin + ROUND_TRIP),
+                Machine::Refuses => (false, begin + ROUND_TRIP),
+                Machine::Silent => (false, begin + DIAL_LIMIT),
+            };
+            answers.push((at, worked, address.clone()));
+            // The next begins after the head start, or once nobody is being dialed any more.
+            let idle = answers.iter().map(|(at, ..)| *at).max().unwrap_or(begin);
+            begin = idle.min(begin + HEAD_START);
+        }
+        answers.sort();
+        let winner = answers.iter().find(|(_, worked, _)| *worked).cloned();
+        let until = winner.as_ref().map_or(u64::MAX, |(at, ..)| *at);
+        for (_, worked, address) in answers.iter().filter(|(at, ..)| *at < until) {
+            assert!(!worked);
+            self.report(address, false);
+        }
+        let works = order.iter().any(|address| self.machine(address) == Machine::Works);
+        assert_eq!(winner.is_some(), works, "a server that works is found");
+        let (at, _, address) = winner?;
+        assert!(
+            at <= HEAD_START * (order.len() as u64 - 1) + ROUND_TRIP,
+            "after {at} ms"
+        );
+        if let Some(sticky) = self
+            .sticky
+            .take()
+            .filter(|sticky| self.machine(sticky) == Machine::Works)
+        {
+            assert_eq!(address, sticky, "the server in use stays in use");
+        }
+        if self.choice.dialed(&address) {
+            for tunnel in &mut self.tunnels {
+                tunnel.next = tunnel.next.min(self.now + 1_000);
+            }
+        }
+        self.connections.push(address.clone());
+        self.sticky = Some(address.clone());
+        Some(address)
+    }
+
+    fn check_ways(&self) {
+        let order = self.choice.order();
+        let mut sorted = order.clone();
+        sorted.sort();
+        sorted.dedup();
+        assert_eq!(sorted.len(), order.len(), "no way twice: {order:?}");
+        let named = self.choice.addresses();
+        assert!(!named.is_empty());
+        assert!(named.iter().all(|address| order.contains(address)));
+        assert!(
+            order.iter().any(|address| address == VIP || address == SERVERS[0]),
+            "the configured address stays a way"
+        );
+    }
+
+    /// A quiet week in which nothing can be reached, then everything works.
+    fn settle(&mut self) {
+        self.machines = [Machine::Silent; SERVERS.len()];
+        self.vip = Machine::Silent;
+        self.pass(60_000);
+        self.now += 7 * 24 * 3_600_000;
+        self.connections.clear();
+        assert_eq!(self.connect(), None);
+        self.machines = [Machine::Works; SERVERS.len()];
+        self.vip = Machine::Works;
+        self.pass(RETRY + 1_000);
+        for _ in 0..2 {
+            self.ask();
+            self.pass(RETRY + 1_000);
+        }
+        let first = self.connect().expect("all servers work");
+        for _ in 0..3 {
+            assert_eq!(self.connect().as_deref(), Some(first.as_str()));
+        }
+        let members = SERVERS.iter().zip(self.members).filter(|(_, member)| *member);
+        let mut members: Vec<&str> = members.map(|(server, _)| *server).collect();
+        members.sort_unstable();
+        let named = self.choice.addresses();
+        assert_eq!(named, members);
+        assert!(members.contains(&first.as_str()), "{first} is not the way: {members:?}");
+        assert!(
+            self.connections.iter().all(|address| named.contains(address)),
+            "{:?}",
+            self.connections
+        );
+        assert!(self.tunnels.iter().all(|tunnel| tunnel.stands));
+    }
+}
+
+#[test]
+fn an_agent_finds_its_way_whatever_happens_to_the_servers() {
+    simulate(10_000, |seed| {
+        let mut world = World::new(seed);
+        world.tend_tunnels();
+        for _ in 0..120 {
+            world.step();
+        }
+        world.settle();
+    });
+}
