@@ -48,7 +48,10 @@ mod tests {
         ("controllers", &["cache", "request", "kinds", "registry"]),
         ("scheduler", &["cache", "request", "controllers"]),
         ("tunnel", &[]),
-        ("join", &["request", "auth", "tunnel", "http", "cache", "config"]),
+        (
+            "join",
+            &["request", "auth", "tunnel", "http", "cache", "config", "controllers"],
+        ),
         ("addons", &["cache", "request"]),
     ];
 

@@ -1,7 +1,8 @@
 //! Who this machine is: the node's name, its password and, if wanted, its id.
 //!
-//! Made once and kept: a node whose password changes is refused until its Node object is deleted. Source: K3s v1.36,
-//! `pkg/nodepassword`, `pkg/agent/config` `ensureNodePassword`, `ensureNodeID`.
+//! Made once and kept: a node whose password changes is refused until a server is told otherwise. A password file that a
+//! power failure cut short is therefore not replaced before a server has accepted another password: until then it can be
+//! put back. Source: K3s v1.36, `pkg/nodepassword`, `pkg/agent/config` `ensureNodePassword`, `ensureNodeID`.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -25,6 +26,8 @@ pub struct Identity {
     pub node_name: String,
     /// What proves that a later request comes from the same machine.
     pub password: Secret,
+    /// The password file, when it is damaged and `password` only stands beside it.
+    pub damaged: Option<PathBuf>,
 }
 
 /// The identity cannot be read or kept.
@@ -50,7 +53,8 @@ impl Identity {
             .mode(0o755)
             .create(folder)
             .map_err(kept)?;
-        let password = once(&folder.join("password"), PASSWORD_DIGITS, 0o600).map_err(kept)?;
+        let path = folder.join("password");
+        let (password, damaged) = password(&path).map_err(kept)?;
         let node_name = match with_id {
             true => format!("{name}-{}", once(&folder.join("id"), ID_DIGITS, 0o644).map_err(kept)?),
             false => name.to_owned(),
@@ -58,26 +62,69 @@ impl Identity {
         Ok(Self {
             node_name,
             password: Secret::new(password),
+            damaged: damaged.then_some(path),
         })
+    }
+
+    /// A server has accepted the password: what was damaged is replaced by it, and kept beside it.
+    ///
+    /// # Errors
+    /// The disk's; a later start finds the same password again.
+    pub fn settle(&self) -> io::Result<()> {
+        let Some(path) = self.damaged.as_ref().filter(|path| candidate(path).exists()) else {
+            return Ok(());
+        };
+        // A start between the two finds no password, and the candidate.
+        fs::rename(path, path.with_extension("damaged"))?;
+        fs::rename(candidate(path), path)?;
+        warn!(path = %path.display(), "the server knows this node by another password now; the damaged file is kept as .damaged");
+        Ok(())
+    }
+}
+
+/// The password, and whether it only stands beside a damaged file.
+fn password(path: &Path) -> io::Result<(String, bool)> {
+    let beside = candidate(path);
+    match read(path)? {
+        Some(text) if !is_damaged(&text, PASSWORD_DIGITS) => return Ok((text, false)),
+        Some(_) => {}
+        None if beside.exists() => {
+            fs::rename(&beside, path)?;
+            return Ok((once(path, PASSWORD_DIGITS, 0o600)?, false));
+        }
+        None => return Ok((once(path, PASSWORD_DIGITS, 0o600)?, false)),
+    }
+    warn!(
+        path = %path.display(),
+        "the node's password is damaged: put the file back from a copy if there is one. Until a server accepts another one, \
+         this file is left as it is"
+    );
+    Ok((once(&beside, PASSWORD_DIGITS, 0o600)?, true))
+}
+
+fn candidate(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+fn read(path: &Path) -> io::Result<Option<String>> {
+    match fs::read(path) {
+        // What is no text is damaged; so is its beginning.
+        Ok(bytes) => Ok(Some(String::from_utf8(bytes).unwrap_or_default().trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 /// What the file says; random digits, written down first, if it is missing or damaged.
 fn once(path: &Path, digits: usize, mode: u32) -> io::Result<String> {
-    let found = match fs::read_to_string(path) {
-        Ok(text) => Some(text.trim().to_owned()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
-    };
-    if let Some(text) = found {
+    if let Some(text) = read(path)? {
         if !is_damaged(&text, digits) {
             return Ok(text);
         }
         fs::rename(path, path.with_extension("damaged"))?;
         warn!(
             path = %path.display(),
-            "this file was cut short, so a new one is made (the old is kept as .damaged); \
-             if the server refuses this node now, delete its Node object"
+            "this file was cut short, so a new one is made (the old is kept as .damaged)"
         );
     }
     let fresh = random(digits)?;
@@ -85,9 +132,9 @@ fn once(path: &Path, digits: usize, mode: u32) -> io::Result<String> {
     Ok(fresh)
 }
 
-/// Empty, or the beginning of what K3s and we write. Other texts are an operator's own.
+/// Empty, zeroes, or the beginning of what K3s and we write. Other texts are an operator's own.
 fn is_damaged(text: &str, digits: usize) -> bool {
-    text.len() < digits && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == 0)
+    text.contains('\0') || (text.len() < digits && text.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 fn random(digits: usize) -> io::Result<String> {
@@ -126,6 +173,10 @@ mod tests {
         let path = folder.join("password");
         for (content, kept) in [
             ("", false),
+            (
+                "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+                false,
+            ),
             ("\n", false),
             ("0123456789abcde", false),
             ("\0\0\0\0", false),
@@ -135,8 +186,34 @@ mod tests {
             fs::write(&path, content).unwrap();
             let identity = Identity::open(&folder, "pi", false).unwrap();
             assert_eq!(identity.password.expose() == content.trim(), kept, "{content:?}");
-            assert_eq!(folder.join("password.damaged").exists(), !kept, "{content:?}");
-            let _ = fs::remove_file(folder.join("password.damaged"));
+            assert_eq!(identity.damaged.is_some(), !kept, "{content:?}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), content, "left as it is");
         }
+    }
+
+    #[test]
+    fn a_damaged_password_is_replaced_once_a_server_has_accepted_another_and_not_before() {
+        let folder = folder("identity-settle");
+        let path = folder.join("password");
+        fs::write(&path, "0123").unwrap();
+        let first = Identity::open(&folder, "pi", false).unwrap();
+        let again = Identity::open(&folder, "pi", false).unwrap();
+        assert_eq!(first.password, again.password, "the same at every start");
+        fs::write(&path, "0123456789abcdef0123456789abcdef\n").unwrap();
+        let restored = Identity::open(&folder, "pi", false).unwrap();
+        assert_eq!(restored.password.expose(), "0123456789abcdef0123456789abcdef");
+        restored.settle().unwrap();
+        assert!(!folder.join("password.damaged").exists(), "nothing to settle");
+        fs::write(&path, "").unwrap();
+        let damaged = Identity::open(&folder, "pi", false).unwrap();
+        damaged.settle().unwrap();
+        damaged.settle().unwrap();
+        assert_eq!(fs::read_to_string(folder.join("password.damaged")).unwrap(), "");
+        let settled = Identity::open(&folder, "pi", false).unwrap();
+        assert_eq!(settled.password, damaged.password);
+        assert_eq!(settled.damaged, None);
+        fs::rename(&path, folder.join("password.new")).unwrap();
+        let cut_off = Identity::open(&folder, "pi", false).unwrap();
+        assert_eq!(cut_off.password, damaged.password, "a stop between the two renames");
     }
 }

@@ -120,22 +120,40 @@ impl Joiner<'_> {
         let expected = token.as_ref().and_then(|token| token.ca_hash.as_deref());
         let ca = fetch_ca(&self.address, expected).await?;
         match &token {
-            None => self.as_known_node(&ca).await,
+            None => self.as_known_node(&ca, None).await,
             Some(token) => {
                 let tls = trust::bundle(&ca, None)?;
                 let supervisor = Supervisor::new(&self.address, tls, Some(token.authorization("node")), self.identity);
                 match self.fetch(&supervisor).await {
                     // The token may have run out since this node joined; its certificate may not.
-                    Err(JoinError::Token(refused)) => {
-                        self.as_known_node(&ca).await.map_err(|_| JoinError::Token(refused))
-                    }
+                    Err(JoinError::Token(refused)) => self
+                        .as_known_node(&ca, None)
+                        .await
+                        .map_err(|_| JoinError::Token(refused)),
+                    // The password may be lost, on this machine's side or the server's; the key is the same.
+                    Err(JoinError::Password(refused)) => self
+                        .as_known_node(&ca, Some(token.authorization("node")))
+                        .await
+                        .map_err(|_| JoinError::Password(self.with_damage(refused))),
                     other => other,
                 }
             }
         }
     }
 
-    async fn as_known_node(&self, ca: &[u8]) -> Result<Joined, JoinError> {
+    /// Says, if so, that the password is not the one this machine had.
+    fn with_damage(&self, refused: String) -> String {
+        match &self.identity.damaged {
+            None => refused,
+            Some(path) => format!(
+                "{refused} (the password of this machine in {} is damaged: putting the old file back helps too)",
+                path.display()
+            ),
+        }
+    }
+
+    /// Shows the certificate of an earlier join, and with it that this machine has its key.
+    async fn as_known_node(&self, ca: &[u8], authorization: Option<String>) -> Result<Joined, JoinError> {
         let (cert, key) = (Certificate::ClientKubelet, Certificate::ClientKubelet);
         let (Ok(chain), Ok(key)) = (fs::read(self.files.cert(cert)), fs::read(self.files.key(key))) else {
             return Err(JoinError::NoCredential);
@@ -147,7 +165,7 @@ impl Joiner<'_> {
                 key: &key,
             }),
         )?;
-        self.fetch(&Supervisor::new(&self.address, tls, None, self.identity))
+        self.fetch(&Supervisor::new(&self.address, tls, authorization, self.identity))
             .await
     }
 
@@ -176,6 +194,7 @@ impl Joiner<'_> {
             self.certificate(supervisor, which, &told.join(",")).await?;
             self.files.write_kubeconfig(which, &server)?;
         }
+        self.identity.settle()?;
         let mut kept = ClusterConfig::from_json(&settings).to_json();
         set(&mut kept, &["Server"], self.config.server.to_string());
         set(&mut kept, &["NodeName"], self.identity.node_name.as_str());

@@ -108,9 +108,11 @@ async fn connection(
         Ok(Err(error)) => return debug!(peer = %address, error = %error, "TLS handshake failed"),
         Err(_) => return debug!(peer = %address, "TLS handshake took too long"),
     };
+    let (certificate, key) = holder(&tls).unzip();
     let peer = Arc::new(Peer {
         address,
-        certificate: holder(&tls),
+        certificate,
+        key,
     });
     let upgrades = Upgrades::default();
     let second = tls.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -176,12 +178,12 @@ fn second_version() -> http2::Builder<Tasks> {
     builder
 }
 
-/// Whom the client certificate names; rustls has verified it.
-fn holder(tls: &TlsStream<TcpStream>) -> Option<User> {
+/// Whom the client certificate names, and the hash of its key; rustls has verified it.
+fn holder(tls: &TlsStream<TcpStream>) -> Option<(User, String)> {
     let leaf = tls.get_ref().1.peer_certificates()?.first()?;
     let (name, groups) = certificate::identity(leaf).ok()?;
     let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
-    Some(User::new(&name, &groups))
+    Some((User::new(&name, &groups), certificate::key_hash_of(leaf)?))
 }
 
 /// Runs the streams of one HTTP/2 connection; they end with it.

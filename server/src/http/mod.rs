@@ -45,6 +45,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// CN and O of its verified client certificate.
     pub certificate: Option<User>,
+    /// SHA-256 of that certificate's public key, hexadecimal: the handshake proved that the peer has the private one.
+    pub key: Option<String>,
 }
 
 /// Who sees a request before the API: the K3s supervisor.

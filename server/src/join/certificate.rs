@@ -7,11 +7,13 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use agent::wire::join::hex;
 use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
+use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -213,6 +215,18 @@ pub fn identity(der: &[u8]) -> Result<(String, Vec<String>), CertificateError> {
 pub fn requested_key(der: &[u8]) -> Option<rcgen::SubjectPublicKeyInfo> {
     let (_, request) = x509_parser::certification_request::X509CertificationRequest::from_der(der).ok()?;
     rcgen::SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw).ok()
+}
+
+/// SHA-256 of a public key (DER, `SubjectPublicKeyInfo`), hexadecimal: what a node's record keeps of its key.
+pub fn key_hash(public: &[u8]) -> String {
+    hex(digest(&SHA256, public).as_ref())
+}
+
+/// [`key_hash`] of a certificate's (DER) public key.
+pub fn key_hash_of(der: &[u8]) -> Option<String> {
+    parse(der)
+        .ok()
+        .map(|certificate| key_hash(certificate.public_key().raw))
 }
 
 /// All certificates of a PEM text.

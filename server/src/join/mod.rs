@@ -9,6 +9,7 @@ pub mod node_password;
 pub mod passwd;
 pub mod pki;
 pub mod record;
+pub mod reenrol;
 pub mod register;
 pub mod roll;
 pub mod route;

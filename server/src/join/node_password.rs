@@ -69,14 +69,20 @@ pub fn verify(text: &str, password: &str) -> Result<bool, BadHash> {
 }
 
 /// A stored record, as the API has it.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Record {
+    /// Uid of its Secret.
+    pub uid: String,
     /// The hash.
     pub hash: String,
     /// Uid of the Node it belongs to, once that was seen.
     pub owner: Option<String>,
     /// When it was made.
     pub created: Timestamp,
+    /// Hash of the public key in the node's client certificate, if it asked us for one.
+    pub key: Option<String>,
+    /// Until when the node may come with another password, because an operator said so.
+    pub reenrol_until: Option<Timestamp>,
 }
 
 /// All that decides.
@@ -101,19 +107,25 @@ pub struct Plan {
     pub adopt: BTreeMap<String, String>,
     /// Records to tie to their Node: node name and uid.
     pub own: BTreeMap<String, String>,
+    /// The file lost so many rows at once that this is no operator's wish: it is written anew.
+    pub rebuilt: Option<usize>,
 }
 
 /// Decides.
 ///
 /// A row that we wrote and that is gone was taken out by the operator: the record goes. A row that we did not write and
 /// that has no record is a very old K3s' or the operator's: it becomes a record. A record goes with its Node, and after
-/// ten minutes when no Node ever came.
+/// ten minutes when no Node ever came. A file that lost several rows and has none left is a file that was cut off, like
+/// one that is missing: whoever wants to forget all nodes deletes their Secrets.
 pub fn plan(seen: &Seen, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let empty = BTreeMap::new();
-    let rows = seen.rows.as_ref().unwrap_or(&empty);
+    let known = seen.records.keys().filter(|name| seen.written.contains(*name)).count();
+    plan.rebuilt = (seen.rows.as_ref() == Some(&empty) && known > 1).then_some(known);
+    let told = seen.rows.as_ref().filter(|_| plan.rebuilt.is_none());
+    let rows = told.unwrap_or(&empty);
     for (name, record) in &seen.records {
-        let removed = seen.rows.is_some() && seen.written.contains(name) && !rows.contains_key(name);
+        let removed = told.is_some() && seen.written.contains(name) && !rows.contains_key(name);
         let age = now.as_second() - record.created.as_second();
         let why = match (removed, &record.owner, seen.nodes.get(name)) {
             (true, _, _) => Some("its row was taken out of node-passwd"),
@@ -206,6 +218,7 @@ mod tests {
             hash: "h".to_owned(),
             owner: owner.map(str::to_owned),
             created: created.parse().unwrap(),
+            ..Record::default()
         }
     }
 
@@ -220,12 +233,12 @@ mod tests {
     fn a_row_that_the_operator_took_out_takes_its_record_with_it() {
         let now = "2026-11-25T00:05:00Z".parse().unwrap();
         let mut seen = Seen {
-            records: [("a", None), ("b", Some("1"))]
+            records: [("a", None), ("b", Some("1")), ("c", None)]
                 .map(|(name, owner)| (name.to_owned(), record(owner, "2026-11-25T00:00:00Z")))
                 .into(),
             nodes: map(&[("b", "1")]),
-            rows: Some(BTreeMap::new()),
-            written: ["a".to_owned(), "b".to_owned()].into(),
+            rows: Some(map(&[("c", "h")])),
+            written: ["a", "b", "c"].map(str::to_owned).into(),
         };
         assert_eq!(plan(&seen, now).forget.keys().collect::<Vec<_>>(), ["a", "b"]);
         seen.rows = None;
@@ -234,6 +247,13 @@ mod tests {
             "a lost file is not an operator's wish"
         );
         seen.rows = Some(BTreeMap::new());
+        let emptied = plan(&seen, now);
+        assert!(emptied.forget.is_empty(), "nor is one that lost all its rows");
+        assert_eq!(emptied.rebuilt, Some(3));
+        seen.records.retain(|name, _| name == "a");
+        let forgotten = plan(&seen, now).forget;
+        assert_eq!(forgotten.keys().collect::<Vec<_>>(), ["a"], "its only row may go");
+        seen.rows = Some(map(&[("c", "h")]));
         seen.written.clear();
         assert!(
             plan(&seen, now).forget.is_empty(),

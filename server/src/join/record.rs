@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use agent::wire::object::{list, text};
+use agent::wire::object::{list, set, text};
 use agent::wire::status::{Reason, Status};
 use agent::wire::time;
 use base64::Engine as _;
@@ -19,21 +19,27 @@ use crate::request::{Client, DeleteOptions, Patch, What};
 
 /// Where they lie.
 pub const NAMESPACE: &str = "kube-system";
-const SUFFIX: &str = ".node-password.k3s";
-const TYPE: &str = "k3s.cattle.io/node-password";
+/// What a Secret's name has after the node's.
+pub const SUFFIX: &str = ".node-password.k3s";
+/// Type of the Secrets.
+pub const TYPE: &str = "k3s.cattle.io/node-password";
+/// Annotation: hash of the public key of the node's client certificate.
+const KEY: &str = "amphipod.io/client-key";
+/// Annotation: until when the node may register with another password.
+pub const REENROL: &str = "amphipod.io/reenrol-until";
 
 /// The name of a node's Secret.
 pub fn name(node: &str) -> String {
     format!("{node}{SUFFIX}")
 }
 
-/// The record of one node, and the uid of its Secret.
+/// The record of one node.
 ///
 /// # Errors
 /// What the API says, except that there is none.
-pub async fn get(client: &Client, node: &str) -> Result<Option<(Record, String)>, Status> {
+pub async fn get(client: &Client, node: &str) -> Result<Option<Record>, Status> {
     match client.get(What::SECRETS, NAMESPACE, &name(node)).await {
-        Ok(secret) => Ok(Some((read(&secret), text(&secret, &["metadata", "uid"]).to_owned()))),
+        Ok(secret) => Ok(Some(read(&secret))),
         Err(status) if status.is(Reason::NotFound) => Ok(None),
         Err(status) => Err(status),
     }
@@ -74,22 +80,37 @@ pub async fn node_uid(client: &Client, node: &str) -> Result<Option<String>, Sta
     }
 }
 
-/// Makes a record; `owner`: uid of the Node, if that is there already.
+/// Makes a record of hash, owner and key; the rest is the API's to fill in.
 ///
 /// # Errors
 /// What the API says; `AlreadyExists` when somebody was first.
-pub async fn create(client: &Client, node: &str, hash: &str, owner: Option<&str>) -> Result<(), Status> {
+pub async fn create(client: &Client, node: &str, record: &Record) -> Result<(), Status> {
     let mut secret = json!({
         "apiVersion": "v1", "kind": "Secret",
         "metadata": { "name": name(node), "namespace": NAMESPACE },
         "type": TYPE,
         "immutable": true,
-        "data": { "hash": STANDARD.encode(hash) },
+        "data": { "hash": STANDARD.encode(&record.hash) },
     });
-    if let (Some(uid), Some(metadata)) = (owner, secret.get_mut("metadata").and_then(Value::as_object_mut)) {
-        metadata.insert("ownerReferences".to_owned(), owned_by(node, uid));
+    if let Some(uid) = &record.owner {
+        set(&mut secret, &["metadata", "ownerReferences"], owned_by(node, uid));
+    }
+    if let Some(key) = &record.key {
+        set(&mut secret, &["metadata", "annotations", KEY], key.as_str());
     }
     client.create(What::SECRETS, NAMESPACE, secret).await.map(drop)
+}
+
+/// Notes which key the node's client certificate is for, so that it can prove later who it is.
+///
+/// # Errors
+/// What the API says.
+pub async fn note_key(client: &Client, node: &str, key: &str) -> Result<(), Status> {
+    let patch = Patch::Merge(json!({ "metadata": { "annotations": { KEY: key } } }));
+    client
+        .patch(What::SECRETS, NAMESPACE, &name(node), None, patch)
+        .await
+        .map(drop)
 }
 
 /// Ties a record to its Node, so that it goes when the Node goes.
@@ -123,16 +144,20 @@ fn owned_by(node: &str, uid: &str) -> Value {
     json!([{ "apiVersion": "v1", "kind": "Node", "name": node, "uid": uid }])
 }
 
-/// A Secret that somebody damaged reads as a hash that fits no password.
-fn read(secret: &Value) -> Record {
+/// The record in a Secret. A Secret that somebody damaged reads as a hash that fits no password.
+pub fn read(secret: &Value) -> Record {
     let hash = STANDARD.decode(text(secret, &["data", "hash"])).unwrap_or_default();
     let owner = list(secret, &["metadata", "ownerReferences"])
         .iter()
         .find(|owner| text(owner, &["kind"]) == "Node");
+    let annotation = |key| Some(text(secret, &["metadata", "annotations", key])).filter(|text| !text.is_empty());
     Record {
+        uid: text(secret, &["metadata", "uid"]).to_owned(),
         hash: String::from_utf8(hash).unwrap_or_default(),
         owner: owner.map(|owner| text(owner, &["uid"]).to_owned()),
         created: time::parse(text(secret, &["metadata", "creationTimestamp"])).unwrap_or(Timestamp::UNIX_EPOCH),
+        key: annotation(KEY).map(str::to_owned),
+        reenrol_until: annotation(REENROL).and_then(time::parse),
     }
 }
 
@@ -156,6 +181,7 @@ mod tests {
         assert_eq!(record.hash, "$1:00:4:8:1:AAAA");
         assert_eq!(record.owner.as_deref(), Some("u1"));
         assert_eq!(record.created, "2026-11-25T00:00:00Z".parse::<Timestamp>().unwrap());
+        assert_eq!((record.key, record.reenrol_until), (None, None));
         assert_eq!(read(&json!({})).hash, "");
     }
 }

@@ -1,8 +1,9 @@
 //! The register of nodes: whether whoever calls itself a node may be that node, and the upkeep of its records.
 //!
 //! First come, first served: the first password a name comes with is the one it is bound to, until its Node, its Secret or
-//! its row of `node-passwd` is deleted; then the next one is. [`Register::admit`] answers requests, [`Keeper`] alone
-//! writes the file. What is to be done is decided in `node_password`.
+//! its row of `node-passwd` is deleted; then the next one is. A node that lost its password has two more ways back
+//! (`reenrol`). [`Register::admit`] answers requests, [`Keeper`] alone writes the file. What is to be done is decided in
+//! `node_password`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::pending;
@@ -10,18 +11,21 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use agent::wire::selector::Fields;
 use agent::wire::status::{Reason, Status};
 use jiff::Timestamp;
 use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::node_password::{self, Plan, Record, Seen};
 use super::record;
+use super::reenrol::{self, Way};
 use super::roll::{Roll, Stamp};
 use crate::cache::{ChangeKind, Filter, From, Watch, WatchEvent};
+use crate::controllers::tell;
 use crate::request::{Client, What};
 
 /// Orphans are looked for this often (K3s).
@@ -42,9 +46,9 @@ pub enum Refusal {
     #[error(
         "node name {node:?} is taken: the node password sent does not match the one on record in Secret \
          kube-system/{node}.node-password.k3s (made {created}; also row {node:?} of {file} on the server). If this is the \
-         same machine set up anew, run \"kubectl delete node {node}\" (or \"kubectl -n kube-system delete secret \
-         {node}.node-password.k3s\") and it joins at its next attempt; if it is another machine, give it a name of its own \
-         with --node-name or --with-node-id"
+         same machine set up anew, run \"k3s node reenrol {node} --for 10m\" on a server, or \"kubectl delete node {node}\" (or \
+         \"kubectl -n kube-system delete secret {node}.node-password.k3s\"), and it joins at its next attempt; if it is \
+         another machine, give it a name of its own with --node-name or --with-node-id"
     )]
     Taken {
         /// Its name.
@@ -64,6 +68,19 @@ pub enum Refusal {
     },
 }
 
+/// Who wants to be a node.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    /// Its name.
+    pub node: &'a str,
+    /// The password it sent.
+    pub password: &'a str,
+    /// Hash of the key that the caller has and that a client certificate of this very node is for.
+    pub proof: Option<&'a str>,
+    /// Hash of the key that it asks a client certificate for.
+    pub key: Option<&'a str>,
+}
+
 /// Who is which node.
 pub struct Register {
     client: Client,
@@ -74,7 +91,6 @@ pub struct Register {
     known: Mutex<HashMap<String, Known>>,
     key: hmac::Key,
     hashing: Semaphore,
-    changed: Notify,
     look: mpsc::Sender<oneshot::Sender<()>>,
 }
 
@@ -97,7 +113,6 @@ impl Register {
             known: Mutex::new(HashMap::new()),
             key: hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())?,
             hashing: Semaphore::new(HASHES),
-            changed: Notify::new(),
             look,
         });
         let keeper = Keeper {
@@ -112,7 +127,8 @@ impl Register {
     ///
     /// # Errors
     /// [`Refusal`].
-    pub async fn admit(&self, node: &str, password: &str, now: Timestamp) -> Result<(), Refusal> {
+    pub async fn admit(&self, claim: Claim<'_>, now: Timestamp) -> Result<(), Refusal> {
+        let Claim { node, password, .. } = claim;
         let later = |why: String| Refusal::Later {
             node: node.to_owned(),
             why,
@@ -125,36 +141,86 @@ impl Register {
             let uid = record::node_uid(&self.client, node)
                 .await
                 .map_err(|status| later(status.message))?;
-            let Some((record, secret)) = found else {
-                let hash = self.hash(password).await.map_err(later)?;
-                match record::create(&self.client, node, &hash, uid.as_deref()).await {
+            let Some(record) = found else {
+                match self.enter(claim, uid).await? {
                     Ok(()) => {
                         info!(node, "node came first under its name; its password is on record now");
-                        self.remember(node, &hash, password);
-                        self.changed.notify_one();
                         return Ok(());
                     }
                     Err(status) if status.is(Reason::AlreadyExists) => continue,
                     Err(status) => return Err(later(status.message)),
                 }
             };
-            if let Some(why) = outdated(node, &record, uid, now) {
+            if let Some(why) = outdated(node, &record, uid.as_deref(), now) {
                 info!(node, why, "forgetting a node's password");
-                record::forget(&self.client, node, Some(secret))
+                record::forget(&self.client, node, Some(record.uid))
                     .await
                     .map_err(|status| later(status.message))?;
                 continue;
             }
             if self.matches(node, &record, password).await.map_err(later)? {
+                self.note_key(claim, &record).await;
                 return Ok(());
             }
-            return Err(Refusal::Taken {
-                node: node.to_owned(),
-                created: record.created,
-                file: self.roll.path().display().to_string(),
-            });
+            let about = reenrol::about(node, uid.as_deref());
+            let Some(way) = reenrol::way(&record, claim.proof, now) else {
+                let refusal = Refusal::Taken {
+                    node: node.to_owned(),
+                    created: record.created,
+                    file: self.roll.path().display().to_string(),
+                };
+                tell(&self.client, &reenrol::refused(about, refusal.to_string()), now).await;
+                return Err(refusal);
+            };
+            // The record is sealed, as K3s' is: it is replaced, not changed. A window goes with it, a proven key stays.
+            record::forget(&self.client, node, Some(record.uid))
+                .await
+                .map_err(|status| later(status.message))?;
+            let key = claim.key.or(claim.proof.filter(|_| way == Way::Proof));
+            match self.enter(Claim { key, ..claim }, uid).await? {
+                Ok(()) => {
+                    warn!(node, way = %way, "node registered anew, with another password");
+                    tell(&self.client, &reenrol::done(about, way), now).await;
+                    return Ok(());
+                }
+                Err(status) if status.is(Reason::AlreadyExists) => {}
+                Err(status) => return Err(later(status.message)),
+            }
         }
         Err(later("its record keeps changing".to_owned()))
+    }
+
+    /// Makes the record of a node that has none; the inner answer is the API's.
+    async fn enter(&self, claim: Claim<'_>, owner: Option<String>) -> Result<Result<(), Status>, Refusal> {
+        let hash = self.hash(claim.password).await.map_err(|why| Refusal::Later {
+            node: claim.node.to_owned(),
+            why,
+        })?;
+        let record = Record {
+            hash,
+            owner,
+            key: claim.key.map(str::to_owned),
+            ..Record::default()
+        };
+        let made = record::create(&self.client, claim.node, &record).await;
+        if made.is_ok() {
+            self.remember(claim.node, &record.hash, claim.password);
+        }
+        Ok(made)
+    }
+
+    /// A node keeps its key, so this is one write in its life. That it fails costs the node a way back, not its place.
+    async fn note_key(&self, claim: Claim<'_>, record: &Record) {
+        let Some(key) = claim.key.filter(|key| record.key.as_deref() != Some(key)) else {
+            return;
+        };
+        if let Err(status) = record::note_key(&self.client, claim.node, key).await {
+            warn!(
+                node = claim.node,
+                error = status.message,
+                "cannot note the key of a node"
+            );
+        }
     }
 
     /// Whether a Node of this name exists.
@@ -165,11 +231,16 @@ impl Register {
         Ok(record::node_uid(&self.client, node).await?.is_some())
     }
 
-    /// Nodes from now on; `None`: the next sweep tries again.
-    async fn watch_nodes(&self) -> Option<Watch> {
-        let watch = self.client.watch(What::NODES, None, Filter::default(), From::Now).await;
+    /// Nodes, or their records whoever makes them, from now on; `None`: the next sweep tries again.
+    async fn watch(&self, what: What) -> Option<Watch> {
+        let mut filter = Filter::default();
+        let namespace = (what == What::SECRETS).then_some(record::NAMESPACE);
+        if namespace.is_some() {
+            filter.fields = Fields::parse(&format!("type={}", record::TYPE)).ok()?;
+        }
+        let watch = self.client.watch(what, namespace, filter, From::Now).await;
         watch
-            .inspect_err(|status| warn!(error = status.message, "cannot watch the nodes"))
+            .inspect_err(|status| warn!(error = status.message, what = what.plural, "cannot watch"))
             .ok()
     }
 
@@ -234,16 +305,16 @@ impl Register {
     }
 }
 
-/// Waits until a Node is made or deleted; what else happens to Nodes is none of our business. A watch that has ended is
+/// Waits until an object is made or deleted; what else happens to it is none of our business. A watch that has ended is
 /// taken out, to be opened anew.
-async fn came_or_went(nodes: &mut Option<Watch>) {
-    let Some(watch) = nodes else { return pending().await };
+async fn came_or_went(watched: &mut Option<Watch>) {
+    let Some(watch) = watched else { return pending().await };
     loop {
         match watch.next().await {
             Some(WatchEvent::Change(ChangeKind::Added | ChangeKind::Deleted, _)) => return,
             Some(WatchEvent::Change(ChangeKind::Modified, _) | WatchEvent::Bookmark { .. }) => {}
             None => {
-                *nodes = None;
+                *watched = None;
                 return;
             }
         }
@@ -251,10 +322,10 @@ async fn came_or_went(nodes: &mut Option<Watch>) {
 }
 
 /// Why a record binds nobody any more, if so.
-fn outdated(node: &str, record: &Record, uid: Option<String>, now: Timestamp) -> Option<&'static str> {
+fn outdated(node: &str, record: &Record, uid: Option<&str>, now: Timestamp) -> Option<&'static str> {
     let seen = Seen {
         records: [(node.to_owned(), record.clone())].into(),
-        nodes: uid.map(|uid| (node.to_owned(), uid)).into_iter().collect(),
+        nodes: uid.map(|uid| (node.to_owned(), uid.to_owned())).into_iter().collect(),
         ..Seen::default()
     };
     node_password::plan(&seen, now).forget.remove(node)
@@ -277,10 +348,13 @@ impl Keeper {
         }
         let register = Arc::clone(&self.register);
         let mut waiting = Vec::new();
-        let mut nodes = None;
+        let (mut nodes, mut records) = (None, None);
         loop {
             if nodes.is_none() {
-                nodes = register.watch_nodes().await;
+                nodes = register.watch(What::NODES).await;
+            }
+            if records.is_none() {
+                records = register.watch(What::SECRETS).await;
             }
             if let Err(why) = self.sweep(Timestamp::now()).await {
                 warn!(error = why, "cannot look after the nodes' password records");
@@ -291,7 +365,7 @@ impl Keeper {
             }
             tokio::select! {
                 () = sleep(SWEEP) => {}
-                () = register.changed.notified() => sleep(GATHER).await,
+                () = came_or_went(&mut records) => sleep(GATHER).await,
                 () = came_or_went(&mut nodes) => sleep(GATHER).await,
                 Some(done) = self.looks.recv() => waiting.push(done),
             }
@@ -312,6 +386,10 @@ impl Keeper {
             written: std::mem::take(&mut self.written),
         };
         let plan = node_password::plan(&seen, now);
+        if let Some(rows) = plan.rebuilt {
+            let path = roll.path().display();
+            warn!(file = %path, rows, "node-passwd lost all its rows and is written anew; to forget nodes, delete their Secrets");
+        }
         let carried_out = self.carry_out(&plan, &seen).await;
         self.written = std::mem::take(&mut seen.written);
         carried_out.map_err(|status| status.message)?;
@@ -336,7 +414,8 @@ impl Keeper {
         let client = &self.register.client;
         for (node, why) in &plan.forget {
             info!(node, why, "forgetting a node's password");
-            record::forget(client, node, None).await?;
+            let uid = seen.records.get(node).map(|record| record.uid.clone());
+            record::forget(client, node, uid).await?;
         }
         for (node, text) in &plan.adopt {
             info!(node, "taking over a row of node-passwd that has no record");
@@ -344,7 +423,12 @@ impl Keeper {
                 true => text.clone(),
                 false => self.register.hash(text).await.map_err(Status::internal)?,
             };
-            let made = record::create(client, node, &hash, seen.nodes.get(node).map(String::as_str)).await;
+            let record = Record {
+                hash,
+                owner: seen.nodes.get(node).cloned(),
+                ..Record::default()
+            };
+            let made = record::create(client, node, &record).await;
             made.or_else(|status| status.is(Reason::AlreadyExists).then_some(()).ok_or(status))?;
         }
         for (node, uid) in &plan.own {

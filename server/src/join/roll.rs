@@ -13,6 +13,9 @@ use super::csv;
 use super::files::{self, PRIVATE};
 use super::node_password::Record;
 
+/// Of a row that K3s or we wrote.
+const COLUMNS: usize = 4;
+
 /// What tells one state of the file from another; `None`: no file.
 pub type Stamp = Option<(SystemTime, u64)>;
 
@@ -43,18 +46,17 @@ impl Roll {
         Some((meta.modified().ok()?, meta.len()))
     }
 
-    /// Rows by node: a hash, or a clear password of a very old K3s. `None`: no file, or one that cannot be understood,
-    /// out of which nothing is to be concluded.
+    /// Rows by node: a hash, or a clear password of a very old K3s. `None`: no file, or one that is damaged, out of which
+    /// nothing is to be concluded.
     ///
     /// # Errors
     /// What the system says.
     pub fn rows(&self) -> io::Result<Option<BTreeMap<String, String>>> {
-        let rows = files::read(&self.path)?.and_then(|text| csv::read(&text));
-        let row = |row: Vec<String>| match row.as_slice() {
-            [hash, node, ..] if !node.is_empty() => Some((node.clone(), hash.clone())),
-            _ => None,
-        };
-        Ok(rows.map(|rows| rows.into_iter().filter_map(row).collect()))
+        match files::read(&self.path) {
+            Ok(text) => Ok(text.and_then(|text| understood(&text))),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The nodes whose rows we wrote last.
@@ -85,28 +87,66 @@ impl Roll {
     }
 }
 
+/// The rows, unless something says that the file is not what somebody meant it to be: a row that was cut short reads as
+/// one that was taken out.
+fn understood(text: &str) -> Option<BTreeMap<String, String>> {
+    let rows = csv::read(text)?;
+    // Our rows have four fields and an end. Somebody's own last row may lack the end, not both.
+    let cut = !text.is_empty() && !text.ends_with('\n') && rows.last().is_some_and(|row| row.len() < COLUMNS);
+    let row = |row: Vec<String>| match row.as_slice() {
+        [hash, node, ..] if !node.is_empty() => Some((node.clone(), hash.clone())),
+        _ => None,
+    };
+    (!cut && !text.contains('\0')).then_some(())?;
+    rows.into_iter().map(row).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::join::files::Scratch;
 
     #[test]
-    fn what_is_written_is_read_back_and_a_broken_file_says_nothing() {
+    fn what_is_written_is_read_back() {
         let scratch = Scratch::new("roll");
         let roll = Roll::new(&scratch.0);
         assert_eq!(roll.rows().unwrap(), None);
         assert_eq!(roll.stamp(), None);
         let record = Record {
             hash: "$1:00:4:8:1:AAAA".to_owned(),
-            owner: None,
-            created: jiff::Timestamp::UNIX_EPOCH,
+            ..Record::default()
         };
         roll.write(&[("pi".to_owned(), record)].into()).unwrap();
         assert_eq!(fs::read_to_string(roll.path()).unwrap(), "$1:00:4:8:1:AAAA,pi,pi,\n");
         assert_eq!(roll.rows().unwrap().unwrap().len(), 1);
         assert_eq!(roll.written().unwrap(), ["pi".to_owned()].into());
         assert!(roll.stamp().is_some());
-        fs::write(roll.path(), "\"open").unwrap();
-        assert_eq!(roll.rows().unwrap(), None);
+    }
+
+    #[test]
+    fn a_damaged_file_says_nothing_and_an_edited_one_does() {
+        let scratch = Scratch::new("roll-damage");
+        let roll = Roll::new(&scratch.0);
+        for (name, content, rows) in [
+            ("a quote is open", &b"\"open"[..], None),
+            ("cut in a hash", b"$1:00:4:8:1:AAAA,pi,pi,\n$1:0", None),
+            ("cut in a name", b"$1:00:4:8:1:AAAA,pi,pi,\n$1:00:4:8:1:BBBB,bo", None),
+            (
+                "cut in the last name",
+                b"$1:00:4:8:1:AAAA,pi,pi,\n$1:00:4:8:1:BBBB,box,bo",
+                None,
+            ),
+            ("a row of one field", b"pi\n$1:00:4:8:1:BBBB,box,box,\n", None),
+            ("zeroes after a power failure", b"\0\0\0\0\0\0\0\0", None),
+            ("no text", b"\xff\xfe,pi,pi,\n", None),
+            ("whole", b"$1:00:4:8:1:AAAA,pi,pi,\n", Some(1)),
+            ("an editor left the last end out", b"$1:00:4:8:1:AAAA,pi,pi,", Some(1)),
+            ("blank lines", b"\n$1:00:4:8:1:AAAA,pi,pi,\n\n", Some(1)),
+            ("of a very old K3s", b"clear,pi\nclear,box,box\n", Some(2)),
+            ("every row was taken out", b"", Some(0)),
+        ] {
+            fs::write(roll.path(), content).unwrap();
+            assert_eq!(roll.rows().unwrap().map(|rows| rows.len()), rows, "{name}");
+        }
     }
 }

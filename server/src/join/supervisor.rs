@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent::wire::join::{NODE_IP, NODE_NAME, NODE_PASSWORD};
 use agent::wire::object::{list, text};
 use agent::wire::selector::is_dns_subdomain;
 use agent::wire::status::{Reason, Status};
@@ -20,14 +21,16 @@ use hyper::upgrade::Upgraded;
 use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
+use rcgen::PublicKeyData as _;
 use serde_json::Value;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::{debug, info, warn};
 
+use super::certificate::{key_hash, requested_key};
 use super::issue::{Node, issue};
 use super::pki::Pki;
-use super::register::{Refusal, Register};
+use super::register::{Claim, Refusal, Register};
 use super::route::{self, Certificate, NODES_GROUP, Route};
 use crate::http::{Body, Front, Peer, Upgrades, empty, encode, full};
 use crate::request::{Client, User, What};
@@ -36,10 +39,6 @@ use crate::request::{Client, User, What};
 const MAX_REQUEST: usize = 64 * 1024;
 /// A node that takes longer to send it is gone.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-
-const NODE_NAME: &str = "k3s-node-name";
-const NODE_PASSWORD: &str = "k3s-node-password";
-const NODE_IP: &str = "k3s-node-ip";
 
 /// Who the `Authorization` header says it is: password, bootstrap token, service account. `Ok(None)`: there is none.
 pub type ByHeader = Arc<dyn Fn(&HeaderMap) -> Result<Option<User>, ()> + Send + Sync>;
@@ -178,10 +177,15 @@ impl Supervisor {
     ) -> Result<Response<Body>, Status> {
         let (head, body) = request.into_parts();
         let now = Timestamp::now();
+        let body = certificate_request(body).await?;
         let node = match which {
             Certificate::ClientKubelet | Certificate::ServingKubelet => {
                 let node = node_of(&head.headers, user)?;
-                self.admit(&node, &head.headers, user, now).await?;
+                // A key that is shared with others, as old agents', proves nothing later.
+                let key = requested_key(&body).filter(|_| which == Certificate::ClientKubelet);
+                let key = key.map(|key| key_hash(&key.subject_public_key_info()));
+                self.admit(&node, &head.headers, user, peer, key.as_deref(), now)
+                    .await?;
                 node
             }
             Certificate::KubeProxy | Certificate::K3sController => Node {
@@ -189,22 +193,21 @@ impl Supervisor {
                 addresses: Vec::new(),
             },
         };
-        let body = timeout(BODY_TIMEOUT, Limited::new(body, MAX_REQUEST).collect()).await;
-        let body = body
-            .map_err(|_| Status::failure(Reason::Timeout, "the certificate request did not arrive in time"))?
-            .map_err(|error| {
-                Status::failure(
-                    Reason::BadRequest,
-                    format!("cannot read the certificate request: {error}"),
-                )
-            })?;
-        let signed = issue(&self.parts.pki, which, &node, &body.to_bytes(), now).map_err(Status::internal)?;
+        let signed = issue(&self.parts.pki, which, &node, &body, now).map_err(Status::internal)?;
         info!(node = node.name, certificate = ?which, peer = %peer.address, user = user.name, "signed a certificate");
         Ok(plain(signed))
     }
 
     /// Whether this caller may be this node (3.4).
-    async fn admit(&self, node: &Node, headers: &HeaderMap, user: &User, now: Timestamp) -> Result<(), Status> {
+    async fn admit(
+        &self,
+        node: &Node,
+        headers: &HeaderMap,
+        user: &User,
+        peer: &Peer,
+        key: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(), Status> {
         let register = &self.parts.register;
         if own_name(user).is_some() && !register.exists(&node.name).await? {
             let why = format!(
@@ -216,13 +219,21 @@ impl Supervisor {
         }
         let password = header(headers, NODE_PASSWORD)
             .ok_or_else(|| Status::failure(Reason::BadRequest, "node password not set"))?;
-        register
-            .admit(&node.name, password, now)
-            .await
-            .map_err(|refusal| match &refusal {
-                Refusal::Taken { .. } => Status::failure(Reason::Forbidden, refusal.to_string()),
-                Refusal::Later { .. } => Status::unavailable(refusal.to_string()),
-            })
+        // Whatever the token says, the handshake has proved this.
+        let holds = |user: &User| own_name(user) == Some(&node.name);
+        let claim = Claim {
+            node: &node.name,
+            password,
+            proof: peer
+                .key
+                .as_deref()
+                .filter(|_| peer.certificate.as_ref().is_some_and(holds)),
+            key,
+        };
+        register.admit(claim, now).await.map_err(|refusal| match &refusal {
+            Refusal::Taken { .. } => Status::failure(Reason::Forbidden, refusal.to_string()),
+            Refusal::Later { .. } => Status::unavailable(refusal.to_string()),
+        })
     }
 
     /// Turns the connection into a tunnel of the node whose certificate it has.
@@ -249,6 +260,17 @@ impl Supervisor {
         headers.insert("sec-websocket-accept", accept);
         Ok(response)
     }
+}
+
+/// The body of a request for a certificate: DER, or nothing.
+async fn certificate_request(body: Incoming) -> Result<Bytes, Status> {
+    let body = timeout(BODY_TIMEOUT, Limited::new(body, MAX_REQUEST).collect()).await;
+    let body = body.map_err(|_| Status::failure(Reason::Timeout, "the certificate request did not arrive in time"))?;
+    let unreadable = |error| {
+        let why = format!("cannot read the certificate request: {error}");
+        Status::failure(Reason::BadRequest, why)
+    };
+    Ok(body.map_err(unreadable)?.to_bytes())
 }
 
 /// The name in a kubelet's identity.

@@ -1,0 +1,10 @@
+//! Joining as a node sees it, over TLS on loopback: a whole server, real certificates, and what goes wrong on the way.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "what fails here fails the test"
+)]
+
+mod joining;
+mod passwords;
+mod rig;

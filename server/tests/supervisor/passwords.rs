@@ -1,0 +1,278 @@
+//! Node passwords: whose name is whose, on disk, in the cluster, and how a name becomes free again.
+
+use rcgen::KeyPair;
+use serde_json::json;
+use server::cache::Filter;
+use server::join::register::Register;
+use server::request::{Patch, What};
+use server::run::Server;
+
+use crate::rig::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taken_name_is_refused_with_the_node_the_record_and_the_cure() {
+    let cluster = Cluster::start("taken").await;
+    assert_eq!(cluster.join("pi", PASSWORD).await.code, 200, "first come");
+    assert_eq!(cluster.join("pi", PASSWORD).await.code, 200, "the same machine again");
+    let reply = cluster.join("pi", OTHER).await;
+    assert_eq!(reply.code, 403);
+    let message = reply.message();
+    for part in [
+        "node name \"pi\" is taken",
+        "Secret kube-system/pi.node-password.k3s",
+        "cred/node-passwd",
+        "kubectl delete node pi",
+        "--with-node-id",
+    ] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    assert!(!message.contains(OTHER) && !message.contains(PASSWORD));
+    assert_eq!(cluster.join("pi-2", OTHER).await.code, 200, "another name");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_secret_node_or_row_lets_the_next_machine_have_the_name() {
+    let cluster = Cluster::start("cure").await;
+    assert_eq!(cluster.join("pi", PASSWORD).await.code, 200);
+    cluster
+        .delete(What::SECRETS, "kube-system", "pi.node-password.k3s")
+        .await;
+    assert_eq!(cluster.join("pi", OTHER).await.code, 200, "the Secret was deleted");
+
+    cluster.register("pi").await;
+    let secret = owned(&cluster, "pi").await;
+    assert_eq!(secret["type"], "k3s.cattle.io/node-password");
+    assert_eq!(secret["immutable"], true);
+    assert_eq!(cluster.join("pi", PASSWORD).await.code, 403);
+    cluster.delete(What::NODES, "", "pi").await;
+    assert_eq!(cluster.join("pi", PASSWORD).await.code, 200, "the Node was deleted");
+
+    let path = cluster.dir.join("server/cred/node-passwd");
+    let row = |text: &str| text.lines().any(|line| line.contains(",pi,"));
+    until(|| std::fs::read_to_string(&path).is_ok_and(|text| row(&text))).await;
+    assert_eq!(cluster.join("pi", OTHER).await.code, 403);
+    std::fs::write(&path, "").unwrap();
+    assert_eq!(cluster.join("pi", OTHER).await.code, 200, "its row was taken out");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_server_knows_its_nodes() {
+    let mut cluster = Cluster::start("restart").await;
+    assert_eq!(cluster.join("pi", PASSWORD).await.code, 200);
+    let token = cluster.file("token");
+    cluster.server.take().unwrap().stop().await.unwrap();
+    cluster.server = Some(Server::start(&Cluster::config(&cluster.dir)).await.unwrap());
+    assert_eq!(cluster.file("token"), token);
+    assert_eq!(cluster.join("pi", PASSWORD).await.code, 200);
+    assert_eq!(cluster.join("pi", OTHER).await.code, 403);
+    cluster.stop().await;
+}
+
+/// The file of password records.
+fn roll(cluster: &Cluster) -> std::path::PathBuf {
+    cluster.dir.join("server/cred/node-passwd")
+}
+
+fn has_row(path: &std::path::Path, node: &str) -> bool {
+    std::fs::read_to_string(path).is_ok_and(|text| text.lines().any(|line| line.contains(&format!(",{node},"))))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_taken_out_while_the_server_was_stopped_frees_that_name_only() {
+    let mut cluster = Cluster::start("stopped").await;
+    for node in ["pi", "box"] {
+        assert_eq!(cluster.join(node, PASSWORD).await.code, 200);
+    }
+    let path = roll(&cluster);
+    until(|| has_row(&path, "pi") && has_row(&path, "box")).await;
+    cluster.server.take().unwrap().stop().await.unwrap();
+    let rows = std::fs::read_to_string(&path).unwrap();
+    let kept: String = rows
+        .lines()
+        .filter(|row| !row.contains(",pi,"))
+        .map(|row| format!("{row}\n"))
+        .collect();
+    std::fs::write(&path, kept).unwrap();
+    cluster.server = Some(Server::start(&Cluster::config(&cluster.dir)).await.unwrap());
+    assert_eq!(cluster.join("box", OTHER).await.code, 403, "its row is there");
+    assert_eq!(cluster.join("pi", OTHER).await.code, 200, "its row was taken out");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_missing_cut_or_empty_is_rebuilt_and_forgets_nobody() {
+    let cluster = Cluster::start("rebuilt").await;
+    for node in ["pi", "box"] {
+        assert_eq!(cluster.join(node, PASSWORD).await.code, 200);
+    }
+    let path = roll(&cluster);
+    let whole = || has_row(&path, "pi") && has_row(&path, "box");
+    for damage in ["missing", "cut", "empty"] {
+        until(whole).await;
+        let text = std::fs::read_to_string(&path).unwrap();
+        match damage {
+            "missing" => std::fs::remove_file(&path).unwrap(),
+            "cut" => std::fs::write(&path, &text[..text.len() - 9]).unwrap(),
+            _ => std::fs::write(&path, "").unwrap(),
+        }
+        for node in ["pi", "box"] {
+            assert_eq!(cluster.join(node, OTHER).await.code, 403, "{damage}: {node}");
+            assert_eq!(cluster.join(node, PASSWORD).await.code, 200, "{damage}: {node}");
+        }
+    }
+    until(whole).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_server_shows_the_same_records_and_heeds_a_row_taken_out_anywhere() {
+    let cluster = Cluster::start("mirrors").await;
+    let second = cluster.dir.join("second");
+    std::fs::create_dir_all(&second).unwrap();
+    let (_register, keeper) = Register::new(cluster.server().client.clone(), &second).unwrap();
+    let mut keeping = tokio::task::JoinSet::new();
+    keeping.spawn(keeper.run());
+    let (first, second) = (roll(&cluster), second.join("node-passwd"));
+    until(|| second.exists()).await;
+    for node in ["pi", "box"] {
+        assert_eq!(cluster.join(node, PASSWORD).await.code, 200);
+    }
+    let same = || {
+        let text = |path| std::fs::read_to_string(path).unwrap_or_default();
+        has_row(&first, "pi") && has_row(&first, "box") && text(&first) == text(&second)
+    };
+    until(same).await;
+    cluster
+        .delete(What::SECRETS, "kube-system", "pi.node-password.k3s")
+        .await;
+    until(|| !has_row(&first, "pi") && !has_row(&second, "pi")).await;
+    assert_eq!(cluster.join("pi", OTHER).await.code, 200);
+    until(same).await;
+    keeping.shutdown().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lost_its_password_proves_who_it_is_with_its_old_key() {
+    let cluster = Cluster::start("proof").await;
+    let key = KeyPair::generate().unwrap();
+    let token = basic("node", "secret");
+    let ask = |password: &str, key: &KeyPair| cluster.certificate_request("pi", password, Some(&token), key);
+    let reply = cluster.send(ask(PASSWORD, &key), None).await;
+    let held = Certificate {
+        chain: reply.body,
+        key: key.serialize_pem(),
+    };
+    let stranger = cluster.joined("box").await;
+    assert_eq!(
+        cluster.send(ask(OTHER, &key), None).await.code,
+        403,
+        "the public key is no proof"
+    );
+    let reply = cluster.send(ask(OTHER, &key), Some(&stranger)).await;
+    assert_eq!(reply.code, 403, "another node's certificate is none either");
+    assert_eq!(cluster.send(ask(OTHER, &key), Some(&held)).await.code, 200);
+    assert_eq!(
+        cluster.send(ask(PASSWORD, &key), None).await.code,
+        403,
+        "the old password is gone"
+    );
+    assert_eq!(cluster.send(ask(OTHER, &key), None).await.code, 200);
+
+    cluster
+        .delete(What::SECRETS, "kube-system", "pi.node-password.k3s")
+        .await;
+    let newer = KeyPair::generate().unwrap();
+    assert_eq!(
+        cluster.send(ask(PASSWORD, &newer), None).await.code,
+        200,
+        "another machine"
+    );
+    let reply = cluster.send(ask(OTHER, &key), Some(&held)).await;
+    assert_eq!(
+        reply.code, 403,
+        "who had the name before has a certificate, and not the name"
+    );
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_lets_one_machine_in_and_closes() {
+    let cluster = Cluster::start("window").await;
+    assert_eq!(cluster.join("pi", PASSWORD).await.code, 200);
+    cluster.register("pi").await;
+    owned(&cluster, "pi").await;
+    let open = |until: &str| {
+        let patch = json!({ "metadata": { "annotations": { "amphipod.io/reenrol-until": until } } });
+        let client = cluster.server().client.clone();
+        async move {
+            let name = "pi.node-password.k3s";
+            let patched = client.patch(What::SECRETS, "kube-system", name, None, Patch::Merge(patch));
+            patched.await.unwrap()
+        }
+    };
+    open("2026-01-01T00:00:00Z").await;
+    assert_eq!(cluster.join("pi", OTHER).await.code, 403, "long over");
+    open("2999-01-01T00:00:00Z").await;
+    assert_eq!(cluster.join("pi", OTHER).await.code, 200);
+    assert_eq!(cluster.join("pi", PASSWORD).await.code, 403, "closed after use");
+    assert_eq!(cluster.join("pi", OTHER).await.code, 200);
+    let secret = owned(&cluster, "pi").await;
+    assert_eq!(
+        secret["metadata"]["annotations"]["amphipod.io/reenrol-until"],
+        json!(null)
+    );
+    let events = cluster
+        .server()
+        .client
+        .list(What::EVENTS, Some("default"), Filter::default());
+    let events = events.await.unwrap();
+    let reasons: Vec<String> = events
+        .items
+        .iter()
+        .map(|item| item.value()["reason"].to_string())
+        .collect();
+    for reason in ["\"NodeReenrolled\"", "\"NodePasswordValidationFailed\""] {
+        assert!(reasons.iter().any(|found| found == reason), "{reason}: {reasons:?}");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_with_a_damaged_password_file_gets_in_by_its_key_and_is_told_what_helps_without_it() {
+    let cluster = Cluster::start("damaged").await;
+    agent_joins(&cluster, "pi", "machine", "secret").await.unwrap();
+    let path = cluster.dir.join("machine/etc/password");
+    let whole = std::fs::read_to_string(&path).unwrap();
+
+    let cert = cluster.dir.join("machine/agent/client-kubelet.crt");
+    let aside = cluster.dir.join("client-kubelet.crt");
+    std::fs::rename(&cert, &aside).unwrap();
+    std::fs::write(&path, &whole[..10]).unwrap();
+    let error = agent_joins(&cluster, "pi", "machine", "secret").await.err().unwrap();
+    for part in ["node name \"pi\" is taken", "k3s node reenrol pi", "is damaged"] {
+        assert!(error.to_string().contains(part), "{part}: {error}");
+    }
+    assert_eq!(
+        std::fs::read_to_string(&path).unwrap(),
+        &whole[..10],
+        "it can still be put back"
+    );
+
+    std::fs::rename(&aside, &cert).unwrap();
+    agent_joins(&cluster, "pi", "machine", "secret").await.unwrap();
+    let settled = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        settled.len() == whole.len() && settled != whole,
+        "a password that the server knows"
+    );
+    agent_joins(&cluster, "pi", "machine", "secret").await.unwrap();
+    assert_eq!(
+        cluster.join("pi", whole.trim()).await.code,
+        403,
+        "the lost one is worth nothing"
+    );
+    cluster.stop().await;
+}
