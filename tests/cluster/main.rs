@@ -5,6 +5,7 @@
 
 #![cfg(test)]
 
+mod streams;
 mod walk;
 
 use tests::lab::{Kubectl, Lab, image, until};
@@ -33,6 +34,10 @@ fn a_cluster_is_started_joined_and_used() {
     walk::a_deployment_runs_with_its_config(&kubectl);
     walk::it_scales_rolls_and_goes(&kubectl);
     walk::bad_input_is_told_as_kubernetes_tells_it(&kubectl);
+    streams::logs_are_printed_as_the_container_wrote_them(&kubectl);
+    streams::logs_are_followed_to_the_end(&kubectl);
+    streams::the_log_before_a_restart_is_kept(&kubectl);
+    streams::what_has_no_log_says_why(&kubectl);
     walk::an_agent_that_is_killed_adopts_its_pods(&kubectl, &mut lab);
     lab.stop();
 }

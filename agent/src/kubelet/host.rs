@@ -12,6 +12,7 @@ use super::links::Links;
 use super::node::{Machine, allocatable};
 use super::ports::{Api, Containers, Network};
 use super::report::Reporter;
+use super::roll::Roll;
 use super::settings::Settings;
 use crate::kubelet::downward::Addresses;
 
@@ -40,6 +41,8 @@ pub struct Host {
     pub events: Recorder,
     /// Takes statuses.
     pub reports: Arc<Reporter>,
+    /// Which pods there are.
+    pub roll: Arc<Roll>,
     /// Takes what is kept for times without a server.
     pub keeper: Keeper,
     /// What is known of services.

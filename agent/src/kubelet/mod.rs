@@ -26,6 +26,8 @@ mod probe;
 pub mod qos;
 mod report;
 pub mod restart;
+mod roll;
+mod server;
 mod settings;
 pub mod status;
 #[cfg(test)]
@@ -92,6 +94,7 @@ pub async fn run(
         network: network_seen,
         events,
         reports: Arc::default(),
+        roll: Arc::default(),
         keeper,
         links: links::Links::default(),
     });
@@ -101,6 +104,7 @@ pub async fn run(
     tasks.spawn(node::keep(host.clone(), networks, network));
     let reporting = host.clone();
     tasks.spawn(async move { reporting.reports.run(reporting.api.as_ref()).await });
+    tasks.spawn(server::serve(server::Port::of(&host)));
     tasks.spawn(pods::keep(host));
     shutdown.await;
     tasks.shutdown().await;

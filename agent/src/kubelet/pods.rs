@@ -125,6 +125,7 @@ impl Pods {
 
     fn want(&mut self, pod: Arc<Pod>, gone: bool) {
         let uid = pod.meta.uid.clone();
+        self.host.roll.enter(&pod);
         let desired = Desired { pod, gone };
         if let Some(handle) = self.workers.get(&uid) {
             handle.desired.send_if_modified(|known| {
@@ -165,6 +166,7 @@ impl Pods {
         };
         let Some(uid) = self.names.remove(&id) else { return };
         let handle = self.workers.remove(&uid);
+        self.host.roll.strike(&uid);
         match ended {
             Ok(_) => {
                 if handle.is_some_and(|handle| !handle.desired.borrow().gone) {

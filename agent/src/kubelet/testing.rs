@@ -1,6 +1,6 @@
 //! Folders and neighbours for tests.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -43,6 +43,10 @@ pub struct Fake {
     pub images: Mutex<BTreeSet<String>>,
     /// Signals sent, as `container signal`.
     pub signals: Mutex<Vec<String>>,
+    /// What the next commands and attachments are; without any they end at once.
+    pub processes: Mutex<VecDeque<Process>>,
+    /// Commands run and attachments made, as `container command…`.
+    pub commands: Mutex<Vec<String>>,
     /// Whether a container ends on SIGTERM.
     pub obedient: Mutex<bool>,
     events: broadcast::Sender<RuntimeEvent>,
@@ -54,6 +58,8 @@ impl Default for Fake {
             pods: Mutex::default(),
             images: Mutex::default(),
             signals: Mutex::default(),
+            processes: Mutex::default(),
+            commands: Mutex::default(),
             obedient: Mutex::new(true),
             events: broadcast::channel(16).0,
         }
@@ -80,6 +86,16 @@ impl Fake {
             }
         }
         let _ = self.events.send(RuntimeEvent { pod_uid: uid.into() });
+    }
+
+    /// Loses what is known of a pod's containers, as a sandbox that is made anew does.
+    pub fn forget_containers(&self, uid: &str) {
+        self.pods().entry(uid.into()).or_default().containers.clear();
+    }
+
+    fn process(&self, asked: String) -> Process {
+        self.commands.lock().unwrap().push(asked);
+        self.processes.lock().unwrap().pop_front().unwrap_or_else(silent)
     }
 
     /// What is there of a pod.
@@ -204,14 +220,14 @@ impl Containers for Fake {
     fn exec<'a>(
         &'a self,
         _pod_uid: &'a str,
-        _container: &'a str,
-        _spec: ExecSpec,
+        container: &'a str,
+        spec: ExecSpec,
     ) -> BoxFuture<'a, Result<Process, RuntimeError>> {
-        Box::pin(async { Ok(silent()) })
+        Box::pin(async move { Ok(self.process(format!("{container} {}", spec.command.join(" ")))) })
     }
 
-    fn attach<'a>(&'a self, _pod_uid: &'a str, _container: &'a str) -> BoxFuture<'a, Result<Process, RuntimeError>> {
-        Box::pin(async { Ok(silent()) })
+    fn attach<'a>(&'a self, _pod_uid: &'a str, container: &'a str) -> BoxFuture<'a, Result<Process, RuntimeError>> {
+        Box::pin(async move { Ok(self.process(container.into())) })
     }
 
     fn events(&self) -> Box<dyn Events> {

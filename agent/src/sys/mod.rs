@@ -5,6 +5,7 @@
 pub mod netlink;
 pub mod netns;
 pub mod nftables;
+pub mod notice;
 pub mod passing;
 pub mod process;
 pub mod terminal;

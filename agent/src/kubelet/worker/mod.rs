@@ -283,6 +283,7 @@ impl Worker {
         }
         self.status = status;
         self.reported = true;
+        self.host.roll.report(&self.pod.meta.uid, &self.status);
         if !self.gone {
             self.host.reports.report(&self.pod, &self.status);
         }
