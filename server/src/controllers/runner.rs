@@ -4,7 +4,7 @@
 //! is looked at again with back-off. Our own writes are in the cache before they are acknowledged, so a plan never
 //! misses what the previous one did.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -156,31 +156,35 @@ async fn follow(source: Source, client: Client, cache: Cache, sender: mpsc::Send
 /// Keys that are due now or later, each once; failures are counted per key.
 #[derive(Default)]
 struct Queue {
-    due: BTreeMap<Key, Instant>,
+    due: HashMap<Key, Instant>,
+    /// The same, soonest first: at a start there are as many as objects.
+    order: BTreeSet<(Instant, Key)>,
     failures: HashMap<Key, u32>,
 }
 
 impl Queue {
     fn add(&mut self, key: Key, now: Instant) {
-        self.due
-            .entry(key)
-            .and_modify(|due| *due = now.min(*due))
-            .or_insert(now);
+        if let Some(due) = self.due.get(&key) {
+            if *due <= now {
+                return;
+            }
+            self.order.remove(&(*due, key.clone()));
+        }
+        self.order.insert((now, key.clone()));
+        self.due.insert(key, now);
     }
 
     fn due(&mut self, now: Instant) -> Option<Key> {
-        let key = self
-            .due
-            .iter()
-            .filter(|(_, due)| **due <= now)
-            .min_by_key(|(_, due)| **due)
-            .map(|(key, _)| key.clone())?;
+        if self.next()? > now {
+            return None;
+        }
+        let (_, key) = self.order.pop_first()?;
         self.due.remove(&key);
         Some(key)
     }
 
     fn next(&self) -> Option<Instant> {
-        self.due.values().min().copied()
+        self.order.first().map(|(due, _)| *due)
     }
 
     fn done(&mut self, key: Key, again: Option<Instant>) {
@@ -321,7 +325,8 @@ mod tests {
         assert_eq!(queue.due(now), None);
         queue.add(key("a"), now);
         queue.add(key("a"), now);
+        queue.add(key("a"), now + SLOWEST);
         assert_eq!(queue.due(now), Some(key("a")));
-        assert_eq!(queue.due(now), None);
+        assert_eq!((queue.due(now + SLOWEST), queue.next()), (None, None));
     }
 }

@@ -135,7 +135,7 @@ impl Scheduler<'_> {
             self.pod_gone(&wish.meta.uid);
         } else if !wish.node.is_empty() {
             self.queue.remove(&wish.meta.uid);
-            self.state.place(wish);
+            self.state.place(&wish);
         } else if wish.waits() {
             // A pod whose binding is on its way is seen without a node once more.
             if !self.state.is_placed(&wish.meta.uid) {
@@ -158,7 +158,7 @@ impl Scheduler<'_> {
         match choose(&wish, &self.state) {
             Ok(node) => {
                 wish.node.clone_from(&node.name);
-                self.state.place(wish.clone());
+                self.state.place(&wish);
                 let client = self.client.clone();
                 self.bindings.spawn(async move {
                     let result = bind(&client, &wish).await;

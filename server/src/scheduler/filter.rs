@@ -105,7 +105,7 @@ mod tests {
             "metadata": {"uid": "there"},
             "spec": {"nodeName": "edge", "containers": [{"resources": {"requests": {"cpu": "600m"}}, "ports": [{"hostPort": 80}]}]},
         });
-        state.place(Wish::of(&taken));
+        state.place(&Wish::of(&taken));
         state.nodes().next().unwrap().clone()
     }
 

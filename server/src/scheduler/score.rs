@@ -134,7 +134,7 @@ mod tests {
             let mut wish = pod(uid, json!({"containers": [{}]}));
             wish.node = chosen(&state, &wish);
             seen.push(wish.node.clone());
-            state.place(wish);
+            state.place(&wish);
         }
         seen.sort();
         assert_eq!(seen, ["a", "b", "c"]);
@@ -160,7 +160,7 @@ mod tests {
             &json!({"metadata": {"uid": "big"}, "spec": {"containers": [{"resources": {"requests": {"cpu": "2", "memory": "2Gi"}}}]}}),
         );
         big.node = "a".into();
-        state.place(big);
+        state.place(&big);
         assert_eq!(chosen(&state, &pod("1", json!({"containers": [{}]}))), "b");
     }
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 /// Amounts by resource name: CPU in thousandths of a core, all else in whole units.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Amounts(pub BTreeMap<String, i64>);
 
 impl Amounts {
@@ -58,7 +58,7 @@ impl Amounts {
 }
 
 /// A port of the node that a pod occupies. An empty address means all of them.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct HostPort {
     /// Number.
     pub port: i64,
