@@ -17,12 +17,32 @@ const CONSTANTS: [(&str, &str); 2] = [
 ];
 
 /// Messages that OpenAPI does not list and yet cross the wire as bodies: options, and what they hold.
-const EXTRA: [(&str, &str, &str); 16] = [
+const EXTRA: [(&str, &str, &str); 20] = [
     ("io.k8s.apimachinery.pkg.apis.meta.v1.", "", "CreateOptions"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.", "", "GetOptions"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.", "", "ListOptions"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.", "", "PatchOptions"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.", "", "UpdateOptions"),
+    (
+        "io.k8s.apimachinery.pkg.apis.meta.v1.",
+        "meta.k8s.io/v1",
+        "PartialObjectMetadata",
+    ),
+    (
+        "io.k8s.apimachinery.pkg.apis.meta.v1.",
+        "meta.k8s.io/v1",
+        "PartialObjectMetadataList",
+    ),
+    (
+        "io.k8s.apimachinery.pkg.apis.meta.v1.",
+        "meta.k8s.io/v1beta1",
+        "PartialObjectMetadata",
+    ),
+    (
+        "io.k8s.apimachinery.pkg.apis.meta.v1.",
+        "meta.k8s.io/v1beta1",
+        "PartialObjectMetadataList",
+    ),
     ("io.k8s.api.core.v1.", "v1", "NodeProxyOptions"),
     ("io.k8s.api.core.v1.", "v1", "PodAttachOptions"),
     ("io.k8s.api.core.v1.", "v1", "PodExecOptions"),
@@ -40,10 +60,14 @@ const EXTRA: [(&str, &str, &str); 16] = [
     ),
 ];
 
+/// What has no protobuf form. Source: apimachinery v0.36 `version.Info` is JSON only.
+const JSON_ONLY: &str = "io.k8s.apimachinery.pkg.version.Info.";
+
 /// Makes the model whole: tags, nesting, markers, kinds of their own.
 ///
-/// Returns what is left without a tag; an empty list is a complete table.
-pub fn join(model: &mut Model, protos: &PbMessages) -> Result<Vec<String>> {
+/// # Errors
+/// A fact about what is not there, and a member that protobuf could not carry.
+pub fn join(model: &mut Model, protos: &PbMessages) -> Result<()> {
     for name in model.messages.keys().cloned().collect::<Vec<_>>() {
         if let Some(proto) = protos.get(&key(&name)) {
             tag_message(model, &name, proto, protos)?;
@@ -51,13 +75,33 @@ pub fn join(model: &mut Model, protos: &PbMessages) -> Result<Vec<String>> {
     }
     extra(model, protos)?;
     nest_by_hand(model, protos)?;
+    print_required(model);
     for file in FACTS {
         facts(model, file)?;
     }
     meta_kinds(model);
     model.kinds.sort();
     model.kinds.dedup();
-    Ok(untagged(model))
+    let untagged = untagged(model);
+    if !untagged.is_empty() {
+        bail!("no protobuf tag, see delta.txt: {}", untagged.join(" "));
+    }
+    Ok(())
+}
+
+/// What OpenAPI requires is what Go prints even when zero (`json` tags without `omitempty`); `presence.txt` has the rest.
+fn print_required(model: &mut Model) {
+    for field in model
+        .messages
+        .values_mut()
+        .flat_map(|message| message.fields.values_mut())
+    {
+        let scalar = matches!(
+            field.kind,
+            Kind::String | Kind::Bool | Kind::Int32 | Kind::Int64 | Kind::Number
+        );
+        field.always = scalar && field.required && field.repeat == Repeat::One;
+    }
 }
 
 fn tag_message(model: &mut Model, name: &str, proto: &PbMessage, protos: &PbMessages) -> Result<()> {
@@ -385,8 +429,14 @@ fn fact(model: &mut Model, line: &str) -> Result<()> {
         for word in words {
             match word.split_once('=') {
                 Some(("struct", "atomic")) => message.atomic = true,
-                Some(("pointers", names)) => each(message, names, |field| field.pointer = true)?,
+                Some(("pointers", names)) => each(message, names, |field| {
+                    field.pointer = true;
+                    field.always = false;
+                })?,
                 Some(("always", names)) => each(message, names, |field| field.always = true)?,
+                Some(("omitted", names)) => each(message, names, |field| field.always = false)?,
+                Some(("rename", names)) => rename(message, names)?,
+                Some(("text", pair)) => text(message, pair)?,
                 Some(("tags", pairs)) => {
                     for pair in pairs.split(',') {
                         let (name, tag) = pair.split_once(':').ok_or_else(|| anyhow!("{pair}"))?;
@@ -417,6 +467,27 @@ fn fact(model: &mut Model, line: &str) -> Result<()> {
     Ok(())
 }
 
+fn rename(message: &mut Message, pair: &str) -> Result<()> {
+    let (old, new) = pair.split_once(':').ok_or_else(|| anyhow!("{pair}"))?;
+    let field = message.fields.remove(old).ok_or_else(|| anyhow!("no {old}"))?;
+    message.fields.insert(new.to_owned(), field);
+    Ok(())
+}
+
+/// A member that the crate does not have: a string with a tag.
+fn text(message: &mut Message, pair: &str) -> Result<()> {
+    let (name, tag) = pair.split_once(':').ok_or_else(|| anyhow!("{pair}"))?;
+    let field = Field {
+        kind: Kind::String,
+        tag: tag.parse()?,
+        ..Field::default()
+    };
+    match message.fields.insert(name.to_owned(), field) {
+        None => Ok(()),
+        Some(_) => bail!("{name} is there already"),
+    }
+}
+
 fn each(message: &mut Message, names: &str, change: impl Fn(&mut Field)) -> Result<()> {
     for name in names.split(',') {
         change(message.fields.get_mut(name).ok_or_else(|| anyhow!("no {name}"))?);
@@ -440,8 +511,9 @@ fn untagged(model: &Model) -> Vec<String> {
             .collect();
         for (field, known) in &message.fields {
             let typed = field == "apiVersion" || field == "kind";
-            if known.tag == 0 && !typed && !nested.contains(field) {
-                missing.push(format!("{name}.{field}"));
+            let path = format!("{name}.{field}");
+            if known.tag == 0 && !typed && !nested.contains(field) && !path.starts_with(JSON_ONLY) {
+                missing.push(path);
             }
         }
     }

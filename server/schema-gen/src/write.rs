@@ -1,14 +1,15 @@
 //! Packs the model into the two files that the server embeds. `server/src/schema/table.rs` is the other side.
 //!
-//! `table.bin`, all numbers little-endian: magic `AMPSCH01`; counts of messages, fields, kinds, bytes of pool (u32
-//! each); then messages (16 bytes each, by definition name), fields (28 bytes each, by message and JSON name), kinds
-//! (16 bytes each, by group, version, kind), pool (strings: u16 length, bytes; offset 0 is the empty string).
+//! `table.bin`, all numbers little-endian: magic `AMPSCH02`; counts of messages, fields, kinds, bytes of pool (u32
+//! each); then messages (16 bytes each, by definition name), fields (28 bytes each, by message and JSON name; byte 15 of
+//! a message's n-th field is the place of its n-th field by tag), kinds (16 bytes each, by group, version, kind), pool
+//! (strings: u16 length, bytes; offset 0 is the empty string).
 //! `text.bin.gz`: descriptions, each u16 length and bytes; number 0 is empty.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
@@ -75,12 +76,17 @@ pub fn pack(model: &Model) -> Result<(Vec<u8>, Vec<u8>)> {
     let mut count = 0_u32;
     for (name, message) in &model.messages {
         pack_message(&mut messages, &mut pool, &mut texts, (name, message), count)?;
-        for (json, field) in &message.fields {
+        let mut by_tag: Vec<(u16, u8)> = message.fields.values().map(|field| field.tag).zip(0..).collect();
+        if by_tag.len() != message.fields.len() {
+            bail!("{name} has more members than a byte counts");
+        }
+        by_tag.sort_unstable();
+        for ((json, field), (_, place)) in message.fields.iter().zip(by_tag) {
             let target = match field.kind {
                 Kind::Message => number(&field.message).with_context(|| format!("{name}.{json}"))?,
                 _ => 0,
             };
-            pack_field(&mut fields, &mut pool, &mut texts, (json, field), target)?;
+            pack_field(&mut fields, &mut pool, &mut texts, (json, field), (target, place))?;
             count += 1;
         }
     }
@@ -91,7 +97,7 @@ pub fn pack(model: &Model) -> Result<(Vec<u8>, Vec<u8>)> {
         kinds.extend(number(&kind.message)?.to_le_bytes());
         kinds.extend(0_u16.to_le_bytes());
     }
-    let mut table = b"AMPSCH01".to_vec();
+    let mut table = b"AMPSCH02".to_vec();
     for size in [
         model.messages.len(),
         usize::try_from(count)?,
@@ -127,7 +133,7 @@ fn pack_field(
     pool: &mut Pool,
     texts: &mut Texts,
     (json, field): (&str, &Field),
-    target: u16,
+    (target, place): (u16, u8),
 ) -> Result<()> {
     let strategy = |name: &str| u16::from(field.strategy.split(',').any(|one| one == name));
     let map = |name: &str| u16::from(field.map == name);
@@ -146,7 +152,7 @@ fn pack_field(
     out.extend(texts.put(&field.text)?.to_le_bytes());
     out.extend([field.kind as u8, field.repeat as u8]);
     out.extend(flags.to_le_bytes());
-    out.extend([field.list as u8, 0]);
+    out.extend([field.list as u8, place]);
     for text in [&field.merge_key, &field.keys, &field.default] {
         out.extend(pool.put(text)?.to_le_bytes());
     }

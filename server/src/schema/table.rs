@@ -179,6 +179,25 @@ impl Type {
         self.range().map(|index| Field(FIELDS_AT + index * FIELD))
     }
 
+    /// Its members by protobuf tag; those without one (`apiVersion`, what protobuf nests) come first.
+    pub fn fields_by_tag(self) -> impl Iterator<Item = Field> {
+        let range = self.range();
+        range.clone().map(move |index| Self::placed(range.start, index))
+    }
+
+    /// A member by its protobuf tag.
+    pub fn tagged(self, tag: u32) -> Option<Field> {
+        let range = self.range();
+        let field = |index: usize| Self::placed(range.start, range.start + index);
+        find(range.len(), |index| u32::from(field(index).tag()).cmp(&tag)).map(field)
+    }
+
+    /// The `index`-th record's place by tag, as a member.
+    fn placed(first: usize, index: usize) -> Field {
+        let place = usize::from(byte(FIELDS_AT + index * FIELD + 15));
+        Field(FIELDS_AT + (first + place) * FIELD)
+    }
+
     /// A member by its JSON name.
     pub fn field(self, name: &str) -> Option<Field> {
         let range = self.range();
@@ -288,12 +307,12 @@ impl Field {
         self.flag(1)
     }
 
-    /// A pointer in Go: absent and zero differ.
+    /// A pointer in Go: absent and zero differ. Every other single value is always written in protobuf.
     pub fn pointer(self) -> bool {
         self.flag(2)
     }
 
-    /// Printed even when zero.
+    /// A scalar that JSON has even when it is zero.
     pub fn always(self) -> bool {
         self.flag(3)
     }
@@ -383,6 +402,45 @@ mod tests {
             for field in shape.fields().filter(|field| !field.inline()) {
                 assert_eq!(shape.field(field.name()), Some(field), "{kind}.{}", field.name());
             }
+        }
+    }
+
+    #[test]
+    fn every_tag_leads_to_its_member_in_ascending_order() {
+        for (_, _, kind, shape) in built_in().kinds() {
+            let tags: Vec<u16> = shape.fields_by_tag().map(Field::tag).collect();
+            assert!(tags.is_sorted(), "{kind}: {tags:?}");
+            assert_eq!(tags.len(), shape.fields().count());
+            for field in shape.fields().filter(|field| field.tag() != 0) {
+                assert_eq!(
+                    shape.tagged(u32::from(field.tag())),
+                    Some(field),
+                    "{kind}.{}",
+                    field.name()
+                );
+            }
+            assert_eq!(shape.tagged(4000), None);
+        }
+    }
+
+    #[test]
+    fn a_member_knows_whether_go_can_leave_it_out() {
+        let member = |shape: &str, name: &str| {
+            let shape = built_in().named(&format!("io.k8s.api.{shape}")).unwrap();
+            let field = shape.field(name).unwrap();
+            (field.pointer(), field.always())
+        };
+        for (shape, name, expected) in [
+            ("apps.v1.DeploymentSpec", "replicas", (true, false)),
+            ("apps.v1.DeploymentSpec", "paused", (false, false)),
+            ("core.v1.ContainerStatus", "restartCount", (false, true)),
+            ("core.v1.Container", "name", (false, true)),
+            ("core.v1.Container", "resources", (false, false)),
+            ("core.v1.Container", "livenessProbe", (true, false)),
+            ("core.v1.LocalObjectReference", "name", (false, false)),
+            ("rbac.v1.RoleRef", "apiGroup", (false, true)),
+        ] {
+            assert_eq!(member(shape, name), expected, "{shape}.{name}");
         }
     }
 
