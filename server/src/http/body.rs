@@ -64,13 +64,13 @@ fn too_large() -> Status {
     Status::failure(Reason::RequestEntityTooLarge, message)
 }
 
-/// The tree of a body; `builtin`: its kind has a protobuf form.
+/// The tree of a body. `expected`: version and kind that the place stands for, if they have a protobuf form.
 ///
 /// # Errors
 /// 415 for media types that we do not read, 400 for what is not of its type.
-pub fn decode(headers: &HeaderMap, bytes: &[u8], builtin: bool) -> Result<Decoded, Status> {
-    let media = content_type(header(headers), builtin)?;
-    decode_as(media, bytes)
+pub fn decode(headers: &HeaderMap, bytes: &[u8], expected: Option<(&str, &str)>) -> Result<Decoded, Status> {
+    let media = content_type(header(headers), expected.is_some())?;
+    decode_as(media, bytes, expected.unwrap_or_default())
 }
 
 fn header(headers: &HeaderMap) -> &str {
@@ -80,7 +80,7 @@ fn header(headers: &HeaderMap) -> &str {
         .unwrap_or_default()
 }
 
-fn decode_as(media: Media, bytes: &[u8]) -> Result<Decoded, Status> {
+fn decode_as(media: Media, bytes: &[u8], expected: (&str, &str)) -> Result<Decoded, Status> {
     let (value, duplicates) = match media {
         Media::Json => {
             let parsed = json::parse(bytes).map_err(|error| bad(error.to_string()))?;
@@ -88,7 +88,7 @@ fn decode_as(media: Media, bytes: &[u8]) -> Result<Decoded, Status> {
         }
         Media::Yaml => (yaml(bytes)?, Vec::new()),
         Media::Protobuf => {
-            let value = protobuf::decode(bytes).map_err(|error| bad(error.to_string()))?;
+            let value = protobuf::decode(bytes, expected).map_err(|error| bad(error.to_string()))?;
             (value, Vec::new())
         }
     };
@@ -154,7 +154,7 @@ pub fn delete_options(headers: &HeaderMap, bytes: &[u8], query: &Query) -> Resul
     if bytes.is_empty() {
         return query.delete();
     }
-    let value = decode(headers, bytes, true)?.value;
+    let value = decode(headers, bytes, Some(("v1", "DeleteOptions")))?.value;
     let kind = text(&value, &["kind"]);
     if !matches!(kind, "" | "DeleteOptions") {
         return Err(bad(format!(
@@ -233,7 +233,7 @@ mod tests {
             ("text/plain", "{}", Err(415)),
             ("application/vnd.kubernetes.protobuf", "not protobuf", Err(400)),
         ] {
-            let got = decode(&headers(media), body.as_bytes(), true);
+            let got = decode(&headers(media), body.as_bytes(), Some(("v1", "ConfigMap")));
             let got = got
                 .map(|decoded| decoded.value.to_string())
                 .map_err(|status| status.code);
@@ -249,7 +249,7 @@ mod tests {
             bomb.push_str(&format!("a{level}: &a{level} [{alias}]\n"));
         }
         assert_eq!(
-            decode(&headers("application/yaml"), bomb.as_bytes(), true)
+            decode(&headers("application/yaml"), bomb.as_bytes(), None)
                 .err()
                 .map(|status| status.code),
             Some(400)

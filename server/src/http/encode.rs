@@ -52,11 +52,20 @@ pub struct Style {
     pub now: Timestamp,
 }
 
-/// An error, or a success without an object.
+/// An error, or a success without an object, in JSON.
 pub fn status(status: &Status) -> Response<Body> {
-    let bytes = serde_json::to_vec(status).unwrap_or_default();
+    status_as(status, Media::Json)
+}
+
+/// The same in the encoding asked for.
+pub fn status_as(status: &Status, media: Media) -> Response<Body> {
+    let json = Bytes::from(serde_json::to_vec(status).unwrap_or_default());
+    let (media, bytes) = match transcode(json.clone(), media) {
+        Ok(bytes) => (media, bytes),
+        Err(_) => (Media::Json, json),
+    };
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::OK);
-    let mut response = respond(code, Media::Json.name(), full(bytes));
+    let mut response = respond(code, media.name(), full(bytes));
     let retry = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
     if retry > 0 {
         response.headers_mut().insert(header::RETRY_AFTER, retry.into());
@@ -122,6 +131,11 @@ pub fn list(
             return Ok(respond(StatusCode::OK, style.wanted.media.name(), body));
         }
     };
+    if style.wanted.media == Media::Protobuf {
+        let list = protobuf::List::new(&api_version, &kind, &metadata).map_err(unwritable)?;
+        let body = protobuf_list(list, page.items, style.wanted.form).map_err(unwritable)?;
+        return Ok(bytes(Media::Protobuf.name(), body, style));
+    }
     let head = format!(
         "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{metadata},\"items\":[",
         json!(kind),
@@ -189,13 +203,31 @@ pub fn transcode(json: Bytes, media: Media) -> Result<Bytes, Status> {
         }
         Media::Protobuf => {
             let value: Value = serde_json::from_slice(&json).map_err(Status::internal)?;
-            match protobuf::encode(&value) {
-                Ok(bytes) => Ok(bytes.into()),
-                Err(EncodeError::UnknownKind { .. }) => Err(super::negotiate::not_acceptable()),
-                Err(error @ EncodeError::Mistyped(_)) => Err(Status::internal(error)),
-            }
+            protobuf::encode(&value).map(Bytes::from).map_err(unwritable)
         }
     }
+}
+
+/// What is no protobuf: the client's fault if the kind has no such form, else ours.
+fn unwritable(error: EncodeError) -> Status {
+    match error {
+        EncodeError::UnknownKind { .. } => super::negotiate::not_acceptable(),
+        EncodeError::Mistyped(_) => Status::internal(error),
+    }
+}
+
+/// The items' trees come and go one by one. The list's length stands before it, so its bytes are all made at once; they
+/// are fewer than the JSON that the cache has.
+fn protobuf_list(mut list: protobuf::List, items: Vec<Arc<Item>>, form: Form) -> Result<Bytes, EncodeError> {
+    for item in items {
+        let value = match form {
+            Form::Partial(version) => serde_json::from_slice(&partial(&item.body, version)).unwrap_or_default(),
+            Form::Object | Form::Table(_) => item.value(),
+        };
+        list.push(&value)?;
+    }
+    let (bytes, start) = list.finish();
+    Ok(Bytes::from(bytes).split_off(start))
 }
 
 fn list_metadata(revision: Revision, continue_token: Option<&str>, remaining: Option<u64>) -> Value {

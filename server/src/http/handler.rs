@@ -16,6 +16,7 @@ use tokio::sync::watch::Receiver;
 
 use super::connect::Kubelets;
 use super::encode::{self, Style};
+use super::negotiate::Media;
 use super::path::{self, Route};
 use super::query::Query;
 use super::table::Include;
@@ -117,9 +118,18 @@ impl ApiHttp {
             Some(id) if id.len() <= 64 => Some(id.clone()),
             _ => HeaderValue::from_str(&uuid()).ok(),
         };
+        let accept = request.headers().get(header::ACCEPT).cloned();
         let mut response = match self.attempt(request, peer, stop).await {
             Ok(response) => response,
-            Err(status) => encode::status(&status),
+            Err(status) => {
+                let accept = accept
+                    .as_ref()
+                    .and_then(|value| value.to_str().ok())
+                    .unwrap_or_default();
+                // Who takes nothing that we have gets to know of it in JSON.
+                let media = super::negotiate::accept(accept, false, true).map_or(Media::Json, |wanted| wanted.media);
+                encode::status_as(&status, media)
+            }
         };
         if let Some(id) = audit {
             response.headers_mut().insert(AUDIT_ID, id);

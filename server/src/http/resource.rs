@@ -52,14 +52,16 @@ impl ApiHttp {
         if verb == "watch" {
             return self.watch(ask, target).await;
         }
-        let style = ask.style(convertible(&target), true)?;
+        let expected = expected(&target);
+        let expected = expected.as_ref().map(|(version, kind)| (version.as_str(), *kind));
+        let style = ask.style(convertible(&target), expected.is_some())?;
         if let Some(review) = super::review::Review::of(&target) {
             let sent = body::read(request.into_body()).await?;
-            let decoded = body::decode(&ask.headers, &sent, true)?;
+            let decoded = body::decode(&ask.headers, &sent, expected)?;
             let answer = self.review(&ask, review, &target, decoded.value)?;
             return encode::object(201, &target.resource, answer.to_string().into(), &[], style);
         }
-        let operation = operation(&ask, verb, &target, request).await?;
+        let operation = operation(&ask, verb, &target, expected, request).await?;
         let resource = Arc::clone(&target.resource);
         let user = Arc::clone(&ask.user);
         let call = Call {
@@ -71,7 +73,11 @@ impl ApiHttp {
     }
 
     async fn watch(&self, ask: Ask, target: Target) -> Result<Response<Body>, Status> {
-        let style = ask.style(true, false)?;
+        let style = ask.style(true, expected(&target).is_some())?;
+        let content_type = match style.wanted.media {
+            Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+            Media::Json | Media::Yaml => Media::Json.name(),
+        };
         let filter = ask.query.filter()?;
         let WatchQuery {
             from,
@@ -112,10 +118,10 @@ impl ApiHttp {
                 stream::body(watch, plan)
             }
             Ok(_) => return Err(Status::internal("the registry did not answer with a watch")),
-            Err(status) if status.is(Reason::Expired) => stream::failed(&status),
+            Err(status) if status.is(Reason::Expired) => stream::failed(&status, style.wanted.media),
             Err(status) => return Err(status),
         };
-        Ok(encode::respond(StatusCode::OK, Media::Json.name(), body))
+        Ok(encode::respond(StatusCode::OK, content_type, body))
     }
 
     async fn reached(&self, revision: Revision) -> Result<(), Status> {
@@ -169,7 +175,15 @@ fn convertible(target: &Target) -> bool {
 }
 
 /// What is asked for, with the body read.
-async fn operation(ask: &Ask, verb: &str, target: &Target, request: Request<Incoming>) -> Result<Operation, Status> {
+///
+/// `expected`: version and kind of a body, if they have a protobuf form.
+async fn operation(
+    ask: &Ask,
+    verb: &str,
+    target: &Target,
+    expected: Option<(&str, &str)>,
+    request: Request<Incoming>,
+) -> Result<Operation, Status> {
     let query = &ask.query;
     match verb {
         "get" => {
@@ -179,12 +193,11 @@ async fn operation(ask: &Ask, verb: &str, target: &Target, request: Request<Inco
         "list" => return Ok(Operation::List(query.list()?)),
         _ => {}
     }
-    let builtin = builtin(&target.resource);
     match verb {
         "create" | "update" => {
             let mut options = query.write(ask.header(&USER_AGENT))?;
             let sent = body::read(request.into_body()).await?;
-            let decoded = body::decode(&ask.headers, &sent, builtin)?;
+            let decoded = body::decode(&ask.headers, &sent, expected)?;
             options.duplicates = decoded.duplicates;
             let body = decoded.value;
             Ok(match verb {
@@ -195,7 +208,7 @@ async fn operation(ask: &Ask, verb: &str, target: &Target, request: Request<Inco
         "patch" => {
             let mut options = query.write(ask.header(&USER_AGENT))?;
             let sent = body::read(request.into_body()).await?;
-            let (patch, duplicates) = body::patch(&ask.headers, &sent, builtin)?;
+            let (patch, duplicates) = body::patch(&ask.headers, &sent, expected.is_some())?;
             options.duplicates = duplicates;
             Ok(Operation::Patch { patch, options })
         }
@@ -212,17 +225,30 @@ async fn operation(ask: &Ask, verb: &str, target: &Target, request: Request<Inco
     }
 }
 
-/// Whether its kind is one of Kubernetes' own, which have protobuf forms and strategic merges.
-fn builtin(resource: &Resource) -> bool {
-    crate::schema::built_in()
-        .kind(resource.group, resource.version, resource.kind)
-        .is_some()
+/// Version and kind of what is sent to a target and comes from it, if it is one of Kubernetes' own: those have protobuf
+/// forms and strategic merges.
+fn expected(target: &Target) -> Option<(String, &'static str)> {
+    let resource = &target.resource;
+    let subresource = target
+        .subresource
+        .as_deref()
+        .and_then(|name| resource.subresource(name));
+    let (group, version, kind) =
+        subresource
+            .and_then(|one| one.kind)
+            .unwrap_or((resource.group, resource.version, resource.kind));
+    crate::schema::built_in().kind(group, version, kind)?;
+    let api_version = match group {
+        "" => version.to_owned(),
+        group => format!("{group}/{version}"),
+    };
+    Some((api_version, kind))
 }
 
 fn present(answer: Answer, resource: &Resource, style: Style) -> Result<Response<Body>, Status> {
     match answer {
         Answer::Object { code, body, warnings } => encode::object(code, resource, body, &warnings, style),
-        Answer::Status(status) => Ok(encode::status(&status)),
+        Answer::Status(status) => Ok(encode::status_as(&status, style.wanted.media)),
         Answer::List { page, continue_token } => encode::list(resource, page, continue_token, style),
         Answer::Watch(_) => Err(Status::internal("the registry answered with a watch")),
     }

@@ -1,4 +1,4 @@
-//! Watch bodies: one line per event, all that is pending in one write, bookmarks, and a clean end.
+//! Watch bodies: one line (in protobuf one frame) per event, all that is pending in one write, bookmarks, and a clean end.
 //!
 //! Objects and their order are the cache's. An idle watch holds a cursor and one timer.
 
@@ -19,10 +19,11 @@ use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 
 use super::encode::{Style, partial};
-use super::negotiate::Form;
+use super::negotiate::{Form, Media};
 use super::{Body, full, stopped, table};
 use crate::cache::{ChangeKind, Watch, WatchEvent};
 use crate::registry::resource::Resource;
+use crate::schema::protobuf::{self, EncodeError};
 
 /// Pending events are written together up to about this size.
 const BURST: usize = 64 * 1024;
@@ -82,9 +83,30 @@ pub fn body(watch: Watch, plan: Plan) -> Body {
 }
 
 /// A watch that cannot begin: a single `ERROR` event.
-pub fn failed(status: &Status) -> Body {
-    let object = serde_json::to_string(status).unwrap_or_default();
-    full(format!("{{\"type\":\"ERROR\",\"object\":{object}}}\n"))
+pub fn failed(status: &Status, media: Media) -> Body {
+    let mut out = BytesMut::new();
+    let object = serde_json::to_vec(status).unwrap_or_default();
+    // A status has a form in every encoding.
+    let _ = put_event(&mut out, "ERROR", &object, media);
+    full(out.freeze())
+}
+
+/// One event, its object given as JSON.
+fn put_event(out: &mut BytesMut, kind: &str, object: &[u8], media: Media) -> Result<(), EncodeError> {
+    match media {
+        Media::Json | Media::Yaml => {
+            out.put_slice(b"{\"type\":\"");
+            out.put_slice(kind.as_bytes());
+            out.put_slice(b"\",\"object\":");
+            out.put_slice(object);
+            out.put_slice(b"}\n");
+        }
+        Media::Protobuf => {
+            let value: Value = serde_json::from_slice(object).unwrap_or_default();
+            out.put_slice(&protobuf::watch_frame(kind, &value)?);
+        }
+    }
+    Ok(())
 }
 
 impl Running {
@@ -145,21 +167,31 @@ impl Running {
         }
     }
 
+    /// An event that cannot be written ends the watch: a client must never miss one without knowing.
     fn write(&mut self, event: &WatchEvent, out: &mut BytesMut) {
+        if let Err(error) = self.put(event, out) {
+            let object = serde_json::to_vec(&Status::internal(error)).unwrap_or_default();
+            let _ = put_event(out, "ERROR", &object, self.plan.style.wanted.media);
+            self.over = true;
+        }
+    }
+
+    fn put(&mut self, event: &WatchEvent, out: &mut BytesMut) -> Result<(), EncodeError> {
+        let media = self.plan.style.wanted.media;
         match event {
             WatchEvent::Change(kind, item) => {
-                out.put_slice(match kind {
-                    ChangeKind::Added => b"{\"type\":\"ADDED\",\"object\":",
-                    ChangeKind::Modified => b"{\"type\":\"MODIFIED\",\"object\":",
-                    ChangeKind::Deleted => b"{\"type\":\"DELETED\",\"object\":",
-                });
+                let kind = match kind {
+                    ChangeKind::Added => "ADDED",
+                    ChangeKind::Modified => "MODIFIED",
+                    ChangeKind::Deleted => "DELETED",
+                };
                 match self.plan.style.wanted.form {
-                    Form::Object => out.put_slice(&item.body),
-                    Form::Partial(version) => out.put_slice(&partial(&item.body, version)),
+                    Form::Object => put_event(out, kind, &item.body, media),
+                    Form::Partial(version) => put_event(out, kind, &partial(&item.body, version), media),
                     Form::Table(version) => {
                         let metadata = json!({"resourceVersion": item.revision.to_string()});
                         let table = self.table(&[item.value()], &metadata, version);
-                        out.put_slice(table.to_string().as_bytes());
+                        put_event(out, kind, table.to_string().as_bytes(), media)
                     }
                 }
             }
@@ -168,11 +200,9 @@ impl Running {
                 initial_events_end,
             } => {
                 let object = self.bookmark(*revision, *initial_events_end);
-                out.put_slice(b"{\"type\":\"BOOKMARK\",\"object\":");
-                out.put_slice(object.to_string().as_bytes());
+                put_event(out, "BOOKMARK", object.to_string().as_bytes(), media)
             }
         }
-        out.put_slice(b"}\n");
     }
 
     fn bookmark(&mut self, revision: Revision, initial_events_end: bool) -> Value {

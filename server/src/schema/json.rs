@@ -33,11 +33,19 @@ pub struct ParseError(#[from] serde_json::Error);
 /// # Errors
 /// [`ParseError`] says where the text stops being JSON, in words for the user who wrote it.
 pub fn parse(bytes: &[u8]) -> Result<Parsed, ParseError> {
+    parse_at(bytes, 0)
+}
+
+/// Reads one JSON value that will stand so deep within another.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_at(bytes: &[u8], depth: usize) -> Result<Parsed, ParseError> {
     let mut state = State::default();
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = Tree {
         state: &mut state,
-        depth: 0,
+        depth,
     }
     .deserialize(&mut reader)?;
     reader.end()?;

@@ -7,13 +7,13 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::rig::Rig;
 
-struct Kubectl {
+pub struct Kubectl {
     config: std::path::PathBuf,
     home: std::path::PathBuf,
 }
 
 impl Rig {
-    fn kubectl(&self) -> Kubectl {
+    pub fn kubectl(&self) -> Kubectl {
         let (chain, key) = self.admin();
         let data = |text: &str| STANDARD.encode(text);
         let text = format!(
@@ -37,7 +37,7 @@ impl Rig {
 
 impl Kubectl {
     /// Runs it; whether it succeeded, and what it printed on either stream.
-    async fn run(&self, arguments: &str, input: &str) -> (bool, String) {
+    pub async fn run(&self, arguments: &str, input: &str) -> (bool, String) {
         let (config, home) = (self.config.clone(), self.home.clone());
         let arguments: Vec<String> = arguments.split_whitespace().map(ToOwned::to_owned).collect();
         let file = self.home.join("input.yaml");
@@ -54,7 +54,7 @@ impl Kubectl {
     }
 
     /// Runs it, and insists that it succeeds and prints all of `words`.
-    async fn says(&self, arguments: &str, input: &str, words: &[&str]) -> String {
+    pub async fn says(&self, arguments: &str, input: &str, words: &[&str]) -> String {
         let (success, text) = self.run(arguments, input).await;
         assert!(success, "kubectl {arguments}: {text}");
         for word in words {

@@ -7,7 +7,9 @@
 
 mod client;
 mod controllers;
+mod generators;
 mod kubectl;
+mod protobuf;
 mod refusals;
 mod rig;
 mod roles;
