@@ -45,6 +45,7 @@ mod tests {
             ],
         ),
         ("cache", &["store"]),
+        ("command", &["config", "join", "kinds"]),
         ("controllers", &["cache", "request", "kinds", "registry"]),
         ("scheduler", &["cache", "request", "controllers"]),
         ("tunnel", &[]),

@@ -4,6 +4,7 @@
 //! The only place that reads the environment. What K3s has and this server has not yet is in `flags`: it is passed over
 //! with a warning when nothing depends on it, and refused when somebody would.
 
+pub mod admin;
 mod file;
 mod flags;
 
@@ -30,6 +31,8 @@ pub enum Command {
     Server(Box<Config>),
     /// `k3s agent`.
     Agent(Box<agent::config::Config>),
+    /// A command that looks after a running cluster.
+    Admin(Box<admin::Admin>),
     /// Print this and be content.
     Print(String),
 }
@@ -149,6 +152,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, around: &Surroundings) ->
             args.remove(1);
             agent(args, around).map(|config| Command::Agent(Box::new(config)))
         }
+        "token" | "node-password" | "node" => {
+            args.remove(1);
+            admin(&word, args).map(|admin| Command::Admin(Box::new(admin)))
+        }
         "" | "help" | "--help" | "-h" => Ok(Command::Print(HELP.to_owned())),
         "version" | "--version" | "-v" => Ok(Command::Print(version())),
         other => Err(ConfigError::Command(flags::unknown_command(other))),
@@ -171,6 +178,14 @@ fn agent(args: Vec<String>, around: &Surroundings) -> Result<agent::config::Conf
     let (args, _) = flags::pass_over(args, &command)?;
     let args = file::without(args, "config", 'c').into_iter().map(OsString::from);
     Ok(agent::config::parse(args, around)?)
+}
+
+fn admin(word: &str, args: Vec<String>) -> Result<admin::Admin, ConfigError> {
+    Ok(match word {
+        "token" => admin::Admin::Token(admin::Token::try_parse_from(args)?),
+        "node-password" => admin::Admin::NodePassword(admin::NodePassword::try_parse_from(args)?),
+        _ => admin::Admin::Node(admin::Node::try_parse_from(args)?),
+    })
 }
 
 fn server(args: Vec<String>, around: &Surroundings) -> Result<Config, ConfigError> {

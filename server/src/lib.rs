@@ -7,6 +7,7 @@ pub mod addons;
 pub mod admission;
 pub mod auth;
 pub mod cache;
+pub mod command;
 pub mod config;
 pub mod controllers;
 pub mod http;

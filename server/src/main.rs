@@ -25,6 +25,12 @@ fn start() -> anyhow::Result<()> {
             print!("{text}");
             Ok(())
         }
+        Command::Admin(admin) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.context("cannot start a runtime")?;
+            print!("{}", runtime.block_on(server::command::run(*admin))?);
+            Ok(())
+        }
         Command::Server(config) => {
             log(config.debug);
             until_stopped(|stop| server::run::run(*config, stop))

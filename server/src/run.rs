@@ -229,7 +229,11 @@ impl Ground {
         let who = self.who(config)?;
         let supervisor = Supervisor::new(Parts {
             pki: Arc::clone(&self.pki),
-            by_header: Arc::new(move |headers| who.by_header(headers, Timestamp::now()).map_err(drop)),
+            by_header: Arc::new(move |headers| {
+                let now = Timestamp::now();
+                let found = who.by_header(headers, now);
+                found.map_err(|_| who.bootstrap_over(headers, now))
+            }),
             register,
             client: self.client.clone(),
             settings: cluster_settings(config, advertised.port()).to_json(),

@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use super::token::{Claims, Keys, TokenError};
 use crate::cache::{Cache, Item};
+use crate::kinds::bootstrap_token::{self, BootstrapToken};
 use crate::request::User;
 
 /// A pod's token works for so long after its pod was to be gone (upstream's `expiryGracePeriod`).
@@ -184,33 +185,33 @@ impl Who {
 
     /// The user of a bootstrap token `ID.SECRET`.
     fn bootstrap(&self, token: &str, now: Timestamp) -> Option<User> {
-        let Bootstrap { id, secret } = Bootstrap::parse(token)?;
-        let item = self
-            .cache
-            .get(&format!("/registry/secrets/kube-system/bootstrap-token-{id}"))?;
-        let object = item.value();
-        let data = |key: &str| {
-            let bytes = STANDARD.decode(text(&object, &["data", key])).unwrap_or_default();
-            String::from_utf8(bytes).unwrap_or_default()
-        };
-        let expires = data("expiration");
-        let alive = expires.is_empty() || time::parse(&expires).is_some_and(|at| at > now);
-        let usable = text(&object, &["type"]) == "bootstrap.kubernetes.io/token"
-            && text(&object, &["metadata", "deletionTimestamp"]).is_empty()
-            && data("token-id") == id
-            && data("usage-bootstrap-authentication") == "true";
+        let token = self.held(token).filter(|token| !token.is_over(now))?;
+        let extra = token.groups.iter().map(String::as_str);
+        let groups: Vec<&str> = extra.chain([bootstrap_token::GROUP]).collect();
+        Some(User::new(&format!("system:bootstrap:{}", token.token.id), &groups))
+    }
+
+    /// The bootstrap token of the `Authorization` header, if it is genuine and its end has come: id and end, to be told to
+    /// who sent it.
+    pub fn bootstrap_over(&self, headers: &HeaderMap, now: Timestamp) -> Option<(String, Timestamp)> {
+        let header = headers.get(AUTHORIZATION)?.to_str().ok()?;
+        let (scheme, credential) = header.split_once(' ')?;
+        let token = scheme
+            .eq_ignore_ascii_case("bearer")
+            .then(|| self.held(credential.trim()))??;
+        token.is_over(now).then_some((token.token.id, token.expires?))
+    }
+
+    /// The bootstrap token on record, when this is its text and one may log in with it.
+    fn held(&self, text: &str) -> Option<BootstrapToken> {
+        let Bootstrap { id, secret } = Bootstrap::parse(text)?;
+        let (namespace, prefix) = (bootstrap_token::NAMESPACE, bootstrap_token::PREFIX);
+        let item = self.cache.get(&format!("/registry/secrets/{namespace}/{prefix}{id}"))?;
+        let token = BootstrapToken::read(&item.value())?;
         // Digests are compared, so that the time it takes says nothing of the secret.
         let same = |text: &str| digest(&SHA256, text.as_bytes());
-        let genuine = same(&data("token-secret")).as_ref() == same(secret.expose()).as_ref();
-        (usable && alive && genuine).then_some(())?;
-        let groups = data("auth-extra-groups");
-        let groups: Vec<&str> = groups
-            .split(',')
-            .map(str::trim)
-            .filter(|group| group.starts_with("system:bootstrappers:"))
-            .chain(["system:bootstrappers"])
-            .collect();
-        Some(User::new(&format!("system:bootstrap:{id}"), &groups))
+        let genuine = same(token.token.secret.expose()).as_ref() == same(secret.expose()).as_ref();
+        (genuine && token.authenticates()).then_some(token)
     }
 }
 

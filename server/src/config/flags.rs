@@ -15,6 +15,10 @@ Amphipod: Kubernetes for small boxes, a drop-in for K3s.
                 without a node, --disable-agent, it does not)
   k3s agent     Turns this machine into a worker node of a cluster
 
+  k3s token           Makes, lists and deletes tokens that expire, for machines to join with
+  k3s node-password   Lists and deletes the records that bind a node's name to a machine
+  k3s node reenrol    Lets a machine that was set up anew have its name back
+
   k3s server --help, k3s agent --help    all flags
   k3s --version
 
@@ -310,10 +314,9 @@ pub(super) fn unknown_command(word: &str) -> String {
     let hint = match word {
         "kubectl" => "install kubectl beside it and set KUBECONFIG=/etc/rancher/k3s/k3s.yaml",
         "crictl" | "ctr" => "the node has its own runtime, without a CRI socket; use kubectl",
-        "token" => "the token for agents is in /var/lib/rancher/k3s/server/node-token",
         "certificate" | "secrets-encrypt" | "etcd-snapshot" | "check-config" | "completion" => "it is not there yet",
         flag if flag.starts_with('-') => "flags come after the command: k3s server --flag",
-        _ => "commands are server and agent; k3s --help tells more",
+        _ => "k3s --help tells which there are",
     };
     format!("k3s {word}: no such command; {hint}")
 }

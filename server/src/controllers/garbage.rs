@@ -28,6 +28,7 @@ impl Controller for Garbage {
     fn sources(&self) -> Vec<Source> {
         vec![Source {
             what: None,
+            namespace: None,
             keys: concerned,
         }]
     }

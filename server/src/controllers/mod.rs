@@ -10,6 +10,7 @@ mod node;
 mod replicaset;
 mod runner;
 mod serviceaccount;
+mod token_cleaner;
 mod world;
 
 use std::net::Ipv4Addr;
@@ -52,6 +53,7 @@ pub fn start(api: &Arc<Api>, cache: &Cache, settings: Settings, tasks: &mut Join
     run(Box::<node::TaintEviction>::default(), "node-controller");
     run(Box::<node::PodGarbage>::default(), "pod-garbage-collector");
     run(Box::new(garbage::Garbage), "generic-garbage-collector");
+    run(Box::new(token_cleaner::TokenCleaner), "token-cleaner");
 }
 
 /// The user that a controller is.

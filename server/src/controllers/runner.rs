@@ -38,6 +38,8 @@ const REOPEN: Duration = Duration::from_secs(1);
 pub struct Source {
     /// The kind; `None` is every object there is.
     pub what: Option<What>,
+    /// Only in this namespace; `None` is everywhere.
+    pub namespace: Option<&'static str>,
     /// Which keys to look at when this happened to this object.
     pub keys: fn(&dyn World, ChangeKind, &Item) -> Vec<Key>,
 }
@@ -47,19 +49,32 @@ impl Source {
     pub fn own(what: What) -> Self {
         Self {
             what: Some(what),
+            namespace: None,
             keys: |_, _, item| vec![Key::of(&item.value())],
         }
     }
 
     /// A kind whose objects concern others.
     pub fn of(what: What, keys: fn(&dyn World, ChangeKind, &Item) -> Vec<Key>) -> Self {
-        Self { what: Some(what), keys }
+        Self {
+            what: Some(what),
+            namespace: None,
+            keys,
+        }
+    }
+
+    /// Only in this namespace, where the controller has its rights.
+    pub const fn within(self, namespace: &'static str) -> Self {
+        Self {
+            namespace: Some(namespace),
+            ..self
+        }
     }
 
     async fn watch(self, client: &Client, cache: &Cache) -> Result<Watch, Status> {
         let start = From::State { bookmark: false };
         match self.what {
-            Some(what) => client.watch(what, None, Filter::default(), start).await,
+            Some(what) => client.watch(what, self.namespace, Filter::default(), start).await,
             None => cache
                 .watch(EVERYTHING, Filter::default(), start)
                 .map_err(Status::internal),

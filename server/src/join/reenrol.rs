@@ -52,6 +52,12 @@ pub fn refused(about: Value, message: String) -> Note {
     note(about, "NodePasswordValidationFailed", message)
 }
 
+/// What people are told when an operator lets a node come with another password.
+pub fn opened(about: Value, until: Timestamp) -> Note {
+    let message = format!("may register once with another node password until {until:.0} (k3s node reenrol)");
+    note(about, "NodeReenrolWindowOpened", message)
+}
+
 /// What people are told when a node came with another password. A warning: it is rare, and somebody should know why.
 pub fn done(about: Value, way: Way) -> Note {
     note(

@@ -40,8 +40,9 @@ const MAX_REQUEST: usize = 64 * 1024;
 /// A node that takes longer to send it is gone.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who the `Authorization` header says it is: password, bootstrap token, service account. `Ok(None)`: there is none.
-pub type ByHeader = Arc<dyn Fn(&HeaderMap) -> Result<Option<User>, ()> + Send + Sync>;
+/// Who the `Authorization` header says it is: password, bootstrap token, service account. `Ok(None)`: there is none; an
+/// error may name a bootstrap token, by its id, and when its end was.
+pub type ByHeader = Arc<dyn Fn(&HeaderMap) -> Result<Option<User>, Option<(String, Timestamp)>> + Send + Sync>;
 
 /// Takes a node's websocket, already upgraded, and returns when it has ended.
 pub type Tunnels = Arc<dyn Fn(String, TokioIo<Upgraded>) -> BoxFuture<'static, ()> + Send + Sync>;
@@ -146,7 +147,8 @@ impl Supervisor {
         match ((self.parts.by_header)(headers), &peer.certificate) {
             (Ok(Some(user)), _) => Ok(user),
             (_, Some(user)) => Ok(user.clone()),
-            (Err(()), None) => Err(Status::failure(
+            (Err(Some((id, end))), None) => Err(expired(&id, end)),
+            (Err(None), None) => Err(Status::failure(
                 Reason::Unauthorized,
                 "not authorized: the token does not belong to this cluster, or has expired. The one to use is in \
                  server/node-token below the data directory of a server (/var/lib/rancher/k3s)",
@@ -260,6 +262,14 @@ impl Supervisor {
         headers.insert("sec-websocket-accept", accept);
         Ok(response)
     }
+}
+
+fn expired(id: &str, end: Timestamp) -> Status {
+    let why = format!(
+        "not authorized: bootstrap token {id} expired at {end:.0}; \"k3s token create\" on a server makes another, and \
+         server/node-token below its data directory has one that does not expire"
+    );
+    Status::failure(Reason::Unauthorized, why)
 }
 
 /// The body of a request for a certificate: DER, or nothing.
@@ -402,6 +412,19 @@ mod tests {
             assert!(status.message.contains(hint), "{pairs:?}: {}", status.message);
         }
         assert!(node_of(&headers(&[(NODE_NAME, "pi")]), &pi).is_ok());
+    }
+
+    #[test]
+    fn an_expired_token_is_named_by_its_id_with_its_end_and_the_cure() {
+        let status = expired("abcdef", "2026-11-27T00:00:00Z".parse().unwrap());
+        assert_eq!(status.code, 401);
+        for part in [
+            "token abcdef expired at 2026-11-27T00:00:00Z",
+            "k3s token create",
+            "node-token",
+        ] {
+            assert!(status.message.contains(part), "{part}: {}", status.message);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! objects is admission's.
 
 mod batch;
+pub mod bootstrap_token;
 mod built_in;
 pub mod columns;
 mod container_check;

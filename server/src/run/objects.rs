@@ -81,6 +81,15 @@ pub fn wanted(facts: &Facts) -> Vec<Wanted> {
             keep,
         });
     }
+    for (what, object) in token_cleaner() {
+        all.push(Wanted {
+            what,
+            namespace: "kube-system",
+            name: TOKEN_CLEANER,
+            object,
+            keep: Keep::AsItIs,
+        });
+    }
     for (what, object, keep) in kubernetes(facts) {
         all.push(Wanted {
             what,
@@ -91,6 +100,27 @@ pub fn wanted(facts: &Facts) -> Vec<Wanted> {
         });
     }
     all
+}
+
+const TOKEN_CLEANER: &str = "system:controller:token-cleaner";
+
+/// The rights of the controller that removes bootstrap tokens: the one role of a controller that is a namespace's.
+///
+/// Source: Kubernetes v1.36, `plugin/pkg/auth/authorizer/rbac/bootstrappolicy/namespace_policy.go`.
+fn token_cleaner() -> [(What, Value); 2] {
+    let metadata = json!({ "name": TOKEN_CLEANER, "namespace": "kube-system",
+        "labels": { "kubernetes.io/bootstrapping": "rbac-defaults" } });
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata,
+        "rules": [{ "verbs": ["get", "watch", "list", "delete"], "apiGroups": [""], "resources": ["secrets"] },
+            { "verbs": ["create", "patch", "update"], "apiGroups": ["", "events.k8s.io"], "resources": ["events"] }],
+    });
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": metadata,
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": TOKEN_CLEANER },
+        "subjects": [{ "kind": "ServiceAccount", "name": "token-cleaner", "namespace": "kube-system" }],
+    });
+    [(What::ROLES, role), (What::ROLE_BINDINGS, binding)]
 }
 
 /// The service by which pods find the API, and where it leads.

@@ -5,6 +5,7 @@
     reason = "what fails here fails the test"
 )]
 
+mod commands;
 mod joining;
 mod passwords;
 mod rig;

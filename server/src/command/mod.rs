@@ -1,0 +1,44 @@
+//! The commands that look after a running cluster, as an administrator does it: through the API, with his kubeconfig.
+//!
+//! Each has a file: what it asks, and the texts it prints (pure). `config` has their flags.
+
+mod duration;
+mod kubeconfig;
+mod node;
+mod table;
+mod token;
+
+use agent::api::ApiError;
+use anyhow::anyhow;
+
+use crate::config::admin::{Admin, NodePasswordVerb, NodeVerb, TokenVerb};
+
+/// Runs a command; the answer is to be printed.
+///
+/// # Errors
+/// What is wrong, and what to do.
+pub async fn run(admin: Admin) -> anyhow::Result<String> {
+    match admin {
+        Admin::Token(command) => match command.verb {
+            TokenVerb::Generate => token::generate(),
+            verb => token::run(&kubeconfig::open(&command.cluster.kubeconfig)?, verb).await,
+        },
+        Admin::NodePassword(command) => {
+            let cluster = kubeconfig::open(&command.cluster.kubeconfig)?;
+            match command.verb {
+                NodePasswordVerb::List { output } => node::list(&cluster, output).await,
+                NodePasswordVerb::Delete { names } => node::delete(&cluster, &names).await,
+            }
+        }
+        Admin::Node(command) => {
+            let cluster = kubeconfig::open(&command.cluster.kubeconfig)?;
+            let NodeVerb::Reenrol { name, duration } = command.verb;
+            node::reenrol(&cluster, &name, &duration).await
+        }
+    }
+}
+
+/// The API's refusal, or why it could not be asked.
+fn failed(what: &str, error: &ApiError) -> anyhow::Error {
+    anyhow!("{what}: {error}")
+}

@@ -1,0 +1,165 @@
+//! The commands that look after a running cluster: `k3s token`, `k3s node-password`, `k3s node`.
+//!
+//! Names, flags and outputs of `k3s token` are K3s'; the others are ours. What they do is `command`'s.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// How a command prints what it found.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum Output {
+    /// A table for people.
+    #[default]
+    Text,
+    /// JSON for programs.
+    Json,
+}
+
+/// Which cluster.
+#[derive(Args, Clone, Debug)]
+pub struct Cluster {
+    /// Kubeconfig of an administrator
+    #[arg(
+        long,
+        env = "KUBECONFIG",
+        value_name = "FILE",
+        default_value = "/etc/rancher/k3s/k3s.yaml",
+        global = true
+    )]
+    pub kubeconfig: PathBuf,
+}
+
+/// A command of this file.
+#[derive(Debug)]
+pub enum Admin {
+    /// `k3s token`.
+    Token(Token),
+    /// `k3s node-password`.
+    NodePassword(NodePassword),
+    /// `k3s node`.
+    Node(Node),
+}
+
+/// Makes, lists and deletes the tokens that machines join with.
+///
+/// A bootstrap token has an end and can be deleted; the cluster's own token (server/node-token below the data directory)
+/// has none. Both join: k3s agent --server https://SERVER:6443 --token TOKEN.
+#[derive(Debug, Parser)]
+#[command(name = "k3s token", version, arg_required_else_help = true)]
+pub struct Token {
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: TokenVerb,
+}
+
+/// What to do with tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenVerb {
+    /// Makes a bootstrap token and prints it, in the form that pins this cluster's certificate authority
+    #[command(after_help = "Example:\n  k3s token create --ttl 2h --description \"boxes of the north site\"")]
+    Create {
+        /// The token, such as abcdef.0123456789abcdef; default is a random one
+        token: Option<String>,
+        /// What it is for, for people
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        description: String,
+        /// Groups of who holds it, each beginning with system:bootstrappers:
+        #[arg(
+            long,
+            value_name = "GROUP",
+            value_delimiter = ',',
+            default_value = "system:bootstrappers:k3s:default-node-token"
+        )]
+        groups: Vec<String>,
+        /// Time until its end, such as 24h or 90m; 0 is for ever
+        #[arg(long, value_name = "DURATION", default_value = "24h")]
+        ttl: String,
+        /// What it is good for: signing, authentication
+        #[arg(
+            long,
+            value_name = "USAGE",
+            value_delimiter = ',',
+            default_value = "signing,authentication"
+        )]
+        usages: Vec<String>,
+    },
+    /// Lists the bootstrap tokens, without their secrets
+    List {
+        /// Table or JSON
+        #[arg(long, short, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Deletes bootstrap tokens: nodes that joined stay, nobody else joins with them
+    Delete {
+        /// Ids (the six characters before the dot) or whole tokens
+        #[arg(required = true, value_name = "TOKEN")]
+        tokens: Vec<String>,
+    },
+    /// Prints a random bootstrap token; no server is asked, and none knows it
+    Generate,
+}
+
+/// Shows and deletes the records that bind a node's name to a machine.
+///
+/// The first machine that joins under a name has it, by the password in its /etc/rancher/node/password. A machine that comes
+/// with another password is refused. Deleting the record lets the next one that asks have the name.
+#[derive(Debug, Parser)]
+#[command(name = "k3s node-password", version, arg_required_else_help = true)]
+pub struct NodePassword {
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: NodePasswordVerb,
+}
+
+/// What to do with node passwords.
+#[derive(Debug, Subcommand)]
+pub enum NodePasswordVerb {
+    /// Lists the records: never a password, nor its hash
+    List {
+        /// Table or JSON
+        #[arg(long, short, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Deletes records; the Nodes and their pods stay
+    Delete {
+        /// Names of nodes
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+/// Lets a machine that was set up anew have its name back.
+#[derive(Debug, Parser)]
+#[command(name = "k3s node", version, arg_required_else_help = true)]
+pub struct Node {
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: NodeVerb,
+}
+
+/// What to do with a node.
+#[derive(Debug, Subcommand)]
+pub enum NodeVerb {
+    /// Opens a window in which the node may register once with another password
+    ///
+    /// For a box that was reflashed: its Node, labels and pods stay. The first machine that joins under the name within the
+    /// window has it, and the window closes. Every server of the cluster knows of it.
+    #[command(after_help = "Example:\n  k3s node reenrol roof-3 --for 10m")]
+    Reenrol {
+        /// Name of the node
+        name: String,
+        /// How long, at most 24h
+        #[arg(long = "for", value_name = "DURATION", default_value = "10m")]
+        duration: String,
+    },
+}

@@ -1,0 +1,151 @@
+//! The commands of an administrator against a running server: tokens that expire, records of nodes, windows.
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+use server::config::{self, Command};
+use server::kinds::bootstrap_token::{BootstrapToken, from_random};
+use server::request::What;
+
+use crate::rig::*;
+
+impl Cluster {
+    /// `k3s LINE`, with this cluster's kubeconfig.
+    async fn k3s(&self, line: &str) -> Result<String, String> {
+        let kubeconfig = self.dir.join("k3s.yaml");
+        let line = format!("k3s {line} --kubeconfig {}", kubeconfig.display());
+        match config::parse(line.split_whitespace().map(Into::into), &config::surroundings()) {
+            Ok(Command::Admin(admin)) => server::command::run(*admin).await.map_err(|error| format!("{error:#}")),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn join_with(&self, node: &str, token: &str) -> Reply {
+        let token = agent::wire::token::Token::parse(token).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let request = self.certificate_request(node, PASSWORD, Some(&token.authorization("node")), &key);
+        self.send(request, None).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bootstrap_token_joins_until_it_is_deleted() {
+    let cluster = Cluster::start("bootstrap").await;
+    let made = cluster.k3s("token create --description roof --ttl 2h").await.unwrap();
+    let token = made.trim();
+    let pinned = cluster.file("node-token");
+    let (hash, _) = pinned.split_once("::").unwrap();
+    assert!(
+        token.starts_with(&format!("{hash}::")),
+        "{token}: pins this cluster's authority"
+    );
+    agent_joins(&cluster, "pi", "machine", token).await.unwrap();
+
+    let (_, bare) = token.split_once("::").unwrap();
+    let (id, secret) = bare.split_once('.').unwrap();
+    let listed = cluster.k3s("token list").await.unwrap();
+    assert!(
+        listed.contains(id) && listed.contains("roof") && !listed.contains(secret),
+        "{listed}"
+    );
+    let json: Value = serde_json::from_str(&cluster.k3s("token list -o json").await.unwrap()).unwrap();
+    assert_eq!(json[0]["id"], id);
+    assert_eq!(json[0]["groups"][0], "system:bootstrappers:k3s:default-node-token");
+
+    let again = cluster.k3s(&format!("token create {bare}")).await.unwrap_err();
+    assert!(again.contains("already exists"), "{again}");
+    cluster.k3s(&format!("token delete {bare}")).await.unwrap();
+    let reply = cluster.join_with("box", token).await;
+    assert_eq!(reply.code, 401, "{reply:?}");
+    let gone = cluster.k3s(&format!("token delete {id}")).await.unwrap_err();
+    assert!(gone.contains("not found"), "{gone}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_expired_is_refused_as_such_and_cleaned_away() {
+    let cluster = Cluster::start("expired").await;
+    let token = |byte, seconds| BootstrapToken {
+        token: from_random([byte; 22]),
+        description: String::new(),
+        expires: Some(Timestamp::now() + SignedDuration::from_secs(seconds)),
+        usages: vec!["authentication".to_owned()],
+        groups: Vec::new(),
+    };
+    let client = &cluster.server().client;
+    let (short, signing) = (token(1, 1), token(2, 3600));
+    let signing = BootstrapToken {
+        usages: vec!["signing".to_owned()],
+        ..signing
+    };
+    for made in [&short, &signing] {
+        client
+            .create(What::SECRETS, "kube-system", made.secret())
+            .await
+            .unwrap();
+    }
+    let reply = cluster.join_with("pi", signing.token.text().expose()).await;
+    assert_eq!(reply.code, 401, "a token for signing logs nobody in");
+    let name = format!("bootstrap-token-{}", short.token.id);
+    let mut said = String::new();
+    for _ in 0..400 {
+        let reply = cluster.join_with("pi", short.token.text().expose()).await;
+        if reply.code == 401 {
+            said = reply.message();
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert!(said.contains("expired"), "{said}");
+    for _ in 0..100 {
+        if client.get(What::SECRETS, "kube-system", &name).await.is_err() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(
+        client.get(What::SECRETS, "kube-system", &name).await.is_err(),
+        "cleaned away"
+    );
+    let name = format!("bootstrap-token-{}", signing.token.id);
+    client.get(What::SECRETS, "kube-system", &name).await.unwrap();
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_are_listed_and_deleted_and_a_window_lets_a_reflashed_box_in() {
+    let cluster = Cluster::start("records").await;
+    for node in ["pi", "box"] {
+        cluster.joined(node).await;
+    }
+    let listed = cluster.k3s("node-password list").await.unwrap();
+    assert!(
+        listed.contains("pi") && listed.contains("box") && !listed.contains("$1:"),
+        "{listed}"
+    );
+    let json: Value = serde_json::from_str(&cluster.k3s("node-password list -o json").await.unwrap()).unwrap();
+    assert_eq!(
+        (json[0]["node"].as_str(), json[0]["key"].is_string()),
+        (Some("box"), true)
+    );
+
+    assert_eq!(cluster.join("pi", OTHER).await.code, 403);
+    let opened = cluster.k3s("node reenrol pi --for 10m").await.unwrap();
+    assert!(opened.contains("node pi may register once"), "{opened}");
+    assert_eq!(cluster.join("box", OTHER).await.code, 403, "another node's window");
+    assert_eq!(cluster.join("pi", OTHER).await.code, 200);
+    assert_eq!(cluster.join("pi", PASSWORD).await.code, 403, "closed");
+
+    cluster.k3s("node-password delete box").await.unwrap();
+    assert_eq!(cluster.join("box", OTHER).await.code, 200);
+    for (line, hint) in [
+        ("node-password delete nobody", "not found"),
+        ("node reenrol nobody", "no record of a node nobody"),
+        ("node reenrol pi --for 48h", "from 1s to 24h"),
+        ("node reenrol pi --for soon", "no duration"),
+        ("node reenrol A/B", "no name of a node"),
+    ] {
+        let error = cluster.k3s(line).await.unwrap_err();
+        assert!(error.contains(hint), "{line}: {error}");
+    }
+    cluster.stop().await;
+}
