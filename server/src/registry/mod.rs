@@ -307,6 +307,7 @@ fn store_failure(error: &StoreError) -> Status {
     match error {
         StoreError::Unavailable(_) => Status::unavailable(error.to_string()),
         StoreError::Full => Status::internal(error),
+        StoreError::TooLarge(_) => Status::failure(Reason::RequestEntityTooLarge, error.to_string()),
         StoreError::Conflict { .. } | StoreError::Compacted { .. } | StoreError::Future { .. } => {
             Status::internal(format!("unexpected answer of the datastore: {error}"))
         }

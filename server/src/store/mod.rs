@@ -6,6 +6,7 @@
 //! Revisions are dense, in commit order, and never handed out twice: also not after a crash (`docs/decisions/`).
 
 pub mod endpoint;
+pub mod etcd;
 mod heads;
 pub mod memory;
 mod open;
@@ -86,7 +87,7 @@ pub struct Event {
     pub key: Arc<str>,
     /// Of this write.
     pub revision: Revision,
-    /// Of the write that created the key.
+    /// Of the write that created the key; zero where the datastore does not say it of a deletion.
     pub created: Revision,
     /// The new value; `None` once deleted.
     pub value: Option<Bytes>,
@@ -142,6 +143,9 @@ pub enum StoreError {
     /// Try again later: reads go on, writes do not.
     #[error("the datastore does not answer: {0}")]
     Unavailable(String),
+    /// More than the datastore takes in one write.
+    #[error("too large for the datastore: {0}")]
+    TooLarge(String),
     /// Nothing helps but room on the disk.
     #[error("the disk that holds the datastore is full")]
     Full,
