@@ -6,6 +6,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::etcd;
+
 /// The database when the endpoint names none.
 const DATABASE: &str = "kubernetes";
 
@@ -22,10 +24,7 @@ pub enum Endpoint {
     /// MySQL or MariaDB.
     Mysql(Database),
     /// A cluster of etcd servers.
-    Etcd {
-        /// Their URLs, `https://host:port`.
-        servers: Vec<String>,
-    },
+    Etcd(etcd::Endpoints),
 }
 
 /// A database server, and who we are to it.
@@ -106,6 +105,9 @@ pub enum EndpointError {
         /// Which.
         scheme: String,
     },
+    /// It is etcd's, but for this.
+    #[error("invalid datastore endpoint: {0}")]
+    Etcd(#[from] etcd::EndpointError),
     /// It begins well.
     #[error("invalid datastore endpoint: {scheme}://… has {fault}")]
     Malformed {
@@ -137,7 +139,7 @@ pub fn parse(text: &str, has_tls: bool) -> Result<Endpoint, EndpointError> {
         }
         "postgres" | "postgresql" => postgres(rest).map(Endpoint::Postgres),
         "mysql" => mysql(rest, has_tls).map(Endpoint::Mysql),
-        "http" | "https" => etcd(text),
+        "http" | "https" => Ok(Endpoint::Etcd(etcd::parse(text)?)),
         other => {
             let scheme = other.chars().take(32).collect();
             Err(EndpointError::Scheme { scheme })
@@ -238,26 +240,6 @@ fn mysql(rest: &str, has_tls: bool) -> Result<Database, EndpointError> {
         name: if name.is_empty() { DATABASE } else { name }.to_owned(),
         options,
     })
-}
-
-/// `https://a:2379,https://b:2379`
-fn etcd(text: &str) -> Result<Endpoint, EndpointError> {
-    let servers: Vec<String> = text
-        .split(',')
-        .map(|server| server.trim().trim_end_matches('/').to_owned())
-        .collect();
-    let whole = |server: &String| {
-        server
-            .split_once("://")
-            .is_some_and(|(scheme, host)| matches!(scheme, "http" | "https") && !host.is_empty() && !host.contains('/'))
-    };
-    if !servers.iter().all(whole) {
-        return Err(EndpointError::Malformed {
-            scheme: "https",
-            fault: "a server in its list that is not a URL of a host",
-        });
-    }
-    Ok(Endpoint::Etcd { servers })
 }
 
 /// `host:port`, `[v6]:port`, `host` or nothing; a missing part is filled in.
@@ -399,11 +381,11 @@ mod tests {
 
     #[test]
     fn an_etcd_endpoint_is_a_list_of_urls() {
-        let servers = vec!["https://a:2379".to_owned(), "https://b:2379".to_owned()];
-        assert_eq!(
-            parse("https://a:2379/, https://b:2379", false),
-            Ok(Endpoint::Etcd { servers })
-        );
+        let Ok(Endpoint::Etcd(endpoints)) = parse("https://a:2379/, https://b:2380", false) else {
+            panic!()
+        };
+        let list: Vec<String> = endpoints.list.iter().map(ToString::to_string).collect();
+        assert_eq!(list, ["https://a:2379", "https://b:2380"]);
         for text in ["https://", "https://a,b", "https://a,,https://b", "https://a/path"] {
             assert!(parse(text, false).is_err(), "{text}");
         }
@@ -420,6 +402,7 @@ mod tests {
             "postgres://user:hidden@db:port/x",
             "postgres://user:hidden%zz@db/x",
             "postgres://user:hidden@db/x?sslmode=%",
+            "https://user:hidden@db/x",
         ] {
             let problem = parse(text, false).unwrap_err();
             assert!(

@@ -12,6 +12,7 @@ pub mod memory;
 mod open;
 pub mod sql;
 mod tails;
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;

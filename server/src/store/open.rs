@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Store;
 use super::endpoint::{Endpoint, Tls};
+use super::etcd::{self, Etcd};
 use super::sql::sqlite::{self, Sqlite};
+use super::tls::{self, TlsError};
+use super::{Store, StoreError};
 
 /// Why there is no store.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +18,12 @@ pub enum OpenError {
     /// The thread that was to open it is gone.
     #[error("opening the datastore was cut short")]
     CutShort,
+    /// The files for TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// etcd.
+    #[error("cannot use etcd as datastore: {0}")]
+    Etcd(StoreError),
     /// A backend that is not there yet.
     #[error("{name} as datastore is not there yet: leave --datastore-endpoint out for embedded SQLite")]
     Missing {
@@ -30,12 +38,19 @@ pub enum OpenError {
 ///
 /// # Errors
 /// [`OpenError`]; nothing in the store has been changed.
-pub async fn open(endpoint: &Endpoint, _tls: &Tls, sqlite: &Path) -> Result<Arc<dyn Store>, OpenError> {
+pub async fn open(endpoint: &Endpoint, tls: &Tls, sqlite: &Path) -> Result<Arc<dyn Store>, OpenError> {
     match endpoint {
         Endpoint::Sqlite { path } => embedded(path.clone().unwrap_or_else(|| sqlite.to_owned())).await,
         Endpoint::Postgres(_) => Err(OpenError::Missing { name: "PostgreSQL" }),
         Endpoint::Mysql(_) => Err(OpenError::Missing { name: "MySQL" }),
-        Endpoint::Etcd { .. } => Err(OpenError::Missing { name: "etcd" }),
+        Endpoint::Etcd(endpoints) => {
+            let encrypted = endpoints.list.iter().any(|endpoint| endpoint.tls);
+            let settings = etcd::Settings {
+                endpoints: endpoints.clone(),
+                tls: encrypted.then(|| tls::client_config(tls, &[b"h2"])).transpose()?,
+            };
+            Ok(Arc::new(Etcd::open(settings).await.map_err(OpenError::Etcd)?))
+        }
     }
 }
 

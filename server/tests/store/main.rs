@@ -8,5 +8,7 @@
 
 mod contract;
 mod crash;
+mod etcd;
+mod faults;
 mod memory;
 mod sqlite;

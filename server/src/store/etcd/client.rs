@@ -144,10 +144,18 @@ impl Client {
     /// # Errors
     /// [`Failure`]: the last one.
     pub async fn call<A: Headed>(&self, method: &str, request: &impl Message, until: Instant) -> Result<A, Failure> {
+        // What etcd said last says more than that there was no time left.
+        let mut said = None;
         loop {
-            match self.try_call(method, request, until).await {
-                Err(failure) if passes(&failure) && Instant::now() + PAUSE < until => {}
+            let failure = match self.try_call(method, request, until).await {
+                Err(failure) if passes(&failure) => failure,
                 answer => return answer,
+            };
+            if matches!(failure, Failure::Said(_)) {
+                said = Some(failure.clone());
+            }
+            if Instant::now() + PAUSE >= until {
+                return Err(said.unwrap_or(failure));
             }
             tokio::time::sleep(PAUSE).await;
         }

@@ -157,6 +157,8 @@ impl Status {
             code::RESOURCE_EXHAUSTED if says("too many requests") => Meaning::Elsewhere,
             code::INVALID_ARGUMENT if says("request is too large") => Meaning::TooLarge,
             code::INVALID_ARGUMENT if says("auth store is old") => Meaning::StaleToken,
+            // Authentication was switched on since.
+            code::INVALID_ARGUMENT if says("user name is empty") => Meaning::StaleToken,
             code::UNAUTHENTICATED if says("invalid auth token") => Meaning::StaleToken,
             code::FAILED_PRECONDITION if says("authentication is not enabled") => Meaning::NoAuth,
             code::NOT_FOUND if says("lease not found") => Meaning::NoLease,
@@ -270,7 +272,7 @@ mod tests {
             (9, "etcdserver: authentication is not enabled", Meaning::NoAuth),
             (5, "etcdserver: requested lease not found", Meaning::NoLease),
             (7, "etcdserver: permission denied", Meaning::Refused),
-            (3, "etcdserver: user name is empty", Meaning::Refused),
+            (3, "etcdserver: user name is empty", Meaning::StaleToken),
         ] {
             assert_eq!(status(code, message).meaning(), meaning, "{message}");
         }

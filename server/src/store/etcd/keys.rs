@@ -1,9 +1,10 @@
 //! Which keys are ours, and ranges of them as etcd wants them. Pure.
 //!
 //! Keys stand in etcd as the store names them, which is upstream's layout. What does not begin with `/`, or is no text,
-//! is somebody else's: kube-apiserver's `compact_rev_key`, this store's own fence. Lists leave those out; a watch gives
+//! is somebody else's: kube-apiserver's `compact_rev_key`, this store's own (see [`super::write`]). Lists leave those out; a watch gives
 //! their revisions as deletions of a key nobody has, because each revision must come.
 
+use agent::units::Revision;
 use bytes::{Bytes, BytesMut};
 
 use super::message::{KeyValue, number};
@@ -59,21 +60,54 @@ pub fn entry(kv: KeyValue) -> Option<Entry> {
         .filter(|key| is_ours(key.as_bytes()))?;
     Some(Entry {
         key: key.into(),
-        revision: agent::units::Revision::new(number(kv.mod_revision)),
-        created: agent::units::Revision::new(number(kv.create_revision)),
+        revision: Revision::new(number(kv.mod_revision)),
+        created: Revision::new(number(kv.create_revision)),
         value: kv.value,
     })
 }
 
-/// A change of a key; of one that is not ours only that there was one.
-pub fn event(kv: KeyValue, deleted: bool) -> Event {
-    let ours = is_ours(&kv.key);
-    Event {
-        key: String::from_utf8_lossy(&kv.key).into(),
-        revision: agent::units::Revision::new(number(kv.mod_revision)),
-        created: agent::units::Revision::new(number(kv.create_revision)),
-        value: (ours && !deleted).then_some(kv.value),
+/// What happened to a key, as etcd tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// The key; its value unless it is deleted.
+    pub kv: KeyValue,
+    /// It is.
+    pub deleted: bool,
+}
+
+impl Change {
+    /// When.
+    pub fn revision(&self) -> Revision {
+        Revision::new(number(self.kv.mod_revision))
     }
+
+    fn event(self) -> Event {
+        let ours = is_ours(&self.kv.key);
+        Event {
+            key: String::from_utf8_lossy(&self.kv.key).into(),
+            revision: self.revision(),
+            created: Revision::new(number(self.kv.create_revision)),
+            value: (ours && !self.deleted).then_some(self.kv.value),
+        }
+    }
+}
+
+/// The events of whole revisions: what happened to our keys, or, if nothing did, that there was a revision.
+pub fn events(changes: Vec<Change>) -> Vec<Event> {
+    let mut events: Vec<Event> = Vec::with_capacity(changes.len());
+    for change in changes {
+        let same = events.last().is_some_and(|last| last.revision == change.revision());
+        let last_is_ours = events.last().is_some_and(|last| is_ours(last.key.as_bytes()));
+        match (same, last_is_ours, is_ours(&change.kv.key)) {
+            (true, _, false) => {}
+            (true, false, true) => {
+                events.pop();
+                events.push(change.event());
+            }
+            (true, true, true) | (false, _, _) => events.push(change.event()),
+        }
+    }
+    events
 }
 
 #[cfg(test)]
@@ -106,7 +140,7 @@ mod tests {
             (b"/registry/pods/a/b".as_slice(), true),
             (b"compact_rev_key", false),
             (b"/\xff", false),
-            (b"\0fence", false),
+            (b"\0mark", false),
         ] {
             let kv = KeyValue {
                 key: key.into(),
@@ -115,8 +149,40 @@ mod tests {
                 ..KeyValue::default()
             };
             assert_eq!(entry(kv.clone()).is_some(), ours);
-            let event = event(kv, false);
-            assert_eq!((event.value.is_some(), event.revision.get()), (ours, 7));
+            let events = events(vec![Change { kv, deleted: false }]);
+            let shown: Vec<_> = events
+                .iter()
+                .map(|event| (event.value.is_some(), event.revision.get()))
+                .collect();
+            assert_eq!(shown, [(ours, 7)]);
         }
+    }
+
+    #[test]
+    fn a_revision_shows_what_is_ours_and_nothing_only_if_there_is_nothing() {
+        let change = |key: &'static str, revision| Change {
+            kv: KeyValue {
+                key: Bytes::from_static(key.as_bytes()),
+                mod_revision: revision,
+                ..KeyValue::default()
+            },
+            deleted: false,
+        };
+        let changes = vec![
+            change("mark", 1),
+            change("/a", 2),
+            change("mark", 2),
+            change("mark", 3),
+            change("other", 3),
+            change("/b", 3),
+            change("/c", 3),
+            change("mark", 4),
+            change("other", 4),
+        ];
+        let shown: Vec<String> = events(changes)
+            .iter()
+            .map(|event| format!("{}@{}", event.key, event.revision))
+            .collect();
+        assert_eq!(shown, ["mark@1", "/a@2", "/b@3", "/c@3", "mark@4"]);
     }
 }

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::client::Client;
 use super::grpc::Status;
-use super::keys;
+use super::keys::{self, Change};
 use super::link::{Answers, Failure};
 use super::message::{EventType, WatchCreateRequest, WatchRequest, WatchResponse, number, signed};
 use super::read::{self, PATIENCE};
@@ -34,13 +34,13 @@ const RETRY_LONGEST: Duration = Duration::from_secs(1);
 /// Events put together because they came together.
 const BATCH: usize = 4096;
 
-/// Makes events of what comes, each revision whole and once. Pure.
+/// Puts together what comes, each revision whole and once. Pure.
 #[derive(Debug)]
 struct Assembly {
     /// All up to here was given.
     last: Revision,
     /// Pieces of an answer that is not complete.
-    pieces: Vec<Event>,
+    pieces: Vec<Change>,
 }
 
 /// The watch is over.
@@ -60,8 +60,8 @@ impl Assembly {
         }
     }
 
-    /// Takes an answer in; returns the events that are whole with it.
-    fn take(&mut self, answer: WatchResponse) -> Result<Vec<Event>, Ended> {
+    /// Takes an answer in; returns the changes that are whole with it.
+    fn take(&mut self, answer: WatchResponse) -> Result<Vec<Change>, Ended> {
         if answer.compact_revision != 0 {
             return Err(Ended::Compacted(Revision::new(number(answer.compact_revision))));
         }
@@ -69,16 +69,16 @@ impl Assembly {
             return Err(Ended::Refused(answer.cancel_reason));
         }
         let last = self.last;
-        let events = answer.events.into_iter().filter_map(|event| {
+        let changes = answer.events.into_iter().filter_map(|event| {
             let deleted = event.r#type() == EventType::Delete;
-            Some(keys::event(event.kv?, deleted)).filter(|event| event.revision > last)
+            event.kv.map(|kv| Change { kv, deleted })
         });
-        self.pieces.extend(events);
+        self.pieces.extend(changes.filter(|change| change.revision() > last));
         if answer.fragment {
             return Ok(Vec::new());
         }
         let whole = std::mem::take(&mut self.pieces);
-        self.last = whole.last().map_or(last, |event| event.revision);
+        self.last = whole.last().map_or(last, Change::revision);
         Ok(whole)
     }
 }
@@ -135,8 +135,8 @@ impl Stream {
         })
     }
 
-    /// The events of the next answer: none if it has none.
-    async fn answer(&mut self) -> Result<Vec<Event>, StreamError> {
+    /// The changes of the next answer: none if it has none.
+    async fn answer(&mut self) -> Result<Vec<Change>, StreamError> {
         let broken = |why: String| StreamError::Failure(Failure::Broken(format!("{METHOD}: {why}")));
         let answer = self
             .answers
@@ -146,14 +146,14 @@ impl Stream {
         self.assemble(answer)
     }
 
-    fn assemble(&mut self, answer: Bytes) -> Result<Vec<Event>, StreamError> {
+    fn assemble(&mut self, answer: Bytes) -> Result<Vec<Change>, StreamError> {
         let answer = WatchResponse::decode(answer);
         let answer = answer.map_err(|error| StreamError::Failure(Failure::Broken(format!("{METHOD}: {error}"))))?;
         self.assembly.take(answer).map_err(StreamError::Ended)
     }
 
-    /// The next events and all that are here with them.
-    async fn batch(&mut self) -> Result<Vec<Event>, StreamError> {
+    /// The next changes and all that are here with them.
+    async fn batch(&mut self) -> Result<Vec<Change>, StreamError> {
         loop {
             let mut batch = self.answer().await?;
             while !batch.is_empty()
@@ -161,7 +161,7 @@ impl Stream {
                 && let Some(answer) = self.answers.ready()?
             {
                 match self.assemble(answer) {
-                    Ok(events) => batch.extend(events),
+                    Ok(changes) => batch.extend(changes),
                     // What came before it counts; the stream tells again.
                     Err(_) => return Ok(batch),
                 }
@@ -203,8 +203,8 @@ async fn follow(client: Arc<Client>, mut stream: Stream, sender: mpsc::Sender<Ar
         };
         match batch {
             Ok(batch) => {
-                last = batch.last().map_or(last, |event| event.revision);
-                match timeout(STUCK, sender.send(batch.into())).await {
+                last = batch.last().map_or(last, Change::revision);
+                match timeout(STUCK, sender.send(keys::events(batch).into())).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return,
                     Err(_) => {
@@ -250,25 +250,34 @@ async fn open_anew(client: &Client, last: Revision) -> Option<Stream> {
     }
 }
 
-/// Everything that happened to a key after `since`, up to `end`, which must be committed.
-pub async fn history(
+/// The revision after `since` and up to `end` in which a key got a value; `end` must be committed.
+pub async fn find(
     client: &Client,
-    key: &str,
+    key: &Bytes,
+    value: &Bytes,
     since: Revision,
     end: Revision,
     until: Instant,
-) -> Result<Vec<Event>, StoreError> {
+) -> Result<Option<Revision>, StoreError> {
     let reading = async {
         loop {
-            let mut stream = Stream::open(client, since).await?;
-            let mut events = Vec::new();
+            let mut stream = match Stream::open(client, since).await {
+                Ok(stream) => stream,
+                Err(StoreError::Unavailable(_)) => {
+                    tokio::time::sleep(RETRY_FIRST).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             while stream.assembly.last < end {
                 let Ok(batch) = stream.batch().await else { break };
-                let wanted = |event: &Event| *event.key == *key && event.revision <= end;
-                events.extend(batch.into_iter().filter(wanted));
+                let is_it = |change: &&Change| change.kv.key == *key && change.kv.value == *value && !change.deleted;
+                if let Some(change) = batch.iter().find(is_it) {
+                    return Ok(Some(change.revision()));
+                }
             }
             if stream.assembly.last >= end {
-                return Ok(events);
+                return Ok(None);
             }
         }
     };
@@ -288,7 +297,7 @@ pub async fn oldest(client: &Client, asked: Revision) -> Result<Revision, Failur
         };
         loop {
             match stream.answer().await {
-                Ok(events) if events.is_empty() => {}
+                Ok(changes) if changes.is_empty() => {}
                 Ok(_) => return Ok(start),
                 Err(StreamError::Ended(Ended::Compacted(oldest))) => return Ok(oldest),
                 Err(StreamError::Ended(Ended::Refused(why))) => {
@@ -323,8 +332,8 @@ mod tests {
         }
     }
 
-    fn revisions(events: &[Event]) -> Vec<u64> {
-        events.iter().map(|event| event.revision.get()).collect()
+    fn revisions(changes: &[Change]) -> Vec<u64> {
+        changes.iter().map(|change| change.revision().get()).collect()
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! Writing, exactly once: also when the connection breaks before the answer.
 //!
 //! A transaction that was sent and not answered may have happened, or may happen yet: etcd passes it from member to
-//! member. To ask whether it did is no answer, then, and to send it again could do it twice. So first the fence is moved:
-//! a key that every transaction of this store expects at its present revision, and whose next write makes all that were
-//! sent before it fail. What the log shows up to that write is final. If the transaction is in it, that is the answer; if
-//! not, it is sent again.
+//! member. To ask whether it did is no answer, then, and to send it again could do it twice. So each store has two keys.
+//! Every transaction expects that the *fence* was not written since it was made, and leaves its number in the *mark*. In
+//! doubt the fence is written: all that were sent before fail from then on. The history of the mark up to there is final,
+//! and has the transaction's number or not. If it has, that is the answer; if not, the write is sent again.
 //!
-//! The fence is written only then. It has a lease, so that it does not outlive its store by long.
+//! Why not look for the write itself: another server may have written the same bytes from the same state, and only one of
+//! the two can be the one that did.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent::units::Revision;
@@ -20,7 +22,7 @@ use super::client::{Client, passes};
 use super::grpc::Meaning;
 use super::link::Failure;
 use super::message::{Done, Headed as _, LeaseGrantRequest, LeaseGrantResponse, PutRequest, TxnResponse};
-use super::txn::{self, Outcome};
+use super::txn::{self, Outcome, Signature, Signer};
 use super::{keys, watch};
 use crate::store::{StoreError, Write};
 
@@ -30,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const DOUBT: Duration = Duration::from_secs(20);
 /// Between attempts.
 const PAUSE: Duration = Duration::from_millis(50);
+/// The mark goes with its lease, and is given a new one: once a day, and none is left of a store that is no more.
+const MARK_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// A request that is older than this is not on its way any more.
 const FENCE_LIFE: Duration = Duration::from_secs(3600);
 /// So many read the log at once to find their write.
@@ -37,20 +41,33 @@ const DOUBTERS: usize = 16;
 
 /// What writes have in common.
 pub struct Writer {
-    fence_key: Bytes,
-    /// Where the fence is; zero: nowhere.
-    fence: AtomicU64,
-    /// One moves it; the others wait and find it moved.
+    signer: Signer,
+    state: Mutex<State>,
+    /// Numbers of transactions.
+    next: AtomicU64,
+    /// One moves the fence or gets the lease; the others wait and find it done.
     mover: Semaphore,
     doubters: Semaphore,
+}
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    /// The last write of the fence; zero if there is none.
+    fence: Revision,
+    /// Of the mark.
+    lease: Option<i64>,
 }
 
 impl Writer {
     /// `name`: no other store's.
     pub fn new(name: &str) -> Self {
         Self {
-            fence_key: format!("amphipod/fence/{name}").into(),
-            fence: AtomicU64::new(0),
+            signer: Signer {
+                fence: format!("amphipod/fence/{name}").into(),
+                mark: format!("amphipod/mark/{name}").into(),
+            },
+            state: Mutex::default(),
+            next: AtomicU64::new(1),
             mover: Semaphore::new(1),
             doubters: Semaphore::new(DOUBTERS),
         }
@@ -69,19 +86,19 @@ impl Writer {
         }
         let until = Instant::now() + PATIENCE;
         loop {
+            let signature = self.sign(client, until).await.map_err(|failure| failure.plain())?;
             let lease = match write.ttl {
                 Some(ttl) => grant(client, ttl, until).await.map_err(|failure| failure.plain())?,
                 None => 0,
             };
             let since = Revision::new(client.newest());
-            let fence = self.fence();
-            let request = txn::request(write, lease, &self.fence_key, fence);
+            let request = txn::request(write, lease, &self.signer, signature);
             let failure = match client.try_call::<TxnResponse>("KV/Txn", &request, until).await {
-                Ok(answer) => match txn::outcome(&answer, fence) {
+                Ok(answer) => match txn::outcome(&answer, signature.fence) {
                     Outcome::Done(revision) => return Ok(revision),
                     Outcome::Conflict(current) => return Err(StoreError::Conflict { current }),
                     Outcome::Fenced(seen) => {
-                        self.learn(fence, seen);
+                        self.learn(signature.fence, seen);
                         continue;
                     }
                     Outcome::Odd => Failure::Unsent("etcd's answer to a transaction has not its form".to_owned()),
@@ -89,13 +106,17 @@ impl Writer {
                 Err(failure) => failure,
             };
             if is_unclear(&failure) {
-                let found = self.find(client, write, since, fence).await;
+                let found = self.find(client, signature, since).await;
                 match found.map_err(|error| in_doubt(&write.key, &failure, &error))? {
                     Some(revision) => return Ok(revision),
                     None => continue,
                 }
             }
             let lost_lease = matches!(&failure, Failure::Said(status) if status.meaning() == Meaning::NoLease);
+            if lost_lease {
+                // The mark's, once a day.
+                self.state().lease = None;
+            }
             if !(passes(&failure) || lost_lease) || Instant::now() + PAUSE >= until {
                 return Err(failure.plain());
             }
@@ -103,52 +124,64 @@ impl Writer {
         }
     }
 
-    fn fence(&self) -> Revision {
-        Revision::new(self.fence.load(Ordering::Acquire))
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Somebody moved the fence from where we knew it; or we did not know.
+    async fn sign(&self, client: &Client, until: Instant) -> Result<Signature, Failure> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let signed = |state: State| {
+            let fence = state.fence;
+            state.lease.map(|lease| Signature { id, fence, lease })
+        };
+        if let Some(signature) = signed(*self.state()) {
+            return Ok(signature);
+        }
+        let _permit = self.mover.acquire().await;
+        if let Some(signature) = signed(*self.state()) {
+            return Ok(signature);
+        }
+        let lease = grant(client, MARK_LIFE, until).await?;
+        let mut state = self.state();
+        state.lease = Some(lease);
+        let fence = state.fence;
+        Ok(Signature { id, fence, lease })
+    }
+
+    /// The fence was found elsewhere than we knew: an earlier request to move it came late, or it expired.
     fn learn(&self, known: Revision, seen: Revision) {
-        // Changed meanwhile: by who knows better.
-        let _ = self
-            .fence
-            .compare_exchange(known.get(), seen.get(), Ordering::AcqRel, Ordering::Acquire);
+        let mut state = self.state();
+        // Else somebody learned more meanwhile.
+        if state.fence == known {
+            state.fence = seen;
+        }
     }
 
-    /// Makes sure that what was sent with `fence` does not happen any more, and looks whether it did.
-    async fn find(
-        &self,
-        client: &Client,
-        write: &Write,
-        since: Revision,
-        fence: Revision,
-    ) -> Result<Option<Revision>, StoreError> {
+    /// Makes sure that a transaction does not happen any more, and looks whether it did.
+    async fn find(&self, client: &Client, sent: Signature, since: Revision) -> Result<Option<Revision>, StoreError> {
         let until = Instant::now() + DOUBT;
-        let end = self.move_fence(client, fence, until).await?;
+        let moved = self.move_fence(client, sent.fence, until).await;
+        let end = moved.map_err(|failure| failure.plain())?;
         let _permit = self.doubters.acquire().await;
-        let history = watch::history(client, &write.key, since, end, until).await?;
-        Ok(txn::found(write, &history))
+        watch::find(client, &self.signer.mark, &sent.mark(), since, end, until).await
     }
 
     /// Moves the fence away from `fence` if it is still there; returns where to.
-    async fn move_fence(&self, client: &Client, fence: Revision, until: Instant) -> Result<Revision, StoreError> {
+    async fn move_fence(&self, client: &Client, fence: Revision, until: Instant) -> Result<Revision, Failure> {
         let _permit = self.mover.acquire().await;
-        let now_at = self.fence();
-        if now_at != fence && now_at != Revision::ZERO {
+        let now_at = self.state().fence;
+        if now_at > fence {
             return Ok(now_at);
         }
-        let moving = async {
-            let request = PutRequest {
-                key: self.fence_key.clone(),
-                value: Bytes::new(),
-                lease: grant(client, FENCE_LIFE, until).await?,
-            };
-            // More than once is as good as once.
-            client.call::<Done>("KV/Put", &request, until).await
+        let request = PutRequest {
+            key: self.signer.fence.clone(),
+            value: Bytes::new(),
+            lease: grant(client, FENCE_LIFE, until).await?,
         };
-        let moved = moving.await.map_err(|failure| failure.plain())?;
-        let moved = Revision::new(moved.revision());
-        self.fence.store(moved.get(), Ordering::Release);
+        // More than once is as good as once.
+        let done: Done = client.call("KV/Put", &request, until).await?;
+        let moved = Revision::new(done.revision());
+        self.state().fence = moved;
         Ok(moved)
     }
 }

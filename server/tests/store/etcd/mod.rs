@@ -1,0 +1,244 @@
+//! The store in etcd, against real clusters of it: one member and three, killed, paused, cut off.
+
+mod cutter;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::units::Revision;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use serde_json::json;
+use server::store::endpoint::{self, Tls};
+use server::store::{Expect, OpenError, Store, StoreError, open};
+use tests::database::etcd::{Etcd, Form};
+use tokio::time::{sleep, timeout};
+
+use self::cutter::Cutter;
+use crate::contract::{self, Backend, drained, put, state};
+use crate::faults::bear;
+
+/// A cluster and the way into it.
+struct InEtcd(Etcd);
+
+impl InEtcd {
+    fn new() -> Self {
+        Self(Etcd::start().unwrap())
+    }
+
+    fn over_tls() -> Self {
+        let form = Form {
+            tls: true,
+            ..Form::default()
+        };
+        Self(Etcd::start_as(form).unwrap())
+    }
+}
+
+async fn open_at(text: &str, etcd: &Etcd) -> Arc<dyn Store> {
+    try_open_at(text, etcd).await.unwrap()
+}
+
+async fn try_open_at(text: &str, etcd: &Etcd) -> Result<Arc<dyn Store>, OpenError> {
+    let files = etcd.files();
+    let tls = Tls {
+        ca: files.as_ref().map(|files| files.ca.clone()),
+        cert: files.as_ref().map(|files| files.cert.clone()),
+        key: files.map(|files| files.key),
+    };
+    let endpoint = endpoint::parse(text, false).unwrap();
+    open(&endpoint, &tls, std::path::Path::new("/nonexistent")).await
+}
+
+impl Backend for InEtcd {
+    fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
+        async { open_at(&self.0.endpoint(), &self.0).await }.boxed()
+    }
+}
+
+contract::of_all!(InEtcd::new());
+contract::of_lasting!(InEtcd::new());
+contract::of_shared!(InEtcd::new());
+
+mod over_tls {
+    use super::InEtcd;
+
+    crate::contract::checks!(InEtcd::over_tls(); writes_are_compared_and_swapped, a_watch_misses_and_repeats_nothing);
+}
+
+/// Of three members.
+fn three() -> Etcd {
+    let form = Form {
+        members: 3,
+        ..Form::default()
+    };
+    Etcd::start_as(form).unwrap()
+}
+
+/// How often a store was in doubt over writes: it moved its fence then.
+fn doubts(etcd: &Etcd) -> i64 {
+    // "amphipod/fence/" to "amphipod/fence0".
+    let range = json!({ "key": "YW1waGlwb2QvZmVuY2Uv", "range_end": "YW1waGlwb2QvZmVuY2Uw" });
+    let found = etcd.ask(0, "kv/range", &range).unwrap();
+    let fences = found
+        .get("kvs")
+        .and_then(|kvs| kvs.as_array())
+        .cloned()
+        .unwrap_or_default();
+    let moves = |kv: &serde_json::Value| kv.get("version")?.as_str()?.parse::<i64>().ok();
+    fences.iter().filter_map(moves).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_of_etcd_lose_no_write_and_repeat_none() {
+    let mut etcd = Etcd::start().unwrap();
+    let endpoint = etcd.endpoint();
+    let stores = vec![open_at(&endpoint, &etcd).await, open_at(&endpoint, &etcd).await];
+    let run = bear(stores, 16, async {
+        for round in 0..5_u64 {
+            sleep(Duration::from_millis(150 + 70 * round)).await;
+            etcd.kill(0).unwrap();
+            etcd.start_again(0).unwrap();
+        }
+        sleep(Duration::from_millis(300)).await;
+    })
+    .await;
+    assert!(run.acknowledged > 100, "{run:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_loses_its_leader_goes_on() {
+    let mut etcd = three();
+    let endpoint = etcd.endpoint();
+    let stores = vec![open_at(&endpoint, &etcd).await, open_at(&endpoint, &etcd).await];
+    let run = bear(stores, 8, async {
+        sleep(Duration::from_millis(300)).await;
+        let leader = etcd.leader().unwrap();
+        etcd.kill(leader).unwrap();
+        sleep(Duration::from_secs(3)).await;
+        etcd.start_again(leader).unwrap();
+        sleep(Duration::from_millis(500)).await;
+        // One that says nothing is worse than one that is gone.
+        let leader = etcd.leader().unwrap();
+        etcd.pause(leader).unwrap();
+        sleep(Duration::from_secs(6)).await;
+        etcd.resume(leader).unwrap();
+        sleep(Duration::from_millis(500)).await;
+    })
+    .await;
+    assert!(run.acknowledged > 100, "{run:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_are_lost_are_found_out() {
+    let etcd = Etcd::start().unwrap();
+    let way = Cutter::to(etcd.address(0)).await;
+    let endpoint = format!("http://{}", way.address);
+    let stores = vec![open_at(&endpoint, &etcd).await, open_at(&etcd.endpoint(), &etcd).await];
+    let run = bear(stores, 16, async {
+        for round in 0..20 {
+            // A new connection takes 100 ms.
+            sleep(Duration::from_millis(200 + 7 * round)).await;
+            way.cut();
+        }
+        sleep(Duration::from_millis(300)).await;
+    })
+    .await;
+    assert!(run.acknowledged > 100, "{run:?}");
+    assert_eq!(run.doubts, 0, "etcd was there all the time, so each could be found out");
+    let doubts = doubts(&etcd);
+    assert!(doubts > 3, "nothing was put to the test: {doubts}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_without_etcd_says_so_and_comes_back() {
+    let mut etcd = Etcd::start().unwrap();
+    let store = open_at(&etcd.endpoint(), &etcd).await;
+    let first = store.write(put("/a", Expect::Absent, "1")).await.unwrap();
+    let mut tail = store.watch(Revision::new(first.get() - 1)).await.unwrap();
+    assert_eq!(drained(&mut tail, 1).await, [format!("/a=1@{first}")]);
+    etcd.kill(0).unwrap();
+    let away = timeout(Duration::from_secs(40), store.write(put("/a", Expect::At(first), "2")))
+        .await
+        .unwrap();
+    assert!(matches!(away, Err(StoreError::Unavailable(_))), "{away:?}");
+    etcd.start_again(0).unwrap();
+    let second = store.write(put("/a", Expect::At(first), "3")).await.unwrap();
+    assert_eq!(drained(&mut tail, 1).await, [format!("/a=3@{second}")]);
+}
+
+#[tokio::test]
+async fn a_user_logs_in_and_a_wrong_password_is_told() {
+    let etcd = Etcd::start().unwrap();
+    let address = etcd.address(0);
+    let before = open_at(&format!("http://root:s%40crt@{address}"), &etcd).await;
+    etcd.enable_auth("s@crt").unwrap();
+    let after = open_at(&format!("http://root:s%40crt@{address}"), &etcd).await;
+    let mut tail = after.watch(after.revision().await.unwrap()).await.unwrap();
+    let revision = after.write(put("/a", Expect::Absent, "1")).await.unwrap();
+    assert_eq!(drained(&mut tail, 1).await, [format!("/a=1@{revision}")]);
+    // It was there before there were users: its first token is no token at all.
+    before.write(put("/a", Expect::At(revision), "2")).await.unwrap();
+    for wrong in [format!("http://root:hidden@{address}"), format!("http://{address}")] {
+        let problem = try_open_at(&wrong, &etcd).await.err().unwrap().to_string();
+        assert!(!problem.contains("hidden"), "{problem}");
+        assert!(
+            problem.contains("authentication failed") || problem.contains("user name is empty"),
+            "{problem}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_large_for_etcd_is_told_and_harms_nothing() {
+    let etcd = Etcd::start().unwrap();
+    let store = open_at(&etcd.endpoint(), &etcd).await;
+    store
+        .write(put("/a", Expect::Absent, &"x".repeat(1_400_000)))
+        .await
+        .unwrap();
+    for size in [1_700_000, 5_000_000] {
+        let refused = store.write(put("/b", Expect::Absent, &"x".repeat(size))).await;
+        assert!(matches!(refused, Err(StoreError::TooLarge(_))), "{size}: {refused:?}");
+    }
+    let revision = store.write(put("/b", Expect::Absent, "1")).await.unwrap();
+    assert_eq!(state(&*store, "/b", None).await.unwrap(), [format!("/b=1@{revision}")]);
+}
+
+#[tokio::test]
+async fn what_others_write_there_is_passed_over_and_no_revision_is_missed() {
+    let etcd = Etcd::start().unwrap();
+    let store = open_at(&etcd.endpoint(), &etcd).await;
+    let mut tail = store.watch(store.revision().await.unwrap()).await.unwrap();
+    // "compact_rev_key" = "1": kube-apiserver's.
+    let theirs = json!({ "key": "Y29tcGFjdF9yZXZfa2V5", "value": "MQ==" });
+    etcd.ask(0, "kv/put", &theirs).unwrap();
+    let revision = store.write(put("/a", Expect::Absent, "1")).await.unwrap();
+    let theirs = revision.get() - 1;
+    assert_eq!(
+        drained(&mut tail, 2).await,
+        [format!("compact_rev_key=-@{theirs}"), format!("/a=1@{revision}")]
+    );
+    assert_eq!(state(&*store, "", None).await.unwrap(), [format!("/a=1@{revision}")]);
+}
+
+#[tokio::test]
+async fn a_long_list_comes_whole_page_by_page() {
+    let etcd = Etcd::start().unwrap();
+    let store = open_at(&etcd.endpoint(), &etcd).await;
+    let mut wanted = Vec::new();
+    for number in 0..700 {
+        let key = format!("/long/{number:04}");
+        let revision = store.write(put(&key, Expect::Absent, "x")).await.unwrap();
+        wanted.push(format!("{key}=x@{revision}"));
+    }
+    assert_eq!(state(&*store, "/long/", None).await.unwrap(), wanted);
+    let range = server::store::Range {
+        prefix: "/long/".into(),
+        after: Some("/long/0099".into()),
+        limit: Some(300),
+    };
+    let page = store.list(range, None).await.unwrap();
+    assert_eq!((page.entries.len(), page.more), (300, true));
+    assert_eq!(&*page.entries[0].key, "/long/0100");
+}
