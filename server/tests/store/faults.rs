@@ -46,7 +46,9 @@ pub async fn bear(stores: Vec<Arc<dyn Store>>, writers: usize, faults: impl Futu
     let watching = async move {
         let mut seen: Vec<Event> = Vec::new();
         while seen.last().is_none_or(|event| &*event.key != MARK) {
-            let batch = tail.recv().await.expect("a watch ends for no fault");
+            let Some(batch) = tail.recv().await else {
+                panic!("a watch ended for a fault");
+            };
             seen.extend(batch.iter().cloned());
         }
         seen

@@ -186,6 +186,8 @@ impl Choice {
 
     /// It did not, or cannot serve now.
     pub fn failed(&mut self, number: usize, now: Instant) {
+        // Among equals, the next one.
+        self.current = (number + 1) % self.members.len();
         if let Some(member) = self.members.get_mut(number) {
             let rest = REST_FIRST
                 .saturating_mul(2_u32.saturating_pow(member.failures))
