@@ -1,14 +1,20 @@
-//! What the agent runs on: command line, environment and defaults, read once into [`Config`].
+//! What the agent runs on: command line, configuration file, environment and defaults, read once into [`Config`].
 //!
 //! The sources are arguments, so that tests need neither a process nor its environment. Names and meanings are K3s'
-//! (`k3s agent --help`, v1.31 to v1.36). K3s' configuration file is not read here; see `docs` of the flag `--config`.
+//! (`k3s agent --help`, v1.31 to v1.36). `file` turns the configuration file into arguments, `flags` has what K3s knows
+//! and this program does not; the server uses both.
+
+pub mod file;
+pub mod flags;
+mod yaml;
 
 use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser};
 
 pub use crate::wire::token::Secret;
 use crate::wire::token::{Token, TokenError};
@@ -126,6 +132,8 @@ pub struct Config {
     pub notify: Option<PathBuf>,
     /// Log more.
     pub debug: bool,
+    /// What was given and is passed over.
+    pub warnings: Vec<String>,
 }
 
 impl Config {
@@ -149,6 +157,7 @@ impl Config {
             resolv_conf: None,
             notify: None,
             debug: false,
+            warnings: Vec::new(),
         }
     }
 
@@ -203,6 +212,20 @@ pub enum ConfigError {
     /// An address that cannot be read.
     #[error("{0:?} is no IP address")]
     Address(String),
+    /// The configuration file cannot be used.
+    #[error("{}: {why}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// What this program cannot do.
+    #[error("{0}")]
+    Refused(String),
+    /// A word of the command line.
+    #[error("not UTF-8: {0}")]
+    Encoding(String),
 }
 
 /// What the world around the program says; tests make their own.
@@ -214,6 +237,10 @@ pub struct Surroundings {
     pub root: bool,
     /// `HOME`.
     pub home: Option<PathBuf>,
+    /// `K3S_CONFIG_FILE`.
+    pub config_file: Option<PathBuf>,
+    /// The configuration file that is read when there is one, [`file::FILE`].
+    pub usual_file: PathBuf,
 }
 
 /// Turns this machine into a worker node of a K3s or Amphipod cluster.
@@ -223,6 +250,9 @@ pub struct Surroundings {
 #[derive(Debug, Parser)]
 #[command(name = "k3s-agent", version, after_help = EXAMPLES, args_override_self = true)]
 struct Args {
+    /// Configuration file: every flag of this list, one a line; FILE.d/*.yaml is read after it
+    #[arg(long, short, env = "K3S_CONFIG_FILE", value_name = "FILE", default_value = file::FILE)]
+    config: PathBuf,
     /// Address of a server, or of a load balancer before all of them: https://host:6443
     #[arg(long, short, env = "K3S_URL", value_name = "URL")]
     server: Option<String>,
@@ -239,7 +269,7 @@ struct Args {
     #[arg(long, env = "K3S_NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
     /// Append an id of this machine to the name, so that equal host names do not collide
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_parser = BoolishValueParser::new(), default_value_t = false, default_missing_value = "true")]
     with_node_id: bool,
     /// Address to register; default is the one that leads to the server
     #[arg(long, short = 'i', value_name = "IP", value_delimiter = ',')]
@@ -257,14 +287,17 @@ struct Args {
     #[arg(long, env = "K3S_LB_SERVER_PORT", value_name = "PORT", default_value_t = 6444)]
     lb_server_port: u16,
     /// Talk to --server directly, without the local load balancer
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_parser = BoolishValueParser::new(), default_value_t = false, default_missing_value = "true")]
     disable_apiserver_lb: bool,
     /// The resolv.conf that pods with dnsPolicy Default get; default is the host's
     #[arg(long, env = "K3S_RESOLV_CONF", value_name = "FILE")]
     resolv_conf: Option<PathBuf>,
     /// Log more
-    #[arg(long)]
+    #[arg(long, env = "K3S_DEBUG", num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_parser = BoolishValueParser::new(), default_value_t = false, default_missing_value = "true")]
     debug: bool,
+    /// Log level: anything above 0 logs more
+    #[arg(short, value_name = "LEVEL")]
+    v: Option<u8>,
     /// systemd's socket for `Type=notify`
     #[arg(long, env = "NOTIFY_SOCKET", hide = true)]
     notify_socket: Option<PathBuf>,
@@ -275,17 +308,33 @@ Examples:
   K3S_URL=https://10.0.0.1:6443 K3S_TOKEN=K10… k3s-agent
   k3s-agent --server https://10.0.0.1:6443 --token-file /etc/rancher/token --node-label site=roof
 
-The token is in /var/lib/rancher/k3s/server/node-token on any server. It is needed once: later starts may do without.";
+The token is in /var/lib/rancher/k3s/server/node-token on any server. It is needed once: later starts may do without.
+
+Every flag may stand in /etc/rancher/k3s/config.yaml, under its name:
+  server: https://10.0.0.1:6443
+  token-file: /etc/rancher/token
+  node-label:
+    - site=roof
+The command line goes before the file, the file before the environment.
+
+Images come from archives (.tar, .tar.gz) in <data-dir>/agent/images. Flags of K3s that are not listed are either passed
+over with a warning or refused with what to do instead.";
 
 /// What this machine says.
 pub fn surroundings() -> Surroundings {
     let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     #[expect(clippy::disallowed_methods, reason = "this is the file that reads the environment")]
-    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|text| !text.is_empty())
+            .map(PathBuf::from)
+    };
     Surroundings {
         hostname: hostname.unwrap_or_default(),
         root: nix::unistd::geteuid().is_root(),
-        home,
+        home: variable("HOME"),
+        config_file: variable("K3S_CONFIG_FILE"),
+        usual_file: file::FILE.into(),
     }
 }
 
@@ -308,21 +357,30 @@ pub fn notify_ready(socket: Option<&Path>) {
 }
 
 /// Reads the command line `args` (program name first; a subcommand `agent` may follow, as in `k3s agent`).
-/// The environment is clap's to read: this is the one place of the program that does.
+/// Other variables of the environment are clap's to read: this is the one place of the program that does.
 ///
 /// # Errors
 /// [`ConfigError`].
 pub fn parse(args: impl IntoIterator<Item = OsString>, around: &Surroundings) -> Result<Config, ConfigError> {
-    let mut args: Vec<OsString> = args.into_iter().collect();
+    let text = |arg: OsString| {
+        arg.into_string()
+            .map_err(|arg| ConfigError::Encoding(arg.display().to_string()))
+    };
+    let mut args: Vec<String> = args.into_iter().map(text).collect::<Result<_, _>>()?;
+    let mut command = Args::command();
     if args.get(1).is_some_and(|word| word == "agent") {
         args.remove(1);
+        command = command.bin_name("k3s agent");
     }
-    resolve(Args::try_parse_from(args)?, around)
-}
-
-/// The flags, for whoever turns a configuration file into arguments.
-pub fn command() -> clap::Command {
-    <Args as clap::CommandFactory>::command()
+    let mut known = file::Flags::of(&command);
+    known.add(flags::AGENT.names());
+    let (args, mut warnings) = file::apply(args, around.config_file.as_deref(), &around.usual_file, &known)?;
+    let (args, passed_over) = flags::pass_over(args, &command, &[flags::AGENT])?;
+    warnings.extend(passed_over);
+    let args = Args::from_arg_matches(&command.try_get_matches_from(args)?)?;
+    let mut config = resolve(args, around)?;
+    config.warnings = warnings;
+    Ok(config)
 }
 
 fn resolve(args: Args, around: &Surroundings) -> Result<Config, ConfigError> {
@@ -369,7 +427,7 @@ fn resolve(args: Args, around: &Surroundings) -> Result<Config, ConfigError> {
         .collect::<Result<_, _>>()?;
     config.balancer_port = (!args.disable_apiserver_lb).then_some(args.lb_server_port);
     config.resolv_conf = args.resolv_conf;
-    config.debug = args.debug;
+    config.debug = args.debug || args.v.is_some_and(|level| level > 0);
     config.notify = args.notify_socket;
     Ok(config)
 }
@@ -453,99 +511,4 @@ pub fn taint(text: &str) -> Result<Taint, ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn around() -> Surroundings {
-        Surroundings {
-            hostname: "Pi-4".into(),
-            root: true,
-            home: Some("/home/me".into()),
-        }
-    }
-
-    fn read(line: &str, around: &Surroundings) -> Result<Config, ConfigError> {
-        parse(line.split(' ').map(OsString::from), around)
-    }
-
-    #[test]
-    fn a_command_line_becomes_a_config() {
-        let config = read(
-            "k3s agent --server https://10.0.0.1:6443/ -t pw --node-label a=b,c --node-taint k=v:NoExecute \
-             --node-taint only:NoSchedule -i 10.0.0.5,fd00::5 --lb-server-port 6500 --lb-server-port 7000 --with-node-id",
-            &around(),
-        )
-        .unwrap();
-        assert_eq!(config.server.to_string(), "https://10.0.0.1:6443");
-        assert_eq!(config.node_name, "pi-4");
-        assert!(config.with_node_id);
-        assert_eq!(config.labels, [("a".into(), "b".into()), ("c".into(), String::new())]);
-        assert_eq!(config.taints.len(), 2);
-        assert_eq!(config.node_ips.len(), 2);
-        assert_eq!(config.balancer_port, Some(7000));
-        assert_eq!(config.data_dir, Path::new("/var/lib/rancher/k3s"));
-    }
-
-    #[test]
-    fn others_than_root_keep_state_at_home() {
-        let around = Surroundings {
-            root: false,
-            ..around()
-        };
-        let config = read("k3s-agent -s https://a:1 -t pw", &around).unwrap();
-        assert_eq!(config.data_dir, Path::new("/home/me/.rancher/k3s"));
-        let config = read("k3s-agent -s https://a:1 -t pw -d /data", &around).unwrap();
-        assert_eq!(config.data_dir, Path::new("/data"));
-    }
-
-    #[test]
-    fn what_cannot_work_is_refused_with_a_cure() {
-        let cases = [
-            ("k3s-agent -t pw", "--server is required"),
-            ("k3s-agent -s https://a:1 -d /nonexistent", "--token is required"),
-            ("k3s-agent -s http://a:1 -t pw", "https://host:port"),
-            ("k3s-agent -s https://a:1 -t K10abc", "cannot be used"),
-            ("k3s-agent -s https://a:1 -t pw --node-name a_b", "--node-name"),
-            ("k3s-agent -s https://a:1 -t pw --node-taint x", "--node-taint"),
-            ("k3s-agent -s https://a:1 -t pw --node-ip x", "no IP address"),
-            ("k3s-agent -s https://a:1 --token-file /nonexistent", "/nonexistent"),
-            ("k3s-agent -s https://a:1 -t pw --sever x", "--server"),
-        ];
-        for (line, hint) in cases {
-            let error = read(line, &around()).unwrap_err().to_string();
-            assert!(error.contains(hint), "{line}: {error}");
-        }
-    }
-
-    #[test]
-    fn debug_output_holds_no_secret() {
-        let config = read("k3s-agent -s https://a:1 -t hidden-token", &around()).unwrap();
-        assert!(!format!("{config:?}").contains("hidden-token"));
-    }
-
-    #[test]
-    fn server_addresses_are_read_in_all_forms() {
-        for (text, expected) in [
-            ("https://a", Some(("a", 443, "a:443"))),
-            ("https://a:6443///", Some(("a", 6443, "a:6443"))),
-            ("https://[fd00::1]:6443", Some(("fd00::1", 6443, "[fd00::1]:6443"))),
-            ("https://[fd00::1]", Some(("fd00::1", 443, "[fd00::1]:443"))),
-            ("https://fd00::1", None),
-            ("https://a:b", None),
-            ("https://a:99999", None),
-            ("https://a/path", None),
-            ("https://u@a", None),
-            ("https://", None),
-            ("https://:1", None),
-            ("a:6443", None),
-        ] {
-            let read = ServerUrl::parse(text).ok();
-            let parts = read.as_ref().map(|url| (url.host(), url.port(), url.authority()));
-            assert_eq!(
-                parts,
-                expected.map(|(host, port, full)| (host, port, full.to_owned())),
-                "{text}"
-            );
-        }
-    }
-}
+mod tests;

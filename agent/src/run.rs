@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::balancer::{Balancer, state};
 use crate::config::Config;
@@ -34,6 +34,9 @@ const STOP: Duration = Duration::from_secs(5);
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the agent must run as root: it mounts file systems and makes network namespaces for pods (try sudo)");
+    }
+    for warning in &config.warnings {
+        warn!(warning, "the configuration has something without effect");
     }
     let identity = Identity::open(&config.node_dir, &config.node_name, config.with_node_id)?;
     let files = Files::create(config.agent_dir())

@@ -1,11 +1,10 @@
 //! What the server runs on: command line, configuration file, environment and defaults, read once into [`Config`].
 //!
-//! Names, files and precedence are K3s': command line, then file, then environment (`file` turns the file into arguments).
-//! The only place that reads the environment. What K3s has and this server has not yet is in `flags`: it is passed over
-//! with a warning when nothing depends on it, and refused when somebody would.
+//! Names, files and precedence are K3s': command line, then file, then environment; the reader of the file is the
+//! agent's. The only place that reads the environment. What K3s has and this server has not yet is in `flags`: it is
+//! passed over with a warning when nothing depends on it, and refused when somebody would.
 
 pub mod admin;
-mod file;
 mod flags;
 
 use std::collections::BTreeSet;
@@ -13,16 +12,14 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use agent::config::{Secret, Surroundings, Taint};
+use agent::config::flags::{Foreign, pass_over};
+use agent::config::{Secret, Surroundings, Taint, file};
 use agent::wire::join::{Cidr, ClusterConfig};
 use clap::{CommandFactory as _, Parser as _};
 
 pub use agent::config::surroundings;
 pub use flags::HELP;
 use flags::Server;
-
-/// Where K3s looks for its configuration.
-const FILE: &str = "/etc/rancher/k3s/config.yaml";
 
 /// What the program was called for.
 #[derive(Debug)]
@@ -99,20 +96,12 @@ pub enum ConfigError {
     /// Wrong flags or a call for help: clap's own words.
     #[error(transparent)]
     Usage(#[from] clap::Error),
-    /// Wrong flags of the node.
+    /// Wrong flags of the node, or a configuration file or flag that neither program can use.
     #[error(transparent)]
     Agent(#[from] agent::config::ConfigError),
     /// No subcommand, or none of ours.
     #[error("{0}")]
     Command(String),
-    /// The configuration file cannot be used.
-    #[error("{}: {why}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
     /// What this server cannot do.
     #[error("{0}")]
     Refused(String),
@@ -149,8 +138,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, around: &Surroundings) ->
             server(args, around).map(|config| Command::Server(Box::new(config)))
         }
         "agent" => {
-            args.remove(1);
-            agent(args, around).map(|config| Command::Agent(Box::new(config)))
+            let config = agent::config::parse(args.into_iter().map(OsString::from), around)?;
+            Ok(Command::Agent(Box::new(config)))
         }
         "token" | "node-password" | "node" => {
             args.remove(1);
@@ -172,14 +161,6 @@ pub fn version() -> String {
     )
 }
 
-fn agent(args: Vec<String>, around: &Surroundings) -> Result<agent::config::Config, ConfigError> {
-    let command = agent::config::command();
-    let (args, _) = with_file(args, &command)?;
-    let (args, _) = flags::pass_over(args, &command)?;
-    let args = file::without(args, "config", 'c').into_iter().map(OsString::from);
-    Ok(agent::config::parse(args, around)?)
-}
-
 fn admin(word: &str, args: Vec<String>) -> Result<admin::Admin, ConfigError> {
     Ok(match word {
         "token" => admin::Admin::Token(admin::Token::try_parse_from(args)?),
@@ -189,28 +170,13 @@ fn admin(word: &str, args: Vec<String>) -> Result<admin::Admin, ConfigError> {
 }
 
 fn server(args: Vec<String>, around: &Surroundings) -> Result<Config, ConfigError> {
-    let (args, mut warnings) = with_file(args, &Server::command())?;
-    let (args, passed_over) = flags::pass_over(args, &Server::command())?;
+    let command = Server::command();
+    let mut known = file::Flags::of(&command);
+    known.add(flags::FOREIGN.iter().flat_map(Foreign::names));
+    let (args, mut warnings) = file::apply(args, around.config_file.as_deref(), &around.usual_file, &known)?;
+    let (args, passed_over) = pass_over(args, &command, flags::FOREIGN)?;
     warnings.extend(passed_over);
-    let flags = Server::try_parse_from(args)?;
-    resolve(flags, around, warnings)
-}
-
-/// Puts the configuration file's settings before those of the command line.
-fn with_file(args: Vec<String>, command: &clap::Command) -> Result<(Vec<String>, Vec<String>), ConfigError> {
-    let given = file::value_of(&args, "config", Some('c'));
-    let path = given.or_else(|| variable("K3S_CONFIG_FILE"));
-    let wanted = path.is_some();
-    let path = PathBuf::from(path.unwrap_or_else(|| FILE.to_owned()));
-    let documents = file::read(&path, wanted)?;
-    let mut flags = file::Flags::of(command);
-    flags.add(
-        flags::PASSED_OVER
-            .iter()
-            .chain(flags::REFUSED.iter().map(|(flag, _)| flag))
-            .copied(),
-    );
-    Ok(file::merge(args, &documents, &flags))
+    resolve(Server::try_parse_from(args)?, around, warnings)
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is config.rs")]

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use agent::config::flags::Foreign;
+use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Parser};
 
 use super::ConfigError;
@@ -52,7 +54,7 @@ The command line goes before the file, the file before the environment.";
 #[expect(clippy::struct_excessive_bools, reason = "K3s has these switches")]
 pub(super) struct Server {
     /// Configuration file
-    #[arg(long, short, env = "K3S_CONFIG_FILE", value_name = "FILE", default_value = super::FILE)]
+    #[arg(long, short, env = "K3S_CONFIG_FILE", value_name = "FILE", default_value = agent::config::file::FILE)]
     pub(super) config: PathBuf,
     /// Where state is kept; default /var/lib/rancher/k3s, or ~/.rancher/k3s for other users than root
     #[arg(long, short, env = "K3S_DATA_DIR", value_name = "DIR")]
@@ -88,16 +90,16 @@ pub(super) struct Server {
     #[arg(long, env = "K3S_KUBECONFIG_MODE", value_name = "MODE")]
     pub(super) write_kubeconfig_mode: Option<String>,
     /// No node on this machine: only the control plane, which needs no root
-    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, default_value_t = false, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_parser = BoolishValueParser::new(), default_value_t = false, default_missing_value = "true")]
     pub(super) disable_agent: bool,
     /// Packaged component that is not wanted
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(super) disable: Vec<String>,
     /// Nodes run no service proxy
-    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, default_value_t = false, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_parser = BoolishValueParser::new(), default_value_t = false, default_missing_value = "true")]
     pub(super) disable_kube_proxy: bool,
     /// Nodes enforce no network policies
-    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, default_value_t = false, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_parser = BoolishValueParser::new(), default_value_t = false, default_missing_value = "true")]
     pub(super) disable_network_policy: bool,
     /// Addresses of pods
     #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.42.0.0/16")]
@@ -124,7 +126,7 @@ pub(super) struct Server {
     #[arg(long, env = "K3S_NODE_NAME", value_name = "NAME")]
     pub(super) node_name: Option<String>,
     /// Append an id of this machine to the name
-    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, default_value_t = false, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_parser = BoolishValueParser::new(), default_value_t = false, default_missing_value = "true")]
     pub(super) with_node_id: bool,
     /// Address of this node; default is that of the default route
     #[arg(long, short = 'i', value_name = "IP", value_delimiter = ',')]
@@ -142,7 +144,7 @@ pub(super) struct Server {
     #[arg(long, env = "K3S_RESOLV_CONF", value_name = "FILE")]
     pub(super) resolv_conf: Option<PathBuf>,
     /// Log more
-    #[arg(long, env = "K3S_DEBUG", num_args = 0..=1, require_equals = true, action = ArgAction::Set, default_value_t = false, default_missing_value = "true")]
+    #[arg(long, env = "K3S_DEBUG", num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_parser = BoolishValueParser::new(), default_value_t = false, default_missing_value = "true")]
     pub(super) debug: bool,
     /// Log level: anything above 0 logs more
     #[arg(short, value_name = "LEVEL")]
@@ -256,43 +258,15 @@ pub(super) const REFUSED: &[(&str, &str)] = &[
     ("datastore-keyfile", "embedded SQLite is all there is yet"),
 ];
 
-/// Takes out the flags that are passed over, with a warning each; those that the command has are its own.
-///
-/// # Errors
-/// For a flag of [`REFUSED`].
-pub(super) fn pass_over(args: Vec<String>, command: &clap::Command) -> Result<(Vec<String>, Vec<String>), ConfigError> {
-    let (mut kept, mut warnings) = (Vec::new(), Vec::new());
-    let has = |flag: &str| command.get_arguments().any(|arg| arg.get_long() == Some(flag));
-    let mut args = args.into_iter();
-    while let Some(arg) = args.next() {
-        let (flag, value) = match arg.split_once('=') {
-            Some((flag, value)) => (flag, Some(value)),
-            None => (arg.as_str(), None),
-        };
-        let flag = match (flag, flag.strip_prefix("--")) {
-            (_, Some(flag)) => flag,
-            ("-l", _) => "log",
-            ("-s", _) => "server",
-            _ => "",
-        };
-        let refused = REFUSED.iter().find(|(refused, _)| *refused == flag && !has(flag));
-        match refused {
-            Some((_, why)) if value != Some("false") => {
-                return Err(ConfigError::Refused(format!("--{flag}: {why}")));
-            }
-            None if has(flag) || !PASSED_OVER.contains(&flag) => {
-                kept.push(arg);
-                continue;
-            }
-            _ => {}
-        }
-        warnings.push(format!("--{flag} has no effect here"));
-        if value.is_none() && !SWITCHES.contains(&flag) {
-            args.next();
-        }
-    }
-    Ok((kept, warnings))
-}
+/// All that K3s knows and this command does not: the server's, then the node's.
+pub(super) const FOREIGN: &[Foreign] = &[
+    Foreign {
+        passed_over: PASSED_OVER,
+        switches: SWITCHES,
+        refused: REFUSED,
+    },
+    agent::config::flags::AGENT,
+];
 
 /// Only SQLite, under any of the names K3s has for it.
 ///

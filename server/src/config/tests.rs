@@ -27,6 +27,7 @@ fn around(root: bool) -> Surroundings {
         hostname: "Box-1".into(),
         root,
         home: Some("/home/me".into()),
+        ..Surroundings::default()
     }
 }
 
