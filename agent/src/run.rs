@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use crate::balancer::{Balancer, state};
 use crate::config::Config;
-use crate::join::{Address, Files, Identity, Joined, Joiner, random_fraction};
+use crate::join::{Address, Clock, Files, Identity, Joined, Joiner, random_fraction};
 use crate::kubelet::adapt::PodnetMaker;
 use crate::kubelet::{self, Settings};
 use crate::podnet::address::Range;
@@ -48,6 +48,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         config: &config,
         identity: &identity,
         files: &files,
+        clock: Clock::open(&files),
     };
     let mut shutdown = std::pin::pin!(shutdown);
     let started = tokio::select! {

@@ -1,5 +1,7 @@
 //! What a person gives the built program: command line, file and environment, and what it says of a mistake.
 
+#![cfg(test)]
+
 use std::path::PathBuf;
 use std::process::Command;
 

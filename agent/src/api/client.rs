@@ -1,6 +1,7 @@
 //! The client: verbs, answers, watches. Keeps one idle connection; a watch has its own.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -67,6 +68,8 @@ struct Inner {
     authority: String,
     authorization: Option<String>,
     idle: Mutex<VecDeque<Link>>,
+    /// What time it was by the server that answered last; 0: none did yet.
+    date: AtomicU64,
     permits: tokio::sync::Semaphore,
 }
 
@@ -86,6 +89,7 @@ impl Client {
             authority,
             authorization,
             idle: Mutex::default(),
+            date: AtomicU64::new(0),
             permits,
         }))
     }
@@ -94,6 +98,11 @@ impl Client {
     pub fn replace_tls(&self, tls: Arc<ClientConfig>) {
         self.0.endpoint.lock().unwrap_or_else(PoisonError::into_inner).tls = Some(tls);
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// What time it was when a server last answered, by its clock, in seconds since 1970.
+    pub fn server_date(&self) -> Option<u64> {
+        Some(self.0.date.load(Ordering::Relaxed)).filter(|date| *date > 0)
     }
 
     /// Where it connects to.
@@ -199,6 +208,9 @@ impl Client {
             self.ask(request).await
         };
         let answer = timeout(REQUEST_TIMEOUT, asking).await.map_err(|_| self.late())??;
+        if let Some(date) = answer.date() {
+            self.0.date.store(date, Ordering::Relaxed);
+        }
         match answer.head.status.is_success() {
             true => Ok(answer),
             false => Err(refusal(&answer.head, &answer.body)),

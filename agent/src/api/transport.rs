@@ -9,12 +9,13 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{self, Connection, SendRequest};
+use hyper::http::header::DATE;
 use hyper::http::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -91,6 +92,15 @@ pub struct Answer {
     pub head: hyper::http::response::Parts,
     /// Body.
     pub body: Bytes,
+}
+
+impl Answer {
+    /// When the server sent it, by its clock, in seconds since 1970.
+    pub fn date(&self) -> Option<u64> {
+        let text = self.head.headers.get(DATE)?.to_str().ok()?;
+        let date = httpdate::parse_http_date(text).ok()?;
+        date.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
+    }
 }
 
 /// An open connection with at most one request on its way.

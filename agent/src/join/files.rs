@@ -96,6 +96,11 @@ impl Files {
         self.dir.join("etc/k3s-agent-load-balancer.json")
     }
 
+    /// What time it was at least, in seconds since 1970.
+    pub fn time_floor(&self) -> PathBuf {
+        self.dir.join("etc/time-floor")
+    }
+
     /// A chain.
     pub fn cert(&self, which: Certificate) -> PathBuf {
         self.dir.join(format!("{}.crt", which.stem()))

@@ -5,6 +5,7 @@
 //! and starts without a server. Order and files: protocol 2.1, 2.2, 2.6.
 
 mod address;
+mod clock;
 mod durable;
 mod error;
 mod files;
@@ -17,12 +18,14 @@ pub mod trust;
 
 use std::fs;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use tracing::{info, warn};
 
 pub use self::address::own_address;
+pub use self::clock::Clock;
 pub(crate) use self::durable::replace;
 pub use self::error::JoinError;
 pub use self::files::{Certificate, Files};
@@ -68,6 +71,8 @@ pub struct Joiner<'a> {
     pub files: &'a Files,
     /// The supervisor.
     pub address: Address,
+    /// By which the certificates of servers are judged.
+    pub clock: Arc<Clock>,
 }
 
 impl Joiner<'_> {
@@ -118,12 +123,13 @@ impl Joiner<'_> {
             .map(|token| Token::parse(token.expose()))
             .transpose()?;
         let expected = token.as_ref().and_then(|token| token.ca_hash.as_deref());
-        let ca = fetch_ca(&self.address, expected).await?;
+        let ca = fetch_ca(&self.address, expected, &self.clock).await?;
         match &token {
             None => self.as_known_node(&ca, None).await,
             Some(token) => {
-                let tls = trust::bundle(&ca, None)?;
-                let supervisor = Supervisor::new(&self.address, tls, Some(token.authorization("node")), self.identity);
+                let tls = trust::bundle(&ca, None, &self.clock)?;
+                let authorization = Some(token.authorization("node"));
+                let supervisor = Supervisor::new(&self.address, tls, authorization, self.identity, &self.clock);
                 match self.fetch(&supervisor).await {
                     // The token may have run out since this node joined; its certificate may not.
                     Err(JoinError::Token(refused)) => self
@@ -164,9 +170,16 @@ impl Joiner<'_> {
                 chain: &chain,
                 key: &key,
             }),
+            &self.clock,
         )?;
-        self.fetch(&Supervisor::new(&self.address, tls, authorization, self.identity))
-            .await
+        self.fetch(&Supervisor::new(
+            &self.address,
+            tls,
+            authorization,
+            self.identity,
+            &self.clock,
+        ))
+        .await
     }
 
     async fn fetch(&self, supervisor: &Supervisor<'_>) -> Result<Joined, JoinError> {
@@ -180,7 +193,7 @@ impl Joiner<'_> {
             ("server-ca.crt", self.files.server_ca()),
         ] {
             let pem = supervisor.get(route).await?;
-            trust::bundle(&pem, None)?;
+            trust::bundle(&pem, None, &self.clock)?;
             self.files.write(&path, &pem)?;
         }
         let ips = self.node_ips().await;
@@ -224,6 +237,7 @@ impl Joiner<'_> {
                 chain: chain.as_bytes(),
                 key: key.as_bytes(),
             }),
+            &self.clock,
         )?;
         self.files.write(&path, key.as_bytes())?;
         self.files.write(&self.files.cert(which), chain.as_bytes())?;
@@ -243,6 +257,7 @@ impl Joiner<'_> {
                 chain: &chain,
                 key: &key,
             }),
+            &self.clock,
         )?;
         Ok(Client::new(Endpoint {
             host: self.address.host.clone(),

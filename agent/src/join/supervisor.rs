@@ -9,6 +9,7 @@ use hyper::http::header::{AUTHORIZATION, HOST, RETRY_AFTER};
 use hyper::http::{Method, Request, StatusCode};
 use rustls::ClientConfig;
 
+use super::clock::Clock;
 use super::error::JoinError;
 use super::files::Certificate;
 use super::identity::Identity;
@@ -37,13 +38,14 @@ pub struct Supervisor<'a> {
     shown: String,
     authorization: Option<String>,
     identity: &'a Identity,
+    clock: &'a Clock,
 }
 
 /// Fetches the CA bundle, judges it by the token's hash, and sees that the server has a certificate of it.
 ///
 /// # Errors
 /// [`JoinError`].
-pub async fn fetch_ca(address: &Address, expected: Option<&str>) -> Result<Bytes, JoinError> {
+pub async fn fetch_ca(address: &Address, expected: Option<&str>, clock: &Arc<Clock>) -> Result<Bytes, JoinError> {
     let ca = get_ca(address, trust::anyone()?).await?;
     let served = ca_hash(&ca);
     if let Some(expected) = expected
@@ -54,7 +56,7 @@ pub async fn fetch_ca(address: &Address, expected: Option<&str>) -> Result<Bytes
             served,
         });
     }
-    get_ca(address, trust::bundle(&ca, None)?).await?;
+    get_ca(address, trust::bundle(&ca, None, clock)?).await?;
     Ok(ca)
 }
 
@@ -90,12 +92,14 @@ impl<'a> Supervisor<'a> {
         tls: Arc<ClientConfig>,
         authorization: Option<String>,
         identity: &'a Identity,
+        clock: &'a Clock,
     ) -> Self {
         Self {
             endpoint: address.endpoint(tls),
             shown: address.shown.clone(),
             authorization,
             identity,
+            clock,
         }
     }
 
@@ -140,6 +144,7 @@ impl<'a> Supervisor<'a> {
         let answer = self.endpoint.ask(request, LIMIT).await;
         let answer = answer.map_err(|error| JoinError::of_transport(&error, &self.shown))?;
         if answer.head.status.is_success() {
+            self.clock.told(answer.date().unwrap_or(0));
             return Ok(answer.body);
         }
         let wait = answer

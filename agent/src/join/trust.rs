@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 
-use rustls::client::Resumption;
+use rustls::client::{Resumption, VerifierBuilderError, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::clock::{Clock, Judge};
 use crate::api::Anyone;
 
 /// Sessions kept for a cheaper reconnect; there is a handful of servers.
@@ -27,6 +28,9 @@ pub enum TrustError {
     /// rustls refuses it.
     #[error("certificate or key cannot be used: {0}")]
     Tls(#[from] rustls::Error),
+    /// rustls refuses the CA.
+    #[error("the CA cannot be used: {0}")]
+    Ca(#[from] VerifierBuilderError),
 }
 
 /// A certificate chain and its key, PEM.
@@ -38,20 +42,22 @@ pub struct Shown<'a> {
     pub key: &'a [u8],
 }
 
-/// Trusts servers of this CA bundle (PEM) and shows a client certificate, if any.
+/// Trusts servers of this CA bundle (PEM), as of the time that `clock` says, and shows a client certificate, if any.
 ///
 /// # Errors
 /// [`TrustError`].
-pub fn bundle(ca: &[u8], shown: Option<Shown<'_>>) -> Result<Arc<ClientConfig>, TrustError> {
+pub fn bundle(ca: &[u8], shown: Option<Shown<'_>>, clock: &Arc<Clock>) -> Result<Arc<ClientConfig>, TrustError> {
     let mut roots = RootCertStore::empty();
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(ca).collect::<Result<_, _>>()?;
     let (taken, _) = roots.add_parsable_certificates(certificates);
     if taken == 0 {
         return Err(TrustError::NoCa);
     }
-    let builder = ClientConfig::builder_with_provider(provider())
+    let judged = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build()?;
+    let builder = ClientConfig::builder_with_details(provider(), clock.system())
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Judge::new(judged, Arc::clone(clock))));
     let config = match shown {
         None => builder.with_no_client_auth(),
         Some(shown) => {

@@ -1,6 +1,6 @@
 //! Fresh certificates for a running agent: at once if it started from disk, else when a third of their time is left.
 //!
-//! K3s renews at a restart only, and boxes that run for a year fall off their cluster.
+//! K3s renews at a restart only, and boxes that run for a year fall off their cluster. The same look keeps the time floor.
 
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,16 +26,24 @@ pub async fn run(joiner: &Joiner<'_>, client: &Client, mut due: bool, trouble: i
             }
             info!(node = joiner.identity.node_name, "certificates renewed");
         }
+        note_time(joiner, client);
         sleep(LOOK).await;
-        due = is_due(joiner.files);
+        note_time(joiner, client);
+        due = is_due(joiner.files, joiner.clock.floor());
     }
 }
 
-fn is_due(files: &Files) -> bool {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
+fn note_time(joiner: &Joiner<'_>, client: &Client) {
+    if let Some(date) = client.server_date() {
+        joiner.clock.told(date);
+    }
+    joiner.clock.keep(joiner.files);
+}
+
+/// `floor`: what time it is at least, should the system clock not know.
+fn is_due(files: &Files, floor: u64) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = now.as_secs().max(floor);
     [Certificate::ClientKubelet, Certificate::ServingKubelet]
         .iter()
         .any(|which| {

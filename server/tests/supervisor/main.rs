@@ -5,6 +5,7 @@
     reason = "what fails here fails the test"
 )]
 
+mod agents;
 mod commands;
 mod joining;
 mod passwords;

@@ -245,6 +245,7 @@ pub async fn agent_joins(cluster: &Cluster, node: &str, machine: &str, token: &s
             port: address.port(),
             shown: config.server.to_string(),
         },
+        clock: Arc::default(),
     };
     joiner.once().await
 }
@@ -268,7 +269,7 @@ pub async fn owned(cluster: &Cluster, node: &str) -> Value {
 }
 
 pub async fn until(mut so: impl FnMut() -> bool) {
-    for _ in 0..100 {
+    for _ in 0..600 {
         if so() {
             return;
         }
