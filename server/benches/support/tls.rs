@@ -13,7 +13,8 @@ pub fn administrator(server: &Server, protocol: &str) -> Arc<rustls::ClientConfi
         chain: &chain,
         key: &key,
     };
-    let mut tls = rustls::ClientConfig::clone(&*trust::bundle(&read("server-ca.crt"), Some(shown)).unwrap());
+    let mut tls =
+        rustls::ClientConfig::clone(&*trust::bundle(&read("server-ca.crt"), Some(shown), &Default::default()).unwrap());
     tls.alpn_protocols = vec![protocol.as_bytes().to_vec()];
     Arc::new(tls)
 }

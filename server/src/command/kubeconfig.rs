@@ -59,7 +59,7 @@ fn parse(content: &str, folder: &Path) -> anyhow::Result<Cluster> {
     let endpoint = Endpoint {
         host: server.host().to_owned(),
         port: server.port(),
-        tls: Some(trust::bundle(&ca, shown)?),
+        tls: Some(trust::bundle(&ca, shown, &Default::default())?),
     };
     Ok(Cluster {
         api: Client::with_authorization(endpoint, token.map(|token| format!("Bearer {token}"))),

@@ -110,9 +110,11 @@ async fn a_refused_agent_says_why_keeps_asking_and_keeps_its_identity() {
     let (hash, false_hash) = (pinned.strip_prefix("K10").unwrap(), "0".repeat(64));
     let wrong_token = Machine::new(&cluster, "a", "a", &format!("{pinned}::server:wrong"));
     let other_cluster = Machine::new(&cluster, "b", "b", &format!("K10{false_hash}::server:secret"));
+    let token_words = ["does not accept the token", "server/node-token"];
+    let hash_words = ["does not match the Cluster CA", &false_hash, hash, "server/node-token"];
     tokio::join!(
-        wrong_token.is_refused(&["does not accept the token", "server/node-token"]),
-        other_cluster.is_refused(&["does not match the Cluster CA", &false_hash, hash, "server/node-token"]),
+        wrong_token.is_refused(&token_words),
+        other_cluster.is_refused(&hash_words)
     );
     cluster.stop().await;
 }

@@ -87,7 +87,7 @@ impl Cluster {
             chain: &chain,
             key: &key,
         };
-        let tls = trust::bundle(&read("server-ca.crt"), Some(shown)).unwrap();
+        let tls = trust::bundle(&read("server-ca.crt"), Some(shown), &Default::default()).unwrap();
         let host = self.lab.address("server");
         Client::new(Endpoint {
             host,
