@@ -38,6 +38,10 @@ fn a_cluster_is_started_joined_and_used() {
     streams::logs_are_followed_to_the_end(&kubectl);
     streams::the_log_before_a_restart_is_kept(&kubectl);
     streams::what_has_no_log_says_why(&kubectl);
+    streams::commands_run_in_containers(&kubectl);
+    streams::a_container_is_attached_to(&kubectl);
+    streams::ports_of_a_pod_are_forwarded(&kubectl);
+    streams::a_node_out_of_reach_is_told_and_one_that_came_back_is_reached(&kubectl, &mut lab);
     walk::an_agent_that_is_killed_adopts_its_pods(&kubectl, &mut lab);
     lab.stop();
 }

@@ -1,9 +1,11 @@
-//! What goes through the tunnel to a kubelet: logs.
+//! What goes through the tunnel to a kubelet: logs, commands, attached containers, forwarded ports.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, ChildStdout, Command};
 
 use serde_json::{Value, json};
-use tests::lab::{Kubectl, image, until};
+use tests::lab::{Kubectl, Lab, image, until};
 
 /// A pod of one container on a host.
 fn pod(name: &str, host: &str, script: &str) -> Value {
@@ -123,4 +125,145 @@ pub fn what_has_no_log_says_why(kubectl: &Kubectl) {
         assert_eq!(kubectl.fail(&arguments, ""), said, "{arguments:?}");
     }
     kubectl.run(&["delete", "pod", "stuck"]);
+}
+
+pub fn commands_run_in_containers(kubectl: &Kubectl) {
+    let config = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "runs"}, "data": {"page.txt": "from a file\n"},
+    });
+    apply(kubectl, &config);
+    for host in ["server", "one"] {
+        let name = format!("runs-{host}");
+        let mut runs = pod(&name, host, "exec sleep 10000");
+        runs["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "runs"}}]);
+        runs["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/config"}]);
+        runs["spec"]["containers"][0]["env"] = json!([{"name": "GREETING", "value": "hello"}]);
+        start(kubectl, &runs);
+        let script = "echo $GREETING; cat /config/page.txt; hostname; echo not shown >&2";
+        let printed = kubectl.run(&["exec", &name, "--", "sh", "-c", script]);
+        assert_eq!(printed, format!("hello\nfrom a file\n{name}\n"));
+        let sent = "0123456789\n".repeat(4000);
+        assert_eq!(
+            kubectl.feed(&["exec", "-i", &name, "--", "cat"], &sent),
+            sent,
+            "input, and its end"
+        );
+
+        let failing = kubectl.start(&["exec", &name, "--", "sh", "-c", "echo out; echo err >&2; exit 3"]);
+        let output = failing.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert_eq!(
+            (output.status.code(), text(&output.stdout), text(&output.stderr)),
+            (
+                Some(3),
+                "out\n".into(),
+                "err\ncommand terminated with exit code 3\n".into()
+            )
+        );
+        let said = kubectl.fail(&["exec", &name, "--", "no-such-program"], "");
+        assert!(said.contains("executable file not found"), "{said}");
+        let said = kubectl.fail(&["exec", &name, "-cx", "--", "true"], "");
+        assert!(said.contains("container x is not valid for pod"), "{said}");
+
+        let exec = kubectl.line(&["exec", "-it", &name, "--", "sh", "-c", "'sleep 1; busybox stty size'"]);
+        let line = format!("stty rows 31 cols 97; {exec}");
+        let terminal = Command::new("script")
+            .args(["-qec", &line, "/dev/null"])
+            .output()
+            .unwrap();
+        let shown = text(&terminal.stdout);
+        assert!(shown.contains("31 97"), "{shown}");
+        kubectl.run(&["delete", "pod", &name]);
+    }
+}
+
+pub fn a_container_is_attached_to(kubectl: &Kubectl) {
+    let mut echoes = pod("echoes", "one", "while read line; do echo got $line; done; echo end");
+    echoes["spec"]["restartPolicy"] = "Never".into();
+    echoes["spec"]["containers"][0]["stdin"] = true.into();
+    echoes["spec"]["containers"][0]["stdinOnce"] = true.into();
+    start(kubectl, &echoes);
+    let printed = kubectl.feed(&["attach", "-i", "echoes"], "one\ntwo\n");
+    assert_eq!(printed, "got one\ngot two\nend\n");
+    until("the pod has ended", || {
+        kubectl.run(&["get", "pod", "echoes", "-o", "jsonpath={.status.phase}"]) == "Succeeded"
+    });
+    let said = kubectl.fail(&["exec", "echoes", "--", "true"], "");
+    assert!(
+        said.contains("container not found (\"c\")") || said.contains("completed pod"),
+        "{said}"
+    );
+    kubectl.run(&["delete", "pod", "echoes"]);
+}
+
+pub fn ports_of_a_pod_are_forwarded(kubectl: &Kubectl) {
+    for host in ["server", "one"] {
+        let name = format!("serves-{host}");
+        let script = "echo page >/tmp/small; head -c 3000000 /dev/zero >/tmp/large; exec busybox httpd -f -p 127.0.0.1:8080 -h /tmp";
+        start(kubectl, &pod(&name, host, script));
+        let asked = ["exec", &name, "--", "wget", "-qO-", "http://127.0.0.1:8080/small"];
+        until("the pod serves", || {
+            kubectl.try_run(&asked).is_ok_and(|page| page == "page\n")
+        });
+        let (mut forwarding, _printed, port) = forward(kubectl, &name, ":8080");
+        let get = |path: &str| {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            answer
+        };
+        for _ in 0..3 {
+            assert!(get("/large").len() > 3_000_000);
+            assert!(get("/small").ends_with(b"page\n"));
+        }
+        forwarding.kill().unwrap();
+        forwarding.wait().unwrap();
+
+        let (mut nobody, _printed, port) = forward(kubectl, &name, ":9999");
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+        let mut said = String::new();
+        BufReader::new(nobody.stderr.take().unwrap())
+            .read_line(&mut said)
+            .unwrap();
+        assert!(
+            said.contains("failed to forward port 9999 to pod") && said.contains("refused"),
+            "{said}"
+        );
+        let _ = nobody.kill();
+        nobody.wait().unwrap();
+        kubectl.run(&["delete", "pod", &name]);
+    }
+}
+
+/// A kubectl that forwards, what it prints (it ends when nobody can read that), and its port here.
+fn forward(kubectl: &Kubectl, pod: &str, port: &str) -> (Child, BufReader<ChildStdout>, u16) {
+    let mut forwarding = kubectl.start(&["port-forward", pod, port]);
+    let mut printed = BufReader::new(forwarding.stdout.take().unwrap());
+    let mut line = String::new();
+    printed.read_line(&mut line).unwrap();
+    let here = line.strip_prefix("Forwarding from 127.0.0.1:");
+    let here = here
+        .and_then(|rest| rest.split_once(' '))
+        .unwrap_or_else(|| panic!("{line}"));
+    (forwarding, printed, here.0.parse().unwrap())
+}
+
+pub fn a_node_out_of_reach_is_told_and_one_that_came_back_is_reached(kubectl: &Kubectl, lab: &mut Lab) {
+    start(kubectl, &pod("stays-reached", "one", "echo here; exec sleep 10000"));
+    let run = || kubectl.try_run(&["exec", "stays-reached", "--", "echo", "ran"]);
+    assert_eq!(run(), Ok("ran\n".to_owned()));
+    lab.end("one", true);
+    let unreached = "error dialing backend: node one: no tunnel to node one: its agent is not connected to this server";
+    until("the server knows that the agent is gone", || {
+        kubectl.fail(&["logs", "stays-reached"], "").contains(unreached)
+    });
+    assert!(run().unwrap_err().contains(unreached), "{:?}", run());
+    lab.restart_agent("one");
+    until("the pod that was adopted is reached", || {
+        run() == Ok("ran\n".to_owned())
+    });
+    assert_eq!(kubectl.run(&["logs", "stays-reached"]), "here\n");
+    kubectl.run(&["delete", "pod", "stays-reached"]);
 }

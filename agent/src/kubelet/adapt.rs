@@ -74,8 +74,13 @@ impl Containers for Runtime {
         Box::pin(async move { Ok(process(Runtime::exec(self, pod_uid, container, spec).await?)) })
     }
 
-    fn attach<'a>(&'a self, pod_uid: &'a str, container: &'a str) -> BoxFuture<'a, Result<Process, RuntimeError>> {
-        Box::pin(async move { Ok(process(Runtime::attach(self, pod_uid, container).await?)) })
+    fn attach<'a>(
+        &'a self,
+        pod_uid: &'a str,
+        container: &'a str,
+        stdin: bool,
+    ) -> BoxFuture<'a, Result<Process, RuntimeError>> {
+        Box::pin(async move { Ok(process(Runtime::attach(self, pod_uid, container, stdin).await?)) })
     }
 
     fn events(&self) -> Box<dyn Events> {

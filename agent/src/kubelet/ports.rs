@@ -126,8 +126,13 @@ pub trait Containers: Send + Sync {
         container: &'a str,
         spec: ExecSpec,
     ) -> BoxFuture<'a, Result<Process, RuntimeError>>;
-    /// Joins the container's own streams.
-    fn attach<'a>(&'a self, pod_uid: &'a str, container: &'a str) -> BoxFuture<'a, Result<Process, RuntimeError>>;
+    /// Joins the container's own streams, its input if `stdin`.
+    fn attach<'a>(
+        &'a self,
+        pod_uid: &'a str,
+        container: &'a str,
+        stdin: bool,
+    ) -> BoxFuture<'a, Result<Process, RuntimeError>>;
     /// UIDs of pods that changed by themselves; `None` once, when some may have been missed.
     fn events(&self) -> Box<dyn Events>;
 }

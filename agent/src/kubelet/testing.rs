@@ -226,7 +226,12 @@ impl Containers for Fake {
         Box::pin(async move { Ok(self.process(format!("{container} {}", spec.command.join(" ")))) })
     }
 
-    fn attach<'a>(&'a self, _pod_uid: &'a str, container: &'a str) -> BoxFuture<'a, Result<Process, RuntimeError>> {
+    fn attach<'a>(
+        &'a self,
+        _pod_uid: &'a str,
+        container: &'a str,
+        _stdin: bool,
+    ) -> BoxFuture<'a, Result<Process, RuntimeError>> {
         Box::pin(async move { Ok(self.process(container.into())) })
     }
 

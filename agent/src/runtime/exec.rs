@@ -117,13 +117,13 @@ pub(super) async fn exec(
     })
 }
 
-/// Joins a container's own streams.
-pub(super) async fn attach(folder: &PodFolder, pod_uid: &str, which: Which) -> Result<Exec, RuntimeError> {
+/// Joins a container's own streams; its input only with `stdin`.
+pub(super) async fn attach(folder: &PodFolder, pod_uid: &str, which: Which, stdin: bool) -> Result<Exec, RuntimeError> {
     let shim = |error: io::Error| link::shim_error(pod_uid, error);
     let container = which.name.clone();
     let (our_stdout, stdout) = output().map_err(shim)?;
     let (our_stderr, stderr) = output().map_err(shim)?;
-    let request = Request::Attach { which };
+    let request = Request::Attach { which, stdin };
     let mut link = Link::ask(folder, &request, &[stdout.as_fd(), stderr.as_fd()]).map_err(shim)?;
     drop((stdout, stderr));
     let (tty, input) = started(&mut link, pod_uid, &container).await?;

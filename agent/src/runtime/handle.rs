@@ -463,10 +463,11 @@ impl Runtime {
         exec::exec(&self.folder(pod_uid)?, pod_uid, which, spec).await
     }
 
-    /// Joins a running container's own streams: what it prints from now on and, with `stdin` in its spec, its input.
-    pub async fn attach(&self, pod_uid: &str, container: &str) -> Result<Exec, RuntimeError> {
+    /// Joins a running container's own streams: what it prints from now on and, if `stdin` is asked for here and in its
+    /// spec, its input. With `stdin_once` that input is the first one's who asks, and ends with him.
+    pub async fn attach(&self, pod_uid: &str, container: &str, stdin: bool) -> Result<Exec, RuntimeError> {
         let which = self.newest(pod_uid, container).await?;
-        exec::attach(&self.folder(pod_uid)?, pod_uid, which).await
+        exec::attach(&self.folder(pod_uid)?, pod_uid, which, stdin).await
     }
 
     /// Wakes for every pod that changed by itself. A receiver that lagged looks at all of them.

@@ -28,15 +28,23 @@ pub(super) enum Request {
     /// With stdin, stdout and stderr unless it gets a terminal. Answered twice: when it runs (with the terminal's
     /// descriptor) and when it has ended. Closing the connection kills it.
     Exec { which: Which, spec: ExecSpec },
-    /// With descriptors for stdout and stderr. Answered at once (with the descriptor of its input, if it has one), and
-    /// when the container has ended.
-    Attach { which: Which },
+    /// With descriptors for stdout and stderr. Answered at once (with the descriptor of its input, if it has one and
+    /// `stdin` is set), and when the container has ended.
+    Attach {
+        which: Which,
+        #[serde(default = "yes")]
+        stdin: bool,
+    },
     /// To the first process.
     Signal { which: Which, signal: i32 },
     /// Kill it and forget it; answered when it is gone.
     Forget { which: Which },
     /// Kill all and end; answered when all are gone.
     Stop,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What the shim itself must know of a container; the rest it leaves in the plan for its child.

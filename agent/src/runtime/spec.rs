@@ -142,7 +142,7 @@ pub struct ContainerSpec {
     /// Keep standard input open for attaching; otherwise it is `/dev/null`.
     #[serde(default)]
     pub stdin: bool,
-    /// Close standard input when the first attached client goes.
+    /// Close standard input when the first client that is attached to it goes or closes it.
     #[serde(default)]
     pub stdin_once: bool,
     /// Where standard output and error go, in CRI format.

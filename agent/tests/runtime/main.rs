@@ -357,13 +357,21 @@ async fn a_client_can_join_a_containers_own_streams() {
         ..world.container("pipes", "while read line; do echo got $line; done; exit 2")
     };
     world.start(&pipes).await;
-    let mut joined = world.runtime.attach("uid-1", "pipes").await.unwrap();
+    let only_reads = world.runtime.attach("uid-1", "pipes", false).await.unwrap();
+    assert!(only_reads.stdin.is_none());
+    drop(only_reads);
+    let mut joined = world.runtime.attach("uid-1", "pipes", true).await.unwrap();
     let mut stdin = joined.stdin.take().unwrap();
     stdin.write_all(b"one\n").await.unwrap();
     let mut seen = [0; 8];
     joined.stdout.read_exact(&mut seen).await.unwrap();
     assert_eq!(&seen, b"got one\n");
-    drop((stdin, joined));
+    drop(stdin);
+    assert_eq!(
+        joined.wait().await.unwrap(),
+        2,
+        "the end of its input reaches it, and its end us"
+    );
     assert_eq!(world.exited("pipes").await.exit_code, 2);
     assert_eq!(world.log("pipes"), "got one\n");
 
@@ -373,7 +381,7 @@ async fn a_client_can_join_a_containers_own_streams() {
         ..world.container("terminal", "test -t 1 && echo terminal; read line; stty size; exit 3")
     };
     world.start(&terminal).await;
-    let mut joined = world.runtime.attach("uid-1", "terminal").await.unwrap();
+    let mut joined = world.runtime.attach("uid-1", "terminal", true).await.unwrap();
     joined.resize(80, 25);
     joined.stdin.as_mut().unwrap().write_all(b"go\n").await.unwrap();
     let mut out = String::new();

@@ -34,6 +34,11 @@ impl Kubectl {
         command.spawn().unwrap()
     }
 
+    /// The line a shell would run.
+    pub fn line(&self, arguments: &[&str]) -> String {
+        format!("kubectl --kubeconfig {} {}", self.config.display(), arguments.join(" "))
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("kubectl");
         command.arg("--kubeconfig").arg(&self.config).args(arguments);

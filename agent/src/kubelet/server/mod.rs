@@ -1,20 +1,30 @@
-//! The kubelet's HTTPS port (10250): logs, and what else the API server asks a node for.
+//! The kubelet's HTTPS port (10250): logs, exec, attach, port-forward, and what else the API server asks a node for.
 //!
 //! `route.rs` and `admit.rs` decide and are pure; `identity.rs` has the certificate; this file has the sockets. It listens
 //! where K3s' kubelet does, on all addresses (the tunnel comes to loopback), and lets in nobody but the control plane.
 //! What goes on over a connection after a 101 runs in that connection's own task.
 
 mod admit;
+mod channel;
+mod exec;
 mod identity;
 mod log_reader;
 mod logs;
 mod patient;
 mod pods;
+mod portforward;
 mod route;
+mod spdy;
+mod spdy_exec;
+mod stream;
+#[cfg(test)]
+mod stream_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod upgrade;
+mod websocket;
 
 use std::convert::Infallible;
 use std::io;
@@ -44,6 +54,7 @@ use self::admit::{Admission, Caller, admit};
 use self::identity::Identity;
 use self::patient::{Patience, Patient};
 use self::route::{Asked, Place, Refusal, route};
+use self::upgrade::{Answer, Job, Upgrades};
 use super::adapt::chain;
 use super::host::Host;
 use super::ports::Containers;
@@ -144,10 +155,18 @@ async fn connection(stream: TcpStream, peer: SocketAddr, tls: Arc<ServerConfig>,
     };
     let leaf = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let caller = Arc::new(leaf.and_then(|leaf| Caller::of(leaf)));
+    let upgrades = Upgrades::default();
+    let after = upgrades.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let (port, caller) = (port.clone(), caller.clone());
         // On the heap, and only as long as it runs.
-        async move { Ok::<_, Infallible>(answer(&port, caller.as_ref().as_ref(), &request).await) }.boxed()
+        let upgrades = upgrades.clone();
+        async move {
+            let (response, job) = answer(&port, caller.as_ref().as_ref(), request).await;
+            upgrades.set(job);
+            Ok::<_, Infallible>(response)
+        }
+        .boxed()
     });
     let io = TokioIo::new(Patient::new(tls, PATIENCE));
     let served = http1::Builder::new()
@@ -155,38 +174,54 @@ async fn connection(stream: TcpStream, peer: SocketAddr, tls: Arc<ServerConfig>,
         .header_read_timeout(BETWEEN_REQUESTS)
         .max_header_size(HEADER_BYTES)
         .max_buf_size(HEADER_BYTES)
-        .serve_connection(io, service);
+        .serve_connection(io, service)
+        .with_upgrades();
     if let Err(error) = Box::pin(served).await {
-        debug!(%peer, error = chain(&error), "a connection to the kubelet's port breaks off");
+        return debug!(%peer, error = chain(&error), "a connection to the kubelet's port breaks off");
+    }
+    if let Some(job) = after.take() {
+        job.await;
     }
 }
 
-/// Answers one request.
-async fn answer(port: &Arc<Port>, caller: Option<&Caller>, request: &Request<Incoming>) -> Response<Body> {
+/// Answers one request; what goes on over the connection after that comes with it.
+async fn answer(
+    port: &Arc<Port>,
+    caller: Option<&Caller>,
+    mut request: Request<Incoming>,
+) -> (Response<Body>, Option<Job>) {
     let (method, uri) = (request.method().as_str(), request.uri());
     let asked = match admit(caller) {
         Admission::Admitted => route(method, uri.path(), uri.query().unwrap_or_default()),
         Admission::Unknown => Err(Refusal::new(401, "Unauthorized")),
         Admission::Forbidden => {
             let name = caller.map(|caller| caller.name.as_str()).unwrap_or_default();
-            Err(Refusal::new(
-                403,
-                format!("Forbidden (user={name}): this port is the API server's"),
-            ))
+            let text = format!("Forbidden (user={name}): this port is the API server's");
+            Err(Refusal::new(403, text))
         }
     };
     let answered = match asked {
-        Ok(Asked::Health) => Ok(full("text/plain", "ok")),
-        Ok(Asked::Pods) => Ok(full("application/json", pods::list(port).await)),
+        Ok(Asked::Health) => Ok(full("text/plain", "ok").into()),
+        Ok(Asked::Pods) => Ok(full("application/json", pods::list(port).await).into()),
         Ok(Asked::Logs(place, options)) => logs::logs(port, &place, options)
             .await
-            .map(|body| with_type("text/plain", body)),
-        Ok(Asked::Exec(..) | Asked::Attach(..) | Asked::PortForward(..)) => {
-            Err(Refusal::new(501, "this kubelet does not offer it yet"))
+            .map(|body| with_type("text/plain", body).into()),
+        Ok(Asked::Exec(place, streams, command)) => {
+            let joining = exec::prepare(port, &place, streams, Some(command)).await;
+            joining.and_then(|joining| upgrade::join(port, joining, &mut request))
+        }
+        Ok(Asked::Attach(place, streams)) => {
+            let joining = exec::prepare(port, &place, streams, None).await;
+            joining.and_then(|joining| upgrade::join(port, joining, &mut request))
+        }
+        Ok(Asked::PortForward(place, _)) => {
+            let forwarding = portforward::prepare(port, &place).await;
+            forwarding.and_then(|forwarding| upgrade::forward(forwarding, &mut request))
         }
         Err(refusal) => Err(refusal),
     };
-    answered.unwrap_or_else(|refusal| refused(&refusal))
+    let Answer { response, job } = answered.unwrap_or_else(|refusal| refused(&refusal).into());
+    (response, job)
 }
 
 /// The pod meant, which must have the container named, if one is.

@@ -184,7 +184,7 @@ impl Server {
             Request::Watch => self.set_role(id, Role::Watching),
             Request::Start(start) => self.start(id, start),
             Request::Exec { which, spec } => self.exec(id, &which, &spec, descriptors),
-            Request::Attach { which } => self.attach(id, &which, descriptors),
+            Request::Attach { which, stdin } => self.attach(id, &which, stdin, descriptors),
             Request::Signal { which, signal } => {
                 let reply = match self.container(&which) {
                     Some(task) => {
@@ -237,11 +237,11 @@ impl Server {
         }
     }
 
-    fn attach(&mut self, id: u32, which: &Which, descriptors: Vec<OwnedFd>) {
+    fn attach(&mut self, id: u32, which: &Which, stdin: bool, descriptors: Vec<OwnedFd>) {
         let reply = match self.container(which) {
             Some(task) if !task.has_ended() => {
                 let role = Role::Waiting(task.id);
-                let input = task.attach(id, descriptors);
+                let input = task.attach(id, stdin, descriptors);
                 let tty = task.container().is_some_and(|container| container.tty);
                 if let Some(connection) = self.connections.iter_mut().find(|one| one.id == id) {
                     connection.role = role;

@@ -267,14 +267,19 @@ impl Task {
         }
     }
 
-    /// Adds a client; returns the container's input if it has one.
-    pub fn attach(&mut self, connection: u32, streams: Vec<OwnedFd>) -> Option<OwnedFd> {
+    /// Adds a client; returns the container's input if it has one and the client wants it. An input for one client goes
+    /// to him for good: where he closes it, it ends.
+    pub fn attach(&mut self, connection: u32, stdin: bool, streams: Vec<OwnedFd>) -> Option<OwnedFd> {
         let container = self.container.as_mut()?;
         for stream in &streams {
             let _ = not_waiting(stream);
         }
         container.listeners.push(Listener { connection, streams });
-        container.input.as_ref()?.try_clone().ok()
+        match container.stdin_once && !container.tty {
+            _ if !stdin => None,
+            true => container.input.take(),
+            false => container.input.as_ref()?.try_clone().ok(),
+        }
     }
 
     /// Writes its end down.
@@ -347,11 +352,7 @@ impl Container {
 
     /// A client has gone.
     pub fn detach(&mut self, connection: u32) {
-        let before = self.listeners.len();
         self.listeners.retain(|listener| listener.connection != connection);
-        if self.stdin_once && !self.tty && self.listeners.len() != before {
-            self.input = None;
-        }
     }
 
     /// Handles one piece; false when there is no more for now.

@@ -1,0 +1,402 @@
+//! `/portForward`: connections to a pod's own loopback, each a pair of SPDY streams (bytes, and what went wrong).
+//!
+//! kubectl's frames come in a websocket, an API server's of K3s bare. SPDY as it is spoken here has no windows: a pod that
+//! does not read holds up its own stream first, then for a while its client's connection, and is then cut off.
+//!
+//! Source: Kubernetes v1.36, `cri-streaming/pkg/streaming/portforward/httpstream.go`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use hyper::upgrade::Upgraded;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::route::{Place, Refusal};
+use super::spdy::frame::{self, Encoder, Heard};
+use super::spdy::header::{Headers, value};
+use super::spdy::wire::{self, Coat, Queue};
+use super::{Port, find};
+use crate::kubelet::adapt::chain;
+use crate::kubelet::disk::blocking;
+use crate::sys::netns;
+
+/// What is negotiated bare, in a header of its own.
+pub const BARE: &str = "portforward.k8s.io";
+/// What is negotiated for a websocket.
+pub const WEBSOCKET: &str = "SPDY/3.1+portforward.k8s.io";
+/// Connections of one client at once: a browser that loads a page has dozens.
+const PAIRS: usize = 256;
+/// Pieces (of 16 KiB at most) of one stream that wait for the pod.
+const INPUT_QUEUE: usize = 16;
+/// How long a full queue holds up the client's other streams.
+const STALL: Duration = Duration::from_secs(30);
+/// Somebody listens on a pod's loopback, or nobody does.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Read at once from the pod.
+const CHUNK: usize = 16 << 10;
+
+/// A pod whose ports are wanted.
+#[derive(Clone, Debug)]
+pub struct Forwarding {
+    /// For messages.
+    pod: String,
+    uid: String,
+    netns: PathBuf,
+}
+
+/// Looks whether the pod runs.
+///
+/// # Errors
+/// [`Refusal`].
+pub async fn prepare(port: &Port, place: &Place) -> Result<Forwarding, Refusal> {
+    let known = find(&port.roll, place)?;
+    let uid = known.pod.meta.uid.clone();
+    let state = port.containers.pod(&uid).await;
+    let state = state.map_err(|error| Refusal::new(500, chain(&error)))?;
+    match state.filter(|state| state.shim_alive) {
+        Some(state) => Ok(Forwarding {
+            pod: known.pod.meta.name.clone(),
+            uid,
+            netns: state.netns,
+        }),
+        None => Err(Refusal::new(500, format!("pod {:?} is not running", place.pod))),
+    }
+}
+
+/// Serves a client until it is gone; its connections to the pod end with it.
+pub async fn serve(forwarding: Forwarding, coat: Coat, upgraded: Upgraded) {
+    let (mut source, sink, queue) = wire::open(coat, upgraded).await;
+    let serving = async move {
+        let forwarding = Arc::new(forwarding);
+        let mut table = Table::default();
+        let mut encoder = Encoder::default();
+        let mut flying = FuturesUnordered::new();
+        loop {
+            let heard = tokio::select! {
+                heard = source.next() => heard,
+                Some(over) = flying.next() => {
+                    table.forget(over);
+                    continue;
+                }
+            };
+            match heard {
+                None => return,
+                Some(Heard::Open { stream, headers, fin }) => {
+                    let opened = table.open(stream, &headers, fin);
+                    let answer = match opened {
+                        Opened::Refused => frame::reset(stream),
+                        Opened::Half | Opened::Pair(_) => encoder.reply(stream),
+                    };
+                    if queue.send(answer).await.is_err() {
+                        return;
+                    }
+                    if let Opened::Pair(pair) = opened {
+                        flying.push(forward(forwarding.clone(), pair, queue.clone()));
+                    }
+                }
+                Some(Heard::Data { stream, bytes, fin }) => {
+                    // The others go on while this one is waited for.
+                    let putting = table.put(stream, bytes, fin);
+                    tokio::pin!(putting);
+                    let mut over = Vec::new();
+                    let taken = loop {
+                        tokio::select! {
+                            taken = &mut putting => break taken,
+                            Some(pair) = flying.next() => over.push(pair),
+                        }
+                    };
+                    if !taken {
+                        table.end(stream);
+                        let _ = queue.send(frame::reset(stream)).await;
+                    }
+                    over.into_iter().for_each(|pair| table.forget(pair));
+                }
+                Some(Heard::Reset { stream }) => table.end(stream),
+                Some(Heard::Ping { id }) => drop(queue.try_send(frame::ping(id))),
+                Some(Heard::GoAway) => {}
+            }
+        }
+    };
+    tokio::join!(serving, sink.run());
+}
+
+/// A connection wanted: its streams, its port, and what the client sends.
+#[derive(Debug)]
+struct Pair {
+    number: u64,
+    data: u32,
+    error: u32,
+    port: u16,
+    input: mpsc::Receiver<Bytes>,
+}
+
+#[derive(Debug)]
+enum Opened {
+    /// The other stream of the pair is awaited.
+    Half,
+    Pair(Pair),
+    Refused,
+}
+
+/// The streams of a client.
+#[derive(Debug, Default)]
+struct Table {
+    /// By the client's number of the pair.
+    pairs: BTreeMap<u64, Streams>,
+    /// Where bytes of a stream go.
+    inputs: BTreeMap<u32, mpsc::Sender<Bytes>>,
+    /// Bytes of pairs that are not whole.
+    waiting: BTreeMap<u64, mpsc::Receiver<Bytes>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Streams {
+    error: u32,
+    data: u32,
+    port: u16,
+}
+
+impl Table {
+    fn open(&mut self, stream: u32, headers: &Headers, fin: bool) -> Opened {
+        // Clients before there were numbers sent none, and opened error and data one after the other.
+        let number = match value(headers, "requestid") {
+            "" => Ok(u64::from(stream.saturating_sub(1) / 4) | 1 << 63),
+            text => text.parse(),
+        };
+        let (Ok(number), Ok(port)) = (number, value(headers, "port").parse::<u16>()) else {
+            return Opened::Refused;
+        };
+        if stream == 0 || port == 0 || (self.pairs.len() >= PAIRS && !self.pairs.contains_key(&number)) {
+            return Opened::Refused;
+        }
+        let known = self.pairs.get(&number).copied().unwrap_or_default();
+        let now = match value(headers, "streamtype") {
+            "error" if known.error == 0 => Streams { error: stream, ..known },
+            "data" if known.data == 0 => Streams {
+                data: stream,
+                port,
+                ..known
+            },
+            _ => return Opened::Refused,
+        };
+        self.pairs.insert(number, now);
+        if now.data == stream {
+            // Bytes may come before the pair is whole.
+            let (to, input) = mpsc::channel(INPUT_QUEUE);
+            self.inputs.insert(stream, to);
+            self.waiting.insert(number, input);
+        }
+        if fin {
+            self.end(stream);
+        }
+        match self.waiting.remove(&number) {
+            Some(input) if now.error != 0 && now.data != 0 => Opened::Pair(Pair {
+                number,
+                data: now.data,
+                error: now.error,
+                port: now.port,
+                input,
+            }),
+            waiting => {
+                self.waiting.extend(waiting.map(|input| (number, input)));
+                Opened::Half
+            }
+        }
+    }
+
+    /// Hands bytes on; false when the stream takes none for too long. Bytes of streams that are over are nobody's.
+    fn put(&mut self, stream: u32, bytes: Bytes, fin: bool) -> impl Future<Output = bool> + use<> {
+        let to = match fin {
+            true => self.inputs.remove(&stream),
+            false => self.inputs.get(&stream).cloned(),
+        };
+        async move {
+            match to.filter(|_| !bytes.is_empty()) {
+                Some(to) => timeout(STALL, to.send(bytes)).await.is_ok(),
+                None => true,
+            }
+        }
+    }
+
+    /// The client sends nothing more on a stream.
+    fn end(&mut self, stream: u32) {
+        self.inputs.remove(&stream);
+    }
+
+    /// A pair is over.
+    fn forget(&mut self, number: u64) {
+        if let Some(streams) = self.pairs.remove(&number) {
+            self.inputs.remove(&streams.data);
+        }
+        self.waiting.remove(&number);
+    }
+}
+
+/// Carries one connection to its end; returns its pair's number.
+async fn forward(forwarding: Arc<Forwarding>, pair: Pair, queue: Queue) -> u64 {
+    let Pair {
+        number,
+        data,
+        error,
+        port,
+        input,
+    } = pair;
+    match connect(&forwarding.netns, port).await {
+        Ok(stream) => {
+            let (from_pod, to_pod) = stream.into_split();
+            // The pod's end of its side is the end; what the client still sends then is for nobody.
+            tokio::select! {
+                () = from(from_pod, data, &queue) => {}
+                () = async { to(to_pod, input).await; std::future::pending().await } => {}
+            }
+        }
+        Err(why) => {
+            let text = format!(
+                "failed to forward port {port} to pod {} (uid {}): {why}",
+                forwarding.pod, forwarding.uid
+            );
+            let _ = queue.send(frame::data(error, text.as_bytes(), false)).await;
+        }
+    }
+    for stream in [data, error] {
+        let _ = queue.send(frame::data(stream, b"", true)).await;
+    }
+    number
+}
+
+async fn from(mut pod: OwnedReadHalf, stream: u32, queue: &Queue) {
+    let mut chunk = Vec::with_capacity(CHUNK);
+    while let Ok(read) = pod.read_buf(&mut chunk).await {
+        if read == 0 || queue.send(frame::data(stream, &chunk, false)).await.is_err() {
+            return;
+        }
+        chunk.clear();
+    }
+}
+
+async fn to(mut pod: OwnedWriteHalf, mut input: mpsc::Receiver<Bytes>) {
+    while let Some(bytes) = input.recv().await {
+        if pod.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+    let _ = pod.shutdown().await;
+}
+
+/// Connects to a port of the pod's loopback, of either family.
+async fn connect(netns: &Path, port: u16) -> io::Result<TcpStream> {
+    let mut refused = None;
+    for loopback in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+        let netns = netns.to_owned();
+        // A socket belongs to the namespace in which it was made; it may be used from anywhere.
+        let socket = blocking(move || netns::inside(&netns, move || netns::tcp_socket(loopback))).await?;
+        let connecting = timeout(CONNECT, socket.connect(SocketAddr::new(loopback, port))).await;
+        match connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(stream) => {
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Err(error) => drop(refused.get_or_insert(error)),
+        }
+    }
+    Err(refused.unwrap_or_else(|| io::ErrorKind::ConnectionRefused.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(table: &mut Table, stream: u32, kind: &str, port: &str, number: &str) -> Opened {
+        let named = [("streamtype", kind), ("port", port), ("requestid", number)];
+        let headers: Headers = named.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        table.open(stream, &headers, false)
+    }
+
+    fn port_of(opened: &Opened) -> Option<u16> {
+        match opened {
+            Opened::Pair(pair) => Some(pair.port),
+            Opened::Half | Opened::Refused => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn two_streams_are_a_connection_whichever_comes_first() {
+        let mut table = Table::default();
+        assert!(matches!(open(&mut table, 1, "error", "80", "0"), Opened::Half));
+        assert_eq!(port_of(&open(&mut table, 3, "data", "80", "0")), Some(80));
+        assert!(matches!(open(&mut table, 5, "data", "81", "1"), Opened::Half));
+        assert!(table.put(5, Bytes::from_static(b"early"), false).await);
+        let Opened::Pair(mut pair) = open(&mut table, 7, "error", "81", "1") else {
+            panic!("the pair is whole")
+        };
+        table.end(5);
+        assert_eq!(pair.input.recv().await.unwrap(), "early");
+        assert_eq!(pair.input.recv().await, None);
+        for (stream, kind) in [(9, "error"), (11, "data")] {
+            let opened = open(&mut table, stream, kind, "82", "");
+            assert_eq!(port_of(&opened).is_some(), kind == "data", "without a number");
+        }
+        assert_eq!(table.pairs.len(), 3);
+    }
+
+    #[test]
+    fn what_is_no_stream_of_a_pair_is_refused() {
+        let mut table = Table::default();
+        open(&mut table, 1, "error", "80", "0");
+        for (stream, kind, port, number) in [
+            (3, "error", "80", "0"),
+            (3, "stdout", "80", "0"),
+            (3, "data", "0", "0"),
+            (3, "data", "x", "0"),
+            (3, "data", "80", "x"),
+            (0, "data", "80", "0"),
+        ] {
+            let opened = open(&mut table, stream, kind, port, number);
+            assert!(matches!(opened, Opened::Refused), "{stream} {kind} {port} {number}");
+        }
+        assert!(table.inputs.is_empty());
+    }
+
+    #[test]
+    fn connections_of_a_client_are_bounded_and_forgotten_when_over() {
+        let mut table = Table::default();
+        let most = u32::try_from(PAIRS).unwrap();
+        for number in 0..most {
+            open(&mut table, number * 4 + 1, "error", "80", &number.to_string());
+            open(&mut table, number * 4 + 3, "data", "80", &number.to_string());
+        }
+        let more = |table: &mut Table| open(table, 9001, "error", "80", "9000");
+        assert!(matches!(more(&mut table), Opened::Refused));
+        table.forget(0);
+        assert!(matches!(more(&mut table), Opened::Half));
+        (0..=9000).for_each(|number| table.forget(number));
+        assert!(table.pairs.is_empty() && table.inputs.is_empty() && table.waiting.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_takes_nothing_is_given_up_after_a_while() {
+        let mut table = Table::default();
+        open(&mut table, 1, "error", "80", "0");
+        let pair = open(&mut table, 3, "data", "80", "0");
+        let piece = || Bytes::from_static(b"x");
+        for _ in 0..INPUT_QUEUE {
+            assert!(table.put(3, piece(), false).await);
+        }
+        assert!(!table.put(3, piece(), false).await);
+        assert!(table.put(77, piece(), true).await, "bytes of no stream are nobody's");
+        drop(pair);
+        table.forget(0);
+        assert!(table.inputs.is_empty());
+    }
+}

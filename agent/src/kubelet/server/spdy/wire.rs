@@ -1,0 +1,130 @@
+//! The two ends of a connection that carries SPDY, in either coat.
+
+use std::io;
+
+use bytes::Bytes;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
+use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite::protocol::Message;
+
+use super::frame::{Decoder, Heard};
+use crate::kubelet::server::websocket::{self, Socket};
+
+/// Read at once.
+const CHUNK: usize = 16 << 10;
+/// Frames that wait for a client to take them, of all streams.
+const QUEUE: usize = 8;
+
+/// How the bytes travel.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Coat {
+    /// As they are.
+    Bare,
+    /// In messages of a websocket.
+    WebSocket,
+}
+
+/// What the client sends, frame by frame.
+pub struct Source {
+    from: From,
+    decoder: Decoder,
+}
+
+enum From {
+    Bare(ReadHalf<TokioIo<Upgraded>>),
+    WebSocket(SplitStream<Socket>),
+}
+
+/// What goes to the client.
+pub struct Sink {
+    to: To,
+    queued: mpsc::Receiver<Bytes>,
+}
+
+enum To {
+    Bare(WriteHalf<TokioIo<Upgraded>>),
+    WebSocket(SplitSink<Socket, Message>),
+}
+
+/// Puts frames in line for the client; it waits when too many wait.
+pub type Queue = mpsc::Sender<Bytes>;
+
+/// Takes a connection apart.
+pub async fn open(coat: Coat, upgraded: Upgraded) -> (Source, Sink, Queue) {
+    let (from, to) = match coat {
+        Coat::Bare => {
+            let (from, to) = split(TokioIo::new(upgraded));
+            (From::Bare(from), To::Bare(to))
+        }
+        Coat::WebSocket => {
+            let (to, from) = websocket::open(upgraded).await.split();
+            (From::WebSocket(from), To::WebSocket(to))
+        }
+    };
+    let (queue, queued) = mpsc::channel(QUEUE);
+    let decoder = Decoder::default();
+    (Source { from, decoder }, Sink { to, queued }, queue)
+}
+
+impl Source {
+    /// The next frame; `None` when the client is gone, or sends what is no SPDY. May be cancelled and asked again.
+    pub async fn next(&mut self) -> Option<Heard> {
+        loop {
+            match self.decoder.next() {
+                Ok(Some(heard)) => return Some(heard),
+                Ok(None) => self.more().await?,
+                Err(error) => {
+                    tracing::debug!(%error, "a client breaks the rules");
+                    return None;
+                }
+            }
+        }
+    }
+
+    async fn more(&mut self) -> Option<()> {
+        match &mut self.from {
+            From::Bare(from) => {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                match from.read_buf(&mut chunk).await {
+                    Ok(read) if read > 0 => self.decoder.push(&chunk),
+                    _ => return None,
+                }
+            }
+            From::WebSocket(from) => {
+                if let Some(bytes) = websocket::next(from).await? {
+                    self.decoder.push(&bytes);
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+impl Sink {
+    /// Sends what is in line until all queues are dropped, or the client is gone.
+    pub async fn run(mut self) {
+        while let Some(frame) = self.queued.recv().await {
+            if let Err(error) = self.send(frame).await {
+                return tracing::debug!(%error, "a client is gone");
+            }
+        }
+        match &mut self.to {
+            To::Bare(to) => drop(to.shutdown().await),
+            To::WebSocket(to) => websocket::close(to).await,
+        }
+    }
+
+    async fn send(&mut self, frame: Bytes) -> io::Result<()> {
+        match &mut self.to {
+            To::Bare(to) => {
+                to.write_all(&frame).await?;
+                to.flush().await
+            }
+            To::WebSocket(to) => to.send(Message::Binary(frame)).await.map_err(io::Error::other),
+        }
+    }
+}
