@@ -1,6 +1,7 @@
 //! Shared pieces of the whole-system tests: hosts of one's own in namespaces, and commands that must succeed.
 
 pub mod database;
+pub mod history;
 pub mod lab;
 
 use std::process::Command;

@@ -1,16 +1,18 @@
 //! What a store must hold to while its servers are killed, paused and cut off, whatever they are.
 //!
 //! Writers go on through the faults, each on a key of its own and all on one they share. A watcher sees everything. In the
-//! end what was acknowledged must be what the watcher saw: nothing lost, nothing twice, no revision left out.
+//! end what was acknowledged must be what the watcher saw: nothing lost, nothing twice, no revision left out. And there must
+//! be one order of all writes and reads that explains every answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use agent::units::Revision;
 use bytes::Bytes;
-use server::store::{Event, Expect, Store, StoreError};
+use server::store::{Change, Event, Expect, Store, StoreError, Write};
+use tests::history::{self, Operation, Record, Seen};
 use tokio::task::JoinSet;
 
 use crate::contract::{delete, put};
@@ -27,6 +29,17 @@ struct Deeds {
     acknowledged: Vec<(String, Option<u64>, Revision)>,
     /// Writes that may have happened.
     doubts: usize,
+    /// All of it, reads too.
+    history: Vec<Record>,
+}
+
+/// What a writer works with.
+#[derive(Clone)]
+struct Desk {
+    store: Arc<dyn Store>,
+    /// Counts calls and returns, so that their order is known.
+    clock: Arc<AtomicU64>,
+    over: Arc<AtomicBool>,
 }
 
 /// What a run was, for its test to judge whether it meant anything.
@@ -57,11 +70,17 @@ pub async fn bear(stores: Vec<Arc<dyn Store>>, writers: usize, faults: impl Futu
     watcher.spawn(watching);
 
     let over = Arc::new(AtomicBool::new(false));
+    let clock = Arc::new(AtomicU64::new(1));
     let mut tasks = JoinSet::new();
     for (number, store) in stores.iter().enumerate() {
         for writer in 0..writers {
             let key = format!("/f/own/{number}-{writer}");
-            tasks.spawn(write(Arc::clone(store), key, Arc::clone(&over)));
+            let desk = Desk {
+                store: Arc::clone(store),
+                clock: Arc::clone(&clock),
+                over: Arc::clone(&over),
+            };
+            tasks.spawn(write(desk, key));
         }
     }
     faults.await;
@@ -77,10 +96,10 @@ pub async fn bear(stores: Vec<Arc<dyn Store>>, writers: usize, faults: impl Futu
 }
 
 /// Creates, changes and deletes its own key by turns, and adds one to the shared one between.
-async fn write(store: Arc<dyn Store>, key: String, over: Arc<AtomicBool>) -> Deeds {
+async fn write(desk: Desk, key: String) -> Deeds {
     let (mut deeds, mut state) = (Deeds::default(), None);
     for number in 0.. {
-        if over.load(Ordering::Relaxed) {
+        if desk.over.load(Ordering::Relaxed) {
             break;
         }
         let (write, value) = match state {
@@ -88,49 +107,103 @@ async fn write(store: Arc<dyn Store>, key: String, over: Arc<AtomicBool>) -> Dee
             Some(revision) if number % 3 == 2 => (delete(&key, Expect::At(revision)), None),
             Some(revision) => (put(&key, Expect::At(revision), &number.to_string()), Some(number)),
         };
-        match store.write(write).await {
-            Ok(revision) => {
-                state = value.is_some().then_some(revision);
-                deeds.acknowledged.push((key.clone(), value, revision));
-            }
-            Err(StoreError::Unavailable(_)) => {
-                deeds.doubts += 1;
-                state = there(&*store, &key).await.map(|(_, revision)| revision);
-            }
+        match desk.write(write, &mut deeds).await {
+            Ok(revision) => state = value.is_some().then_some(revision),
+            Err(StoreError::Unavailable(_)) => state = desk.read(&key, &mut deeds).await.map(|(_, revision)| revision),
             Err(error) => panic!("nobody else writes {key}: {error}"),
         }
         if number % 4 == 0 {
-            add_one(&*store, &mut deeds).await;
+            let (count, expect) = match desk.read(SHARED, &mut deeds).await {
+                Some((count, revision)) => (count + 1, Expect::At(revision)),
+                None => (1, Expect::Absent),
+            };
+            // Somebody else may be first.
+            let _ = desk.write(put(SHARED, expect, &count.to_string()), &mut deeds).await;
         }
     }
     deeds
 }
 
-async fn add_one(store: &dyn Store, deeds: &mut Deeds) {
-    let (count, expect) = match there(store, SHARED).await {
-        Some((count, revision)) => (count + 1, Expect::At(revision)),
-        None => (1, Expect::Absent),
-    };
-    match store.write(put(SHARED, expect, &count.to_string())).await {
-        Ok(revision) => deeds.acknowledged.push((SHARED.to_owned(), Some(count), revision)),
-        Err(StoreError::Conflict { .. }) => {}
-        Err(StoreError::Unavailable(_)) => deeds.doubts += 1,
-        Err(error) => panic!("{error}"),
+impl Desk {
+    fn now(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed)
     }
-}
 
-/// A key's number and revision, as soon as the store answers.
-async fn there(store: &dyn Store, key: &str) -> Option<(u64, Revision)> {
-    let asking = async {
-        loop {
-            match store.get(key).await {
-                Ok(entry) => return entry.map(|entry| (number(&entry.value), entry.revision)),
-                Err(StoreError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
-                Err(error) => panic!("{error}"),
+    /// Writes, and notes what came of it.
+    async fn write(&self, write: Write, deeds: &mut Deeds) -> Result<Revision, StoreError> {
+        let key = write.key.to_string();
+        let value = match &write.change {
+            Change::Put(value) => Some(number(value)),
+            Change::Delete => None,
+        };
+        let change = value.map_or(history::Change::Delete, history::Change::Put);
+        let expect = match write.expect {
+            Expect::Absent => history::Expect::Absent,
+            Expect::At(revision) => history::Expect::At(revision.get()),
+            Expect::Any => history::Expect::Any,
+        };
+        let called = self.now();
+        let answer = self.store.write(write).await;
+        let operation = match &answer {
+            Ok(revision) => {
+                deeds.acknowledged.push((key.clone(), value, *revision));
+                let revision = revision.get();
+                Operation::Written {
+                    expect,
+                    change,
+                    revision,
+                }
             }
-        }
-    };
-    tokio::time::timeout(PATIENCE, asking).await.unwrap()
+            Err(StoreError::Conflict { current }) => {
+                let current = current.map(Revision::get);
+                Operation::Refused {
+                    expect,
+                    change,
+                    current,
+                }
+            }
+            Err(StoreError::Unavailable(_)) => {
+                deeds.doubts += 1;
+                Operation::Unknown { expect, change }
+            }
+            Err(error) => panic!("{key}: {error}"),
+        };
+        let returned = self.now();
+        deeds.history.push(Record {
+            key,
+            called,
+            returned,
+            operation,
+        });
+        answer
+    }
+
+    /// A key's number and revision, as soon as the store answers.
+    async fn read(&self, key: &str, deeds: &mut Deeds) -> Option<(u64, Revision)> {
+        let asking = async {
+            loop {
+                let called = self.now();
+                match self.store.get(key).await {
+                    Ok(entry) => return (called, entry.map(|entry| (number(&entry.value), entry.revision))),
+                    Err(StoreError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        let (called, found) = tokio::time::timeout(PATIENCE, asking).await.unwrap();
+        let seen = found.map(|(value, revision)| Seen {
+            value,
+            revision: revision.get(),
+        });
+        let (key, returned, operation) = (key.to_owned(), self.now(), Operation::Read(seen));
+        deeds.history.push(Record {
+            key,
+            called,
+            returned,
+            operation,
+        });
+        found
+    }
 }
 
 fn number(value: &Bytes) -> u64 {
@@ -148,6 +221,9 @@ fn judge(deeds: &[Deeds], seen: &[Event], from: Revision, mark: Revision) -> Run
         let shown = event.value.as_ref().map(number);
         assert_eq!((&*event.key, shown), (&**key, *value), "at {revision}");
     }
+
+    let whole: Vec<Record> = deeds.iter().flat_map(|deeds| deeds.history.iter().cloned()).collect();
+    history::check(&whole).unwrap();
 
     let doubts: usize = deeds.iter().map(|deeds| deeds.doubts).sum();
     let acknowledged: usize = deeds.iter().map(|deeds| deeds.acknowledged.len()).sum();

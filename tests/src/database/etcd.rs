@@ -151,6 +151,32 @@ impl Etcd {
         self.wait(number)
     }
 
+    /// Keeps a copy of what a killed member has on its disk.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn keep(&self, number: usize) -> anyhow::Result<()> {
+        self.copy(&format!("m{number}"), &format!("kept{number}"))
+    }
+
+    /// Puts the copy back: the member forgets what it acknowledged since.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn put_back(&self, number: usize) -> anyhow::Result<()> {
+        fs::remove_dir_all(self.folder.join(format!("m{number}")))?;
+        self.copy(&format!("kept{number}"), &format!("m{number}"))
+    }
+
+    fn copy(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let done = Command::new("cp")
+            .args(["-a", "--"])
+            .args([self.folder.join(from), self.folder.join(to)])
+            .status()?;
+        ensure!(done.success(), "cp {from} {to} failed");
+        Ok(())
+    }
+
     /// Stops a member where it is; its connections stay open and say nothing.
     ///
     /// # Errors

@@ -167,6 +167,26 @@ async fn a_store_without_etcd_says_so_and_comes_back() {
     assert_eq!(drained(&mut tail, 1).await, [format!("/a=3@{second}")]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_lost_what_was_seen_ends_its_watches() {
+    let mut etcd = Etcd::start().unwrap();
+    let store = open_at(&etcd.endpoint(), &etcd).await;
+    let first = store.write(put("/a", Expect::Absent, "1")).await.unwrap();
+    etcd.kill(0).unwrap();
+    etcd.keep(0).unwrap();
+    etcd.start_again(0).unwrap();
+    let mut tail = store.watch(first).await.unwrap();
+    let seen = store.write(put("/a", Expect::At(first), "2")).await.unwrap();
+    assert_eq!(drained(&mut tail, 1).await, [format!("/a=2@{seen}")]);
+    etcd.kill(0).unwrap();
+    etcd.put_back(0).unwrap();
+    etcd.start_again(0).unwrap();
+    let over = timeout(Duration::from_secs(40), tail.recv()).await.unwrap();
+    assert!(over.is_none(), "it cannot go on from what is no more: {over:?}");
+    assert!(matches!(store.watch(seen).await, Err(StoreError::Future { .. })));
+    assert_eq!(state(&*store, "/a", None).await.unwrap(), [format!("/a=1@{first}")]);
+}
+
 #[tokio::test]
 async fn a_user_logs_in_and_a_wrong_password_is_told() {
     let etcd = Etcd::start().unwrap();

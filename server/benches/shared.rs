@@ -1,0 +1,119 @@
+//! Datastores that servers share: durable creates a second, of 1 kB, through one handle and through two, and how long after
+//! its acknowledgement a write reaches the watch of the other.
+//!
+//! `tests/bench/run shared`. It starts the database itself. Limits: 3,000 creates a second with 256 clients; from commit to
+//! watch 5 ms at the median, 20 ms at the 99th percentile.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a figure that cannot be taken ends the run"
+)]
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent::units::Revision;
+use server::store::endpoint::{self, Tls};
+use server::store::{Change, Durability, Expect, Store, Write, open};
+use tests::database::etcd::Etcd;
+use tokio::task::JoinSet;
+
+const LASTS: Duration = Duration::from_secs(5);
+const SIZE: usize = 1000;
+/// The last key written: its event ends the watch.
+const END: &str = "/registry/end";
+
+fn main() {
+    if !std::env::args().any(|argument| argument == "--bench") {
+        println!("this is a benchmark: tests/bench/run shared");
+        return;
+    }
+    tokio::runtime::Runtime::new().unwrap().block_on(run());
+}
+
+async fn run() {
+    for (handles, clients) in [(1, 1), (1, 256), (2, 2), (2, 256)] {
+        let etcd = Etcd::start().unwrap();
+        let mut stores = Vec::new();
+        for _ in 0..handles {
+            let endpoint = endpoint::parse(&etcd.endpoint(), false).unwrap();
+            stores.push(open(&endpoint, &Tls::default(), Path::new("unused")).await.unwrap());
+        }
+        measure("etcd, one member", &stores, clients).await;
+    }
+}
+
+/// Clients of all handles create keys; the last handle's watch says when it saw them.
+async fn measure(what: &str, stores: &[Arc<dyn Store>], clients: usize) {
+    let witness = stores.last().unwrap();
+    let mut tail = witness.watch(witness.revision().await.unwrap()).await.unwrap();
+    let mut watching = JoinSet::new();
+    watching.spawn(async move {
+        let mut seen = HashMap::new();
+        while let Some(batch) = tail.recv().await {
+            let now = Instant::now();
+            seen.extend(batch.iter().map(|event| (event.revision, now)));
+            if batch.iter().any(|event| &*event.key == END) {
+                break;
+            }
+        }
+        seen
+    });
+    let begun = Instant::now();
+    let mut running = JoinSet::new();
+    for client in 0..clients {
+        let store = Arc::clone(&stores[client % stores.len()]);
+        running.spawn(async move {
+            let mut done: Vec<(Revision, Instant, Duration)> = Vec::new();
+            while begun.elapsed() < LASTS {
+                let one = Instant::now();
+                let key = format!("/registry/configmaps/default/c{client}-{}", done.len());
+                let revision = store.write(create(&key)).await.unwrap();
+                done.push((revision, Instant::now(), one.elapsed()));
+            }
+            done
+        });
+    }
+    let done = running.join_all().await.concat();
+    witness.write(create(END)).await.unwrap();
+    let seen = watching.join_all().await.remove(0);
+    let mut answers: Vec<Duration> = done.iter().map(|(_, _, took)| *took).collect();
+    // An event may come before the answer does.
+    let late = |(revision, acknowledged, _): &(Revision, Instant, Duration)| {
+        seen[revision].saturating_duration_since(*acknowledged)
+    };
+    let mut lags: Vec<Duration> = done.iter().map(late).collect();
+    answers.sort_unstable();
+    lags.sort_unstable();
+    println!(
+        "| {what}: creates of {SIZE} bytes, {} handles, {clients} clients | {} a second; answered p50 {}, p99 {}; seen after the \
+         answer p50 {}, p99 {} |",
+        stores.len(),
+        done.len() / usize::try_from(LASTS.as_secs()).unwrap(),
+        at(&answers, 50),
+        at(&answers, 99),
+        at(&lags, 50),
+        at(&lags, 99),
+    );
+    for store in stores {
+        store.close().await.unwrap();
+    }
+}
+
+fn create(key: &str) -> Write {
+    Write {
+        key: key.into(),
+        expect: Expect::Absent,
+        change: Change::Put(vec![b'x'; SIZE].into()),
+        ttl: None,
+        durability: Durability::Durable,
+    }
+}
+
+fn at(times: &[Duration], percent: usize) -> String {
+    let time = times[(times.len() * percent / 100).min(times.len() - 1)];
+    format!("{:.2} ms", time.as_secs_f64() * 1000.0)
+}
