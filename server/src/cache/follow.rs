@@ -10,6 +10,9 @@ use super::Shared;
 use super::state::item;
 use crate::store::{Event, Range, Store, StoreError, Tail};
 
+/// What else a datastore holds, such as the sealed bootstrap record, is no object and not for readers of the API.
+const OBJECTS: &str = "/registry/";
+
 /// How far back a start looks into the log, so that watches survive a restart of the server.
 const LOOK_BACK: u64 = 1000;
 
@@ -24,13 +27,17 @@ const TRIM_EVERY: Duration = Duration::from_secs(30);
 pub(super) async fn load(store: &Arc<dyn Store>, shared: &Shared) -> Result<Tail, StoreError> {
     let newest = store.revision().await?;
     let past = Revision::new(newest.get().saturating_sub(LOOK_BACK));
-    let mut snapshot = store.list(Range::default(), Some(past)).await;
+    let objects = || Range {
+        prefix: OBJECTS.to_owned(),
+        ..Range::default()
+    };
+    let mut snapshot = store.list(objects(), Some(past)).await;
     if let Err(StoreError::Compacted { oldest, .. }) = snapshot {
-        snapshot = store.list(Range::default(), Some(oldest)).await;
+        snapshot = store.list(objects(), Some(oldest)).await;
     }
     let snapshot = match snapshot {
         Ok(snapshot) => snapshot,
-        Err(StoreError::Compacted { .. }) => store.list(Range::default(), None).await?,
+        Err(StoreError::Compacted { .. }) => store.list(objects(), None).await?,
         Err(error) => return Err(error),
     };
     let tail = store.watch(snapshot.revision).await?;
@@ -103,7 +110,7 @@ fn apply(shared: &Shared, batch: &[Event]) {
     let made: Vec<_> = batch
         .iter()
         .map(|event| {
-            let value = event.value.as_ref();
+            let value = event.value.as_ref().filter(|_| event.key.starts_with(OBJECTS));
             value.map(|value| item(&shared.indexer, &event.key, event.revision, value))
         })
         .collect();

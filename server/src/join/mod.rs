@@ -1,5 +1,6 @@
 //! The far end of a node's joining: the cluster's certificates, tokens and node passwords, and the K3s supervisor routes.
 
+pub mod bootstrap;
 pub mod certificate;
 pub mod csv;
 pub mod files;

@@ -81,22 +81,12 @@ impl Passwd {
         let random = SystemRandom::new();
         let path = dir.join("cred/passwd");
         files::folder(&dir.join("cred"), PRIVATE_FOLDER)?;
-        let mut rows = match files::read(&path)? {
-            Some(text) => csv::read(&text).ok_or_else(|| PasswdError::Broken(path.clone()))?,
-            None => Vec::new(),
-        };
-        let server = match server_password(dir, given, &rows)? {
+        let server = match known_secret(dir, given)? {
             Some(password) => password,
-            None => random_password(&random)?,
+            None => random_secret()?,
         };
-        let agent = given
-            .agent_token
-            .as_ref()
-            .map(|text| usable("--agent-token", text))
-            .transpose()?;
-        let node = agent.clone().unwrap_or_else(|| server.clone());
-        set(&mut rows, NODE, &node, AGENT_GROUP);
-        set(&mut rows, SERVER, &server, SERVER_GROUP);
+        let agent = agent_secret(given)?;
+        let rows = rows_on_disk(&path, &server, agent.as_ref().unwrap_or(&server))?;
         files::write_if_changed(&path, csv::write(rows.iter().map(Vec::as_slice)).as_bytes(), PRIVATE)?;
 
         let token = format!("{}\n", secure(hash, SERVER, &server).expose());
@@ -126,8 +116,12 @@ impl crate::auth::who::Passwords for Passwd {
     }
 }
 
-/// Given, else in `token`, else in `passwd` (a directory of K3s that lost its token file).
-fn server_password(dir: &Path, given: &Given, rows: &[Vec<String>]) -> Result<Option<Secret>, PasswdError> {
+/// The cluster's secret as far as this machine knows it: given, else in `token`, else in `passwd` (a directory of K3s that
+/// lost its token file).
+///
+/// # Errors
+/// [`PasswdError`] says which flag or file and what to do.
+pub fn known_secret(dir: &Path, given: &Given) -> Result<Option<Secret>, PasswdError> {
     if let Some(text) = &given.token {
         return usable("--token", text).map(Some);
     }
@@ -135,6 +129,7 @@ fn server_password(dir: &Path, given: &Given, rows: &[Vec<String>]) -> Result<Op
     if let Some(text) = files::read(&path)? {
         return usable(&path.display().to_string(), &Secret::new(text)).map(Some);
     }
+    let rows = read_rows(&dir.join("cred/passwd"))?;
     let row = [SERVER, NODE]
         .iter()
         .find_map(|user| rows.iter().find(|row| row.get(1).is_some_and(|name| name == user)));
@@ -144,6 +139,38 @@ fn server_password(dir: &Path, given: &Given, rows: &[Vec<String>]) -> Result<Op
         .map(Secret::new))
 }
 
+/// What agents join with, if that is another than the cluster's secret.
+///
+/// # Errors
+/// When it cannot be used.
+pub fn agent_secret(given: &Given) -> Result<Option<Secret>, PasswdError> {
+    let usable = |text: &Secret| usable("--agent-token", text);
+    given.agent_token.as_ref().map(usable).transpose()
+}
+
+/// The password file as it is to be: that on disk, with these secrets.
+///
+/// # Errors
+/// When that on disk is not CSV.
+pub fn wanted_file(dir: &Path, server: &Secret, agent: &Secret) -> Result<String, PasswdError> {
+    let rows = rows_on_disk(&dir.join("cred/passwd"), server, agent)?;
+    Ok(csv::write(rows.iter().map(Vec::as_slice)))
+}
+
+fn rows_on_disk(path: &Path, server: &Secret, agent: &Secret) -> Result<Vec<Vec<String>>, PasswdError> {
+    let mut rows = read_rows(path)?;
+    set(&mut rows, NODE, agent, AGENT_GROUP);
+    set(&mut rows, SERVER, server, SERVER_GROUP);
+    Ok(rows)
+}
+
+fn read_rows(path: &Path) -> Result<Vec<Vec<String>>, PasswdError> {
+    match files::read(path)? {
+        Some(text) => csv::read(&text).ok_or_else(|| PasswdError::Broken(path.to_owned())),
+        None => Ok(Vec::new()),
+    }
+}
+
 fn usable(what: &str, text: &Secret) -> Result<Secret, PasswdError> {
     server_secret(text.expose()).map_err(|source| PasswdError::Token {
         what: what.to_owned(),
@@ -151,10 +178,15 @@ fn usable(what: &str, text: &Secret) -> Result<Secret, PasswdError> {
     })
 }
 
-/// 16 random bytes in hexadecimal, as K3s makes them.
-fn random_password(random: &SystemRandom) -> Result<Secret, PasswdError> {
+/// A secret of 16 random bytes in hexadecimal, as K3s makes them.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn random_secret() -> Result<Secret, PasswdError> {
     let mut bytes = [0; 16];
-    random.fill(&mut bytes).map_err(|_| PasswdError::Randomness)?;
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| PasswdError::Randomness)?;
     Ok(Secret::new(hex(&bytes)))
 }
 

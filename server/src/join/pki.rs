@@ -150,6 +150,15 @@ const OWN: &[(Own, &str, &str, &[&str])] = &[
     (Own::Serving, "serving-kube-apiserver", "kube-apiserver", &[]),
 ];
 
+/// The authorities: file below `tls/` without its ending, and how its name begins.
+pub(super) const AUTHORITIES: [(&str, &str); 5] = [
+    ("client-ca", "k3s-client-ca"),
+    ("server-ca", "k3s-server-ca"),
+    ("request-header-ca", "k3s-request-header-ca"),
+    ("etcd/server-ca", "etcd-server-ca"),
+    ("etcd/peer-ca", "etcd-peer-ca"),
+];
+
 const SHARED: &[(SharedKey, &str)] = &[
     (SharedKey::ClientKubelet, "client-kubelet.key"),
     (SharedKey::ServingKubelet, "serving-kubelet.key"),
@@ -177,11 +186,12 @@ impl Pki {
         files::folder(dir, PRIVATE_FOLDER)?;
         files::folder(&tls, PRIVATE_FOLDER)?;
         files::folder(&tls.join("etcd"), PRIVATE_FOLDER)?;
-        let client = load_authority(&tls, "client-ca", "k3s-client-ca", now)?;
-        let server = load_authority(&tls, "server-ca", "k3s-server-ca", now)?;
-        let request_header = load_authority(&tls, "request-header-ca", "k3s-request-header-ca", now)?;
-        load_authority(&tls, "etcd/server-ca", "etcd-server-ca", now)?;
-        load_authority(&tls, "etcd/peer-ca", "etcd-peer-ca", now)?;
+        let [client, server, request_header, etcd_server, etcd_peer] = AUTHORITIES;
+        let authority = |(file, prefix)| load_authority(&tls, file, prefix, now);
+        let (client, server, request_header) = (authority(client)?, authority(server)?, authority(request_header)?);
+        // Nobody here uses these two; a K3s server that takes this directory over does.
+        authority(etcd_server)?;
+        authority(etcd_peer)?;
         files::write_if_changed(&tls.join("client-ca.nochain.crt"), client.first().as_bytes(), PRIVATE)?;
         files::write_if_changed(&tls.join("server-ca.nochain.crt"), server.first().as_bytes(), PRIVATE)?;
 
@@ -314,16 +324,25 @@ fn load_authority(tls: &Path, file: &str, prefix: &str, now: Timestamp) -> Resul
         let key = PrivateKey::from_pem(&text).map_err(|error| unusable(&key_path, error.to_string()))?;
         return Authority::load(bundle, key).map_err(|error| unusable(&crt, error.to_string()));
     }
+    let authority = new_authority(file, prefix, now, || load_key(&key_path))?;
+    files::write(&crt, authority.bundle().as_bytes(), PRIVATE)?;
+    Ok(authority)
+}
+
+/// A new authority over a key, unless the clock forbids.
+pub(super) fn new_authority(
+    file: &str,
+    prefix: &str,
+    now: Timestamp,
+    key: impl FnOnce() -> Result<PrivateKey, PkiError>,
+) -> Result<Authority, PkiError> {
     if now.as_second() < PLAUSIBLE_SINCE {
         return Err(PkiError::Clock { now });
     }
-    let key = load_key(&key_path)?;
-    let authority = Authority::create(prefix, key, now).map_err(|source| PkiError::Sign {
+    Authority::create(prefix, key()?, now).map_err(|source| PkiError::Sign {
         name: file.to_owned(),
         source,
-    })?;
-    files::write(&crt, authority.bundle().as_bytes(), PRIVATE)?;
-    Ok(authority)
+    })
 }
 
 fn load_leaf(tls: &Path, file: &str, authority: &Authority, wanted: &Wanted, now: Timestamp) -> Result<Leaf, PkiError> {

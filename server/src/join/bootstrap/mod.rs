@@ -1,0 +1,317 @@
+//! One identity for all servers of a cluster: the bootstrap record in the datastore, and this server's files after it.
+//!
+//! [`settle`] runs after the datastore is open and before certificates are read. Whoever starts first on an empty
+//! datastore puts the record there by compare-and-swap; everyone else, also who lost that race by a moment, takes the
+//! record's. A wrong token changes nothing, and none is made up for a datastore that holds a cluster. `record.rs` is the
+//! format, `disk.rs` the files.
+
+mod disk;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use agent::units::Revision;
+use agent::wire::join::ca_hash;
+use agent::wire::token::{Secret, Token};
+use jiff::Timestamp;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::passwd::{self, Given, PasswdError};
+use super::pki::PkiError;
+use crate::store::{Change, Durability, Entry, Expect, Range, Store, StoreError, Write};
+use record::{Chance, PREFIX, Record, Unreadable};
+
+/// A K3s server that is making the record holds its place with an empty one; so often, this far apart, it is waited for.
+const LOCK_TRIES: u32 = 5;
+const LOCK_PAUSE: Duration = Duration::from_secs(1);
+
+/// Lost races in a row; each means that somebody else got on.
+const ATTEMPTS: u32 = 20;
+
+/// Why this server cannot be one of the cluster's.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    /// Give the token.
+    #[error(
+        "the datastore holds a cluster already, and this server was given no token: start it with --token-file or K3S_TOKEN. \
+         The cluster's token is in server/token below the data directory of any of its servers (/var/lib/rancher/k3s)"
+    )]
+    NoToken,
+    /// Give the right token.
+    #[error(
+        "the token is not that of the cluster in the datastore (bootstrap data already found and encrypted with different \
+         token); nothing was changed. The cluster's token is in server/token below the data directory of any of its servers \
+         (/var/lib/rancher/k3s)"
+    )]
+    WrongToken,
+    /// Give the token of this cluster, or use its datastore.
+    #[error(
+        "the token is for the cluster with the authority {wanted}, the datastore holds the one with {found}; nothing was \
+         changed. Either the token or --datastore-endpoint is that of another cluster"
+    )]
+    OtherCluster {
+        /// Hash in the token.
+        wanted: String,
+        /// Hash of the datastore's.
+        found: String,
+    },
+    /// Start again with the first one's token.
+    #[error(
+        "another server was the first on this datastore a moment ago, with another token: start this one with that server's \
+         token (server/token below its data directory)"
+    )]
+    SecondFirst,
+    /// Decide which one counts.
+    #[error(
+        "{} is newer than the datastore's, and could cause a cluster outage: move it away and start again to have it from \
+         the datastore",
+        .0.display()
+    )]
+    Newer(PathBuf),
+    /// Restore the datastore from a backup.
+    #[error("the bootstrap record {key} in the datastore cannot be used: {why}")]
+    Record {
+        /// Where it lies.
+        key: String,
+        /// What is wrong.
+        why: Unreadable,
+    },
+    /// The datastore did not do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Certificates on disk or the clock.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// Tokens or the password file.
+    #[error(transparent)]
+    Passwd(#[from] PasswdError),
+    /// Look at the disk.
+    #[error(transparent)]
+    Disk(#[from] io::Error),
+    /// No randomness.
+    #[error("the system has no randomness")]
+    Randomness,
+}
+
+/// Makes this server one of the cluster in the datastore, or the first of a new one, and brings its files below `dir`
+/// (`<data>/server`) to the cluster's. Returns the secrets that it goes on with.
+///
+/// # Errors
+/// [`BootstrapError`]; except for disk faults half-way, nothing was changed then.
+pub async fn settle(store: &dyn Store, dir: &Path, given: &Given, now: Timestamp) -> Result<Given, BootstrapError> {
+    let known = passwd::known_secret(dir, given)?;
+    for _ in 0..ATTEMPTS {
+        let present = records(store).await?;
+        let secret = match (&known, present.is_empty()) {
+            (Some(secret), _) => secret.clone(),
+            (None, true) => passwd::random_secret()?,
+            (None, false) => return Err(BootstrapError::NoToken),
+        };
+        let record = match find(&present, &secret, given) {
+            Some(found) if found.entry.value.is_empty() => {
+                unlock(store, found.entry).await?;
+                continue;
+            }
+            Some(found) => match take(store, found, &secret).await? {
+                Some(record) => record,
+                None => continue,
+            },
+            None if !present.is_empty() => return Err(BootstrapError::WrongToken),
+            None => match put(store, dir, given, &secret, now).await? {
+                Some(record) => record,
+                None => continue,
+            },
+        };
+        check_pin(pinned(given).as_deref(), &record)?;
+        disk::reconcile(dir, &record)?;
+        return Ok(Given {
+            token: Some(secret),
+            agent_token: given.agent_token.clone(),
+        });
+    }
+    let why = "other servers keep changing the bootstrap record".to_owned();
+    Err(StoreError::Unavailable(why).into())
+}
+
+/// Seals the record anew with another token; what the old one opens is gone afterwards.
+///
+/// # Errors
+/// [`BootstrapError::WrongToken`] when `old` is not the cluster's.
+pub async fn rotate(store: &dyn Store, old: &Secret, new: &Secret) -> Result<(), BootstrapError> {
+    let present = records(store).await?;
+    let found = find(&present, old, &Given::default()).ok_or(BootstrapError::WrongToken)?;
+    if record::key(new) == *found.entry.key {
+        return Ok(());
+    }
+    let record = opened(&found)?;
+    move_to(store, found.entry, &record, new).await
+}
+
+/// A record and the secret that it is sealed with.
+struct Found<'e> {
+    entry: &'e Entry,
+    sealed_with: Secret,
+}
+
+async fn records(store: &dyn Store) -> Result<Vec<Entry>, StoreError> {
+    let range = Range {
+        prefix: PREFIX.to_owned(),
+        ..Range::default()
+    };
+    Ok(store.list(range, None).await?.entries)
+}
+
+/// The record of this secret. Old K3s servers sealed it with nothing, or with the token's full text.
+fn find<'e>(present: &'e [Entry], secret: &Secret, given: &Given) -> Option<Found<'e>> {
+    let as_given = given.token.clone().unwrap_or_else(|| secret.clone());
+    [secret.clone(), Secret::new(""), as_given]
+        .into_iter()
+        .find_map(|sealed_with| {
+            let key = record::key(&sealed_with);
+            let entry = present.iter().find(|entry| *entry.key == *key)?;
+            Some(Found { entry, sealed_with })
+        })
+}
+
+fn opened(found: &Found<'_>) -> Result<Record, BootstrapError> {
+    Record::open(&found.sealed_with, &found.entry.value).map_err(|why| BootstrapError::Record {
+        key: found.entry.key.to_string(),
+        why,
+    })
+}
+
+/// Opens a record, and seals it with the present secret if it was with an old one. `None`: somebody else did that.
+async fn take(store: &dyn Store, found: Found<'_>, secret: &Secret) -> Result<Option<Record>, BootstrapError> {
+    let record = opened(&found)?;
+    if found.sealed_with == *secret {
+        return Ok(Some(record));
+    }
+    warn!("the bootstrap record is sealed in the way of an old K3s, sealing it with the token");
+    match move_to(store, found.entry, &record, secret).await {
+        Ok(()) => Ok(Some(record)),
+        Err(BootstrapError::Store(StoreError::Conflict { .. })) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The new one first: a crash in between leaves two good records.
+async fn move_to(store: &dyn Store, from: &Entry, record: &Record, secret: &Secret) -> Result<(), BootstrapError> {
+    let key = record::key(secret);
+    create(store, &key, record, secret).await?;
+    remove(store, from).await?;
+    Ok(())
+}
+
+/// Waits for whoever is making the record; he may have died over it, then his place is free again.
+async fn unlock(store: &dyn Store, entry: &Entry) -> Result<(), BootstrapError> {
+    for _ in 0..LOCK_TRIES {
+        sleep(LOCK_PAUSE).await;
+        if store.get(&entry.key).await?.is_none_or(|now| !now.value.is_empty()) {
+            return Ok(());
+        }
+    }
+    warn!("who began to make the bootstrap record has not finished it, trying instead");
+    match remove(store, entry).await {
+        Ok(()) | Err(StoreError::Conflict { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes a new cluster's record and puts it. `None`: another server was there a moment before.
+async fn put(
+    store: &dyn Store,
+    dir: &Path,
+    given: &Given,
+    secret: &Secret,
+    now: Timestamp,
+) -> Result<Option<Record>, BootstrapError> {
+    let agents = passwd::agent_secret(given)?.unwrap_or_else(|| secret.clone());
+    let record = {
+        let (dir, secret) = (dir.to_owned(), secret.clone());
+        // Keys are made: a matter of milliseconds that other tasks need not wait for.
+        let made = tokio::task::spawn_blocking(move || disk::complete(&dir, &secret, &agents, now));
+        made.await.map_err(io::Error::other)??
+    };
+    check_pin(pinned(given).as_deref(), &record)?;
+    // Should we die right after the record is in the datastore, the secret is still there to open it with.
+    disk::keep_passwords(dir, &record)?;
+    let key = record::key(secret);
+    let revision = match create(store, &key, &record, secret).await {
+        Ok(revision) => revision,
+        Err(BootstrapError::Store(StoreError::Conflict { .. })) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // Another first server with another token has another key: the earlier one stays, and both see that alike.
+    let present = records(store).await?;
+    if present
+        .iter()
+        .any(|entry| *entry.key != *key && entry.created < revision)
+    {
+        if let Some(ours) = present.iter().find(|entry| *entry.key == *key) {
+            remove(store, ours).await?;
+        }
+        return Err(BootstrapError::SecondFirst);
+    }
+    info!("a new cluster: its authorities are made and recorded in the datastore");
+    Ok(Some(record))
+}
+
+async fn create(store: &dyn Store, key: &str, record: &Record, secret: &Secret) -> Result<Revision, BootstrapError> {
+    let sealed = record.seal(secret, chance()?).map_err(|why| BootstrapError::Record {
+        key: key.to_owned(),
+        why,
+    })?;
+    let write = Write {
+        key: key.into(),
+        expect: Expect::Absent,
+        change: Change::Put(sealed.into()),
+        ttl: None,
+        durability: Durability::Durable,
+    };
+    Ok(store.write(write).await?)
+}
+
+async fn remove(store: &dyn Store, entry: &Entry) -> Result<(), StoreError> {
+    let write = Write {
+        key: entry.key.clone(),
+        expect: Expect::At(entry.revision),
+        change: Change::Delete,
+        ttl: None,
+        durability: Durability::Durable,
+    };
+    store.write(write).await.map(drop)
+}
+
+/// The hash of the authority in the token.
+fn pinned(given: &Given) -> Option<String> {
+    Token::parse(given.token.as_ref()?.expose().trim()).ok()?.ca_hash
+}
+
+/// A token that pins an authority is for that cluster only.
+fn check_pin(pinned: Option<&str>, record: &Record) -> Result<(), BootstrapError> {
+    let (Some(pinned), Some(bundle)) = (pinned, disk::server_ca(record)) else {
+        return Ok(());
+    };
+    let found = ca_hash(bundle.as_bytes());
+    if found == pinned {
+        return Ok(());
+    }
+    let wanted = pinned.to_owned();
+    Err(BootstrapError::OtherCluster { wanted, found })
+}
+
+fn chance() -> Result<Chance, BootstrapError> {
+    let random = SystemRandom::new();
+    let (mut salt, mut nonce) = ([0; 8], [0; 12]);
+    random
+        .fill(&mut salt)
+        .and_then(|()| random.fill(&mut nonce))
+        .map_err(|_| BootstrapError::Randomness)?;
+    Ok(Chance { salt, nonce })
+}

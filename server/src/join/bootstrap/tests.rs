@@ -1,0 +1,208 @@
+//! Servers that meet on one datastore: who is first, who follows, who is turned away.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::join::files::Scratch;
+use crate::join::passwd::Passwd;
+use crate::join::pki::{Names, Pki};
+use crate::store::memory::Memory;
+
+fn given(token: Option<&str>) -> Given {
+    Given {
+        token: token.map(Secret::new),
+        agent_token: None,
+    }
+}
+
+fn now() -> Timestamp {
+    "2026-06-01T00:00:00Z".parse().unwrap()
+}
+
+/// As a server starts: settle, then certificates and passwords from what is on disk.
+async fn start(store: &dyn Store, dir: &Path, token: Option<&str>) -> Result<(Pki, Passwd), BootstrapError> {
+    let settled = settle(store, dir, &given(token), now()).await?;
+    let pki = Pki::load_or_create(dir, &Names::default(), now())?;
+    let passwd = Passwd::load_or_create(dir, &settled, &pki.token_hash())?;
+    Ok((pki, passwd))
+}
+
+fn shared(pki: &Pki) -> [String; 4] {
+    [
+        pki.client_ca_pem(),
+        pki.server_ca_pem(),
+        pki.request_header_ca_pem(),
+        pki.service_key_pem(),
+    ]
+    .map(str::to_owned)
+}
+
+async fn keys(store: &dyn Store) -> Vec<String> {
+    records(store)
+        .await
+        .unwrap()
+        .iter()
+        .map(|entry| entry.key.to_string())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_second_server_needs_only_the_token_to_be_the_same_cluster() {
+    let (store, one, two) = (Memory::new(), Scratch::new("boot-one"), Scratch::new("boot-two"));
+    let (first, _) = start(&store, &one.0, Some("secret")).await.unwrap();
+    let (second, passwd) = start(&store, &two.0, Some("secret")).await.unwrap();
+    assert_eq!(shared(&first), shared(&second));
+    assert!(passwd.check("node", "secret").is_some());
+    let read = |scratch: &Scratch, name: &str| std::fs::read_to_string(scratch.0.join(name)).unwrap();
+    for name in [
+        "tls/etcd/server-ca.key",
+        "tls/etcd/peer-ca.crt",
+        "cred/ipsec.psk",
+        "token",
+    ] {
+        assert_eq!(read(&one, name), read(&two, name), "{name}");
+    }
+    assert_eq!(read(&one, "cred/ipsec.psk").trim().len(), 96);
+    // A token of the secure form is for this cluster only.
+    let three = Scratch::new("boot-three");
+    start(&store, &three.0, Some(read(&one, "token").trim())).await.unwrap();
+    let foreign = format!("K10{}::server:secret", "0".repeat(64));
+    let error = start(&store, &three.0, Some(&foreign)).await.err().unwrap();
+    assert!(matches!(error, BootstrapError::OtherCluster { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_restart_changes_nothing_and_brings_back_what_was_lost() {
+    let (store, dir) = (Memory::new(), Scratch::new("boot-again"));
+    let (first, _) = start(&store, &dir.0, None).await.unwrap();
+    let revision = store.revision().await.unwrap();
+    std::fs::remove_dir_all(dir.0.join("tls")).unwrap();
+    let (again, _) = start(&store, &dir.0, None).await.unwrap();
+    assert_eq!(shared(&first), shared(&again));
+    assert_eq!(store.revision().await.unwrap(), revision, "nothing was written");
+}
+
+#[tokio::test]
+async fn a_wrong_token_or_none_is_told_and_changes_nothing() {
+    let (store, one, two) = (Memory::new(), Scratch::new("boot-right"), Scratch::new("boot-wrong"));
+    start(&store, &one.0, Some("secret")).await.unwrap();
+    let revision = store.revision().await.unwrap();
+    for (token, hint) in [(Some("other"), "not that of the cluster"), (None, "was given no token")] {
+        let error = start(&store, &two.0, token).await.err().unwrap().to_string();
+        assert!(error.contains(hint) && error.contains("server/token"), "{error}");
+        assert!(!error.contains("secret") && !error.contains("other:"), "{error}");
+        assert_eq!(std::fs::read_dir(&two.0).unwrap().count(), 0);
+        assert_eq!(store.revision().await.unwrap(), revision);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_first_servers_at_once_agree_on_one_identity() {
+    for round in 0..2 {
+        let store: Arc<Memory> = Arc::default();
+        let starts = ["a", "b", "c"].map(|name| {
+            let store = Arc::clone(&store);
+            async move {
+                let dir = Scratch::new(&format!("boot-race-{round}-{name}"));
+                tokio::task::yield_now().await;
+                let (pki, _) = start(&*store, &dir.0, Some("secret")).await.unwrap();
+                shared(&pki)
+            }
+        });
+        let [a, b, c] = starts;
+        let (a, b, c) = tokio::join!(a, b, c);
+        assert!(a == b && b == c);
+        assert_eq!(keys(&*store).await.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn of_two_first_servers_with_different_tokens_the_earlier_stays() {
+    let (store, dir) = (Memory::new(), Scratch::new("boot-two-tokens"));
+    start(&store, &dir.0, Some("first")).await.unwrap();
+    // The other one has looked before the first was done, and puts its own record now.
+    let late = Scratch::new("boot-late");
+    let error = put(&store, &late.0, &given(Some("late")), &Secret::new("late"), now()).await;
+    assert!(matches!(error, Err(BootstrapError::SecondFirst)));
+    assert_eq!(keys(&store).await, [record::key(&Secret::new("first"))]);
+}
+
+#[tokio::test]
+async fn a_crash_after_the_record_is_put_leaves_the_secret_that_opens_it() {
+    let (store, dir) = (Memory::new(), Scratch::new("boot-crash"));
+    let secret = passwd::random_secret().unwrap();
+    put(&store, &dir.0, &given(None), &secret, now())
+        .await
+        .unwrap()
+        .unwrap();
+    let (_, passwd) = start(&store, &dir.0, None).await.unwrap();
+    assert!(passwd.check("server", secret.expose()).is_some());
+}
+
+#[tokio::test]
+async fn custom_authorities_are_recorded_as_they_lie_there() {
+    let (store, source) = (Memory::new(), Scratch::new("boot-source"));
+    let (made, _) = start(&Memory::new(), &source.0, Some("secret")).await.unwrap();
+    let dir = Scratch::new("boot-custom");
+    std::fs::create_dir_all(dir.0.join("tls")).unwrap();
+    for name in ["tls/server-ca.crt", "tls/server-ca.key"] {
+        std::fs::copy(source.0.join(name), dir.0.join(name)).unwrap();
+    }
+    let (pki, _) = start(&store, &dir.0, Some("secret")).await.unwrap();
+    assert_eq!(pki.server_ca_pem(), made.server_ca_pem());
+    assert_ne!(pki.client_ca_pem(), made.client_ca_pem());
+}
+
+#[tokio::test]
+async fn records_of_old_k3s_servers_are_sealed_anew() {
+    let (store, source) = (Memory::new(), Scratch::new("boot-old-source"));
+    start(&store, &source.0, Some("secret")).await.unwrap();
+    let entry = records(&store).await.unwrap().remove(0);
+    let content = Record::open(&Secret::new("secret"), &entry.value).unwrap();
+    let full = format!(
+        "K10{}::server:secret",
+        ca_hash(disk::server_ca(&content).unwrap().as_bytes())
+    );
+    for old in ["", full.as_str()] {
+        let store = Memory::new();
+        let old = Secret::new(old);
+        create(&store, &record::key(&old), &content, &old).await.unwrap();
+        let dir = Scratch::new("boot-old");
+        start(&store, &dir.0, Some(&full)).await.unwrap();
+        assert_eq!(keys(&store).await, [record::key(&Secret::new("secret"))]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lock_of_a_k3s_server_that_died_is_waited_for_and_then_lifted() {
+    let (store, dir) = (Memory::new(), Scratch::new("boot-lock"));
+    let write = Write {
+        key: record::key(&Secret::new("secret")).into(),
+        expect: Expect::Absent,
+        change: Change::Put(bytes::Bytes::new()),
+        ttl: None,
+        durability: Durability::Durable,
+    };
+    store.write(write).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    settle(&store, &dir.0, &given(Some("secret")), now()).await.unwrap();
+    assert!(begun.elapsed() >= LOCK_PAUSE * LOCK_TRIES);
+    assert_eq!(records(&store).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_rotated_token_opens_the_record_and_the_old_one_does_not() {
+    let (store, dir) = (Memory::new(), Scratch::new("boot-rotate"));
+    start(&store, &dir.0, Some("old")).await.unwrap();
+    let (old, new) = (Secret::new("old"), Secret::new("new"));
+    assert!(matches!(
+        rotate(&store, &new, &old).await,
+        Err(BootstrapError::WrongToken)
+    ));
+    rotate(&store, &old, &new).await.unwrap();
+    start(&store, &dir.0, Some("new")).await.unwrap();
+    assert!(matches!(
+        start(&store, &dir.0, Some("old")).await,
+        Err(BootstrapError::WrongToken)
+    ));
+}
