@@ -24,7 +24,7 @@ mod tests {
 
     /// Module of the server, and what of ours it may import.
     const SERVER: &[(&str, &[&str])] = &[
-        ("config", &[]),
+        ("config", &["store"]),
         ("store", &[]),
         ("schema", &["registry", "kinds"]),
         (
@@ -48,10 +48,21 @@ mod tests {
         ("command", &["config", "join", "kinds"]),
         ("controllers", &["cache", "request", "kinds", "registry"]),
         ("scheduler", &["cache", "request", "controllers"]),
+        // The last three for its tests, which make a server of them.
+        ("peers", &["cache", "request", "registry", "auth", "kinds", "store"]),
         ("tunnel", &[]),
         (
             "join",
-            &["request", "auth", "tunnel", "http", "cache", "config", "controllers"],
+            &[
+                "request",
+                "auth",
+                "tunnel",
+                "http",
+                "cache",
+                "config",
+                "controllers",
+                "store",
+            ],
         ),
         ("addons", &["cache", "request"]),
     ];

@@ -17,6 +17,8 @@ use agent::config::{Secret, Surroundings, Taint, file};
 use agent::wire::join::{Cidr, ClusterConfig};
 use clap::{CommandFactory as _, Parser as _};
 
+use crate::store::endpoint::{self, Endpoint, Tls};
+
 pub use agent::config::surroundings;
 pub use flags::HELP;
 use flags::Server;
@@ -51,6 +53,8 @@ pub struct Config {
     pub token: Option<Secret>,
     /// What agents join with, when that is another.
     pub agent_token: Option<Secret>,
+    /// Where the cluster's state is kept.
+    pub datastore: Datastore,
     /// Where the administrator's kubeconfig goes.
     pub kubeconfig: PathBuf,
     /// Its permission bits.
@@ -69,6 +73,22 @@ pub struct Config {
     pub debug: bool,
     /// What was given and is passed over.
     pub warnings: Vec<String>,
+}
+
+/// Where the cluster's state is kept.
+#[derive(Clone, Debug)]
+pub struct Datastore {
+    /// Which one.
+    pub endpoint: Endpoint,
+    /// How it is reached in TLS.
+    pub tls: Tls,
+}
+
+impl Datastore {
+    /// Whether other servers may be on it: an SQLite file is one server's own.
+    pub fn is_shared(&self) -> bool {
+        !matches!(self.endpoint, Endpoint::Sqlite { .. })
+    }
 }
 
 /// This machine as a node.
@@ -185,7 +205,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 fn resolve(flags: Server, around: &Surroundings, warnings: Vec<String>) -> Result<Config, ConfigError> {
-    flags::check_datastore(&flags)?;
+    let datastore = datastore(&flags)?;
     let home = around.home.as_deref().filter(|_| !around.root);
     if !around.root && !flags.disable_agent {
         return Err(ConfigError::Root);
@@ -233,6 +253,7 @@ fn resolve(flags: Server, around: &Surroundings, warnings: Vec<String>) -> Resul
         tls_sans: flags.tls_san,
         token,
         agent_token,
+        datastore,
         kubeconfig: flags
             .write_kubeconfig
             .unwrap_or_else(|| below_home(home, ".kube/k3s.yaml", "/etc/rancher/k3s/k3s.yaml")),
@@ -245,6 +266,20 @@ fn resolve(flags: Server, around: &Surroundings, warnings: Vec<String>) -> Resul
         debug: flags.debug || flags.v.is_some_and(|level| level > 0),
         warnings,
     })
+}
+
+fn datastore(flags: &Server) -> Result<Datastore, ConfigError> {
+    let tls = Tls {
+        ca: flags.datastore_cafile.clone(),
+        cert: flags.datastore_certfile.clone(),
+        key: flags.datastore_keyfile.clone(),
+    };
+    let text = flags.datastore_endpoint.as_deref().unwrap_or_default();
+    let endpoint = endpoint::parse(text, !tls.is_empty()).map_err(|error| ConfigError::Value {
+        flag: "--datastore-endpoint",
+        why: error.to_string(),
+    })?;
+    Ok(Datastore { endpoint, tls })
 }
 
 fn cluster(flags: &Server) -> Result<ClusterConfig, ConfigError> {

@@ -13,6 +13,7 @@ pub mod controllers;
 pub mod http;
 pub mod join;
 pub mod kinds;
+pub mod peers;
 pub mod registry;
 pub mod request;
 pub mod run;

@@ -1,6 +1,6 @@
 //! Starts the server's parts in order and stops them in reverse.
 //!
-//! data directory → certificates and secrets ‖ store → cache → registry → API → listener → first objects → ready →
+//! data directory → store → the cluster's identity, certificates and secrets → cache → registry → API → listener → first objects → ready →
 //! controllers, scheduler, upkeep → this machine's node. [`Server`] is all but the node, so that tests run it whole;
 //! [`run`] is what `k3s server` does. Stopping leaves pods running: whoever starts next takes them up again.
 
@@ -10,6 +10,7 @@ mod greeting;
 mod kubeconfig;
 mod node;
 mod objects;
+mod patience;
 
 use std::future::Future;
 use std::io::{IsTerminal as _, Write as _};
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent::wire::status::Status;
 use anyhow::{Context as _, anyhow};
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
@@ -31,21 +33,22 @@ use crate::auth::guard::Authorizer;
 use crate::auth::token::Keys;
 use crate::auth::who::{Anonymous, Who};
 use crate::cache::Cache;
-use crate::config::{Config, nth};
+use crate::config::{Config, Datastore, nth};
 use crate::http::{self, ApiHttp, Kubelets};
+use crate::join::bootstrap::{self, BootstrapError};
 use crate::join::files;
 use crate::join::passwd::{Given, Passwd};
 use crate::join::pki::{Names, Own, Pki};
 use crate::join::register::{Keeper, Register};
 use crate::join::supervisor::{Parts, Supervisor};
 use crate::kinds;
+use crate::peers::Peers;
 use crate::registry::{RealWorld, Registry, ServiceRange, Settings};
 use crate::request::{Api, Client, User};
-use crate::store::Store;
-use crate::store::sql::sqlite::Sqlite;
-
+use crate::store::{OpenError, Store, StoreError};
 use crate::tunnel::Sessions;
-use crate::{auth, controllers, scheduler};
+use crate::{auth, controllers, peers, scheduler, store};
+use patience::patiently;
 
 /// What is not over by then is cut off; a service manager waits 90 s.
 const STOP: Duration = Duration::from_secs(20);
@@ -65,6 +68,8 @@ pub struct Server {
     serving: JoinSet<()>,
     /// Whatever acts on the cluster by itself.
     acting: JoinSet<()>,
+    /// Where other servers can be.
+    peers: Option<Peers>,
     store: Arc<dyn Store>,
     _lock: data_dir::Lock,
 }
@@ -80,7 +85,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     }
     say(&greeting::begin(&config.data_dir));
     let named = node::named(&config)?;
-    let mut server = Server::start(&named).await?;
+    let mut shutdown = std::pin::pin!(shutdown);
+    let mut server = tokio::select! {
+        started = Server::start(&named) => started?,
+        // It may wait for a datastore for ever.
+        () = &mut shutdown => return Ok(()),
+    };
     greet(&named, &server, began.elapsed());
     agent::config::notify_ready(config.notify.as_deref());
     let outcome = if config.disable_agent {
@@ -102,6 +112,25 @@ impl Server {
     /// When a part cannot start: what it is, and what to do.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
         let lock = data_dir::take(&config.data_dir)?;
+        let store = open_store(config).await?;
+        Self::start_with(config, lock, store, config.datastore.is_shared()).await
+    }
+
+    /// As [`Server::start`], on a store that is open already and that other servers may share.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub async fn start_on(config: &Config, store: Arc<dyn Store>) -> anyhow::Result<Self> {
+        let lock = data_dir::take(&config.data_dir)?;
+        Self::start_with(config, lock, store, true).await
+    }
+
+    async fn start_with(
+        config: &Config,
+        lock: data_dir::Lock,
+        store: Arc<dyn Store>,
+        shared: bool,
+    ) -> anyhow::Result<Self> {
         let dir = config.data_dir.join("server");
         let listener = listen(config).await?;
         let port = listener.local_addr().context("the listener has no address")?.port();
@@ -110,17 +139,23 @@ impl Server {
         let advertised = SocketAddr::new(advertised, port);
 
         let mut serving = JoinSet::new();
-        let ground = Ground::lay(config, &dir, addresses, &mut serving).await?;
+        let ground = Ground::lay(config, &dir, store, addresses, &mut serving).await?;
         let (stopping, stop) = watch::channel(false);
         let (ready, is_ready) = watch::channel(false);
         let (http, keeper) = ground.doors(config, advertised, is_ready)?;
         let mut listening = JoinSet::new();
         listening.spawn(http::serve(listener, ground.pki.server_config()?, http, stop));
 
-        ground.first_objects(config, advertised).await?;
+        let peers = match shared {
+            true => Some(
+                Peers::new(ground.client.clone(), advertised).map_err(|_| anyhow!("the system has no randomness"))?,
+            ),
+            false => None,
+        };
+        ground.first_objects(config, advertised, peers.as_ref()).await?;
         ready.send_replace(true);
 
-        let mut acting = ground.actors(config)?;
+        let mut acting = ground.actors(config, peers.as_ref())?;
         acting.spawn(keeper.run());
         // Whoever waits for readiness keeps the sender: dropped, it would read as "not ready".
         acting.spawn(async move { ready.closed().await });
@@ -134,6 +169,7 @@ impl Server {
             listening,
             serving,
             acting,
+            peers,
             store: ground.store,
             _lock: lock,
         })
@@ -149,22 +185,28 @@ impl Server {
         self.acting.spawn(task);
     }
 
-    /// Stops in reverse: what acts, listener and tunnels, cache, store. What was volatile is on disk afterwards.
+    /// Stops in reverse: what acts, a word to the other servers, listener and tunnels, cache, store. What was volatile is on disk afterwards.
     ///
     /// # Errors
     /// When the store could not write that.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
+    pub async fn stop(self) -> anyhow::Result<()> {
+        let store = self.leave().await;
+        store.close().await.context("the datastore did not close cleanly")?;
+        info!("stopped");
+        Ok(())
+    }
+
+    /// As [`Server::stop`], but leaves the store open, for whoever shares it.
+    pub async fn leave(mut self) -> Arc<dyn Store> {
         self.acting.shutdown().await;
+        if let Some(peers) = &self.peers {
+            peers.leave().await;
+        }
         self.stopping.send_replace(true);
         // Requests may finish; the listener itself puts an end to that.
         while self.listening.join_next().await.is_some() {}
         self.serving.shutdown().await;
         self.store
-            .close()
-            .await
-            .context("the datastore did not close cleanly")?;
-        info!("stopped");
-        Ok(())
     }
 }
 
@@ -181,17 +223,23 @@ struct Ground {
 }
 
 impl Ground {
-    /// Certificates and secrets beside the datastore; cache, registry and API over it.
+    /// Certificates and secrets, the datastore's if it has any; cache, registry and API over it.
     async fn lay(
         config: &Config,
         dir: &Path,
+        store: Arc<dyn Store>,
         addresses: Vec<IpAddr>,
         serving: &mut JoinSet<()>,
     ) -> anyhow::Result<Self> {
         let names = names(config, addresses);
-        let (store, secrets) = tokio::join!(open_store(dir), make_secrets(dir, names, given(config)));
-        let (store, (pki, passwd)) = (store?, secrets?);
-        let cache = Cache::start(Arc::clone(&store), kinds::indexer(), serving)
+        let given = given(config);
+        let away = |error: &BootstrapError| matches!(error, BootstrapError::Store(StoreError::Unavailable(_)));
+        let settle = async || bootstrap::settle(&*store, dir, &given, Timestamp::now()).await;
+        let given = patiently("identity", away, settle).await?;
+        let (pki, passwd) = make_secrets(dir, names, given).await?;
+        let away = |error: &StoreError| matches!(error, StoreError::Unavailable(_));
+        let start = async || Cache::start(Arc::clone(&store), kinds::indexer(), serving).await;
+        let cache = patiently("state", away, start)
             .await
             .context("cannot read the cluster's state")?;
         let registry = Registry::new(
@@ -263,30 +311,56 @@ impl Ground {
         })
     }
 
-    async fn first_objects(&self, config: &Config, advertised: SocketAddr) -> anyhow::Result<()> {
-        let wanted = objects::wanted(&objects::Facts {
+    async fn first_objects(
+        &self,
+        config: &Config,
+        advertised: SocketAddr,
+        peers: Option<&Peers>,
+    ) -> anyhow::Result<()> {
+        let facts = objects::Facts {
             service_ip: first_service(config)?,
-            advertised: advertised.ip(),
             port: advertised.port(),
-        });
-        let (roles, objects) = tokio::join!(
-            auth::bootstrap::reconcile(&self.client),
-            objects::ensure(&self.client, wanted)
-        );
-        roles
-            .and(objects)
+        };
+        let attempt = async || {
+            let endpoints = async {
+                match peers {
+                    Some(peers) => peers.arrive().await,
+                    None => peers::reconcile_endpoints(&self.client, &[advertised].into()).await,
+                }
+            };
+            let objects = async {
+                objects::ensure(&self.client, objects::namespaces()).await?;
+                let (rest, endpoints) = tokio::join!(objects::ensure(&self.client, objects::rest(&facts)), endpoints);
+                rest.and(endpoints)
+            };
+            let (roles, objects) = tokio::join!(auth::bootstrap::reconcile(&self.client), objects);
+            roles.and(objects)
+        };
+        patiently("first objects", |status: &Status| status.code == 503, attempt)
+            .await
             .map_err(|status| anyhow!("cannot make the cluster's first objects: {}", status.message))
     }
 
-    /// Controllers and scheduler.
-    fn actors(&self, config: &Config) -> anyhow::Result<JoinSet<()>> {
+    /// Controllers and scheduler: here, or on whichever server leads.
+    fn actors(&self, config: &Config, peers: Option<&Peers>) -> anyhow::Result<JoinSet<()>> {
         let mut acting = JoinSet::new();
         let settings = controllers::Settings {
             root_ca: self.pki.server_ca_pem().to_owned(),
             cluster_cidr: pod_range(config)?,
         };
-        controllers::start(&self.api, &self.cache, settings, &mut acting);
-        scheduler::start(&self.api, &mut acting);
+        let cache = self.cache.clone();
+        let start = move |api: &Arc<Api>, tasks: &mut JoinSet<()>| {
+            controllers::start(api, &cache, settings.clone(), tasks);
+            scheduler::start(api, tasks);
+        };
+        match peers {
+            None => start(&self.api, &mut acting),
+            Some(peers) => {
+                let api = peers.leaders_api(&self.api);
+                acting.spawn(peers.clone().stay());
+                acting.spawn(peers.clone().stand(move |tasks| start(&api, tasks)));
+            }
+        }
         Ok(acting)
     }
 }
@@ -298,17 +372,15 @@ async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     })
 }
 
-async fn open_store(dir: &Path) -> anyhow::Result<Arc<dyn Store>> {
-    let path = dir.join("db/state.db");
-    files::folder(&dir.join("db"), files::PRIVATE_FOLDER)?;
-    let opened = tokio::task::spawn_blocking({
-        let path = path.clone();
-        move || Sqlite::open(&path)
-    });
-    let store = opened
-        .await?
-        .with_context(|| format!("cannot open the datastore {}", path.display()))?;
-    Ok(Arc::new(store))
+async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    let folder = config.data_dir.join("server/db");
+    files::folder(&folder, files::PRIVATE_FOLDER)?;
+    let path = folder.join("state.db");
+    let Datastore { endpoint, tls } = &config.datastore;
+    let passes = |error: &OpenError| matches!(error, OpenError::Etcd(StoreError::Unavailable(_)));
+    patiently("datastore", passes, async || store::open(endpoint, tls, &path).await)
+        .await
+        .context("cannot open the datastore")
 }
 
 async fn make_secrets(dir: &Path, names: Names, given: Given) -> anyhow::Result<(Arc<Pki>, Arc<Passwd>)> {

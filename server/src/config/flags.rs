@@ -7,8 +7,6 @@ use agent::config::flags::Foreign;
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Parser};
 
-use super::ConfigError;
-
 /// `k3s --help`.
 pub const HELP: &str = "\
 Amphipod: Kubernetes for small boxes, a drop-in for K3s.
@@ -119,9 +117,19 @@ pub(super) struct Server {
     /// How pods of different nodes reach one another
     #[arg(long, value_name = "NAME", default_value = "vxlan")]
     pub(super) flannel_backend: String,
-    /// Where the cluster's state is kept; embedded SQLite is all there is yet
+    /// Where the cluster's state is kept: postgres://…, mysql://…, https://… (etcd); default is embedded SQLite. Servers with
+    /// the same datastore and token are one cluster. Others can read a command line: prefer K3S_DATASTORE_ENDPOINT or the file
     #[arg(long, env = "K3S_DATASTORE_ENDPOINT", value_name = "URL", hide_env_values = true)]
     pub(super) datastore_endpoint: Option<String>,
+    /// Authorities that the datastore's certificate is verified with
+    #[arg(long, env = "K3S_DATASTORE_CAFILE", value_name = "FILE")]
+    pub(super) datastore_cafile: Option<PathBuf>,
+    /// Certificate that this server shows the datastore
+    #[arg(long, env = "K3S_DATASTORE_CERTFILE", value_name = "FILE")]
+    pub(super) datastore_certfile: Option<PathBuf>,
+    /// Its key
+    #[arg(long, env = "K3S_DATASTORE_KEYFILE", value_name = "FILE")]
+    pub(super) datastore_keyfile: Option<PathBuf>,
     /// Name of this node; default is the host name. Two machines cannot share one
     #[arg(long, env = "K3S_NODE_NAME", value_name = "NAME")]
     pub(super) node_name: Option<String>,
@@ -226,11 +234,11 @@ const SWITCHES: &[&str] = &[
 pub(super) const REFUSED: &[(&str, &str)] = &[
     (
         "server",
-        "joining a second server is not possible yet: one server with SQLite is all there is",
+        "a server is not joined to another; give all servers the same --datastore-endpoint and the same token",
     ),
     (
         "cluster-init",
-        "there is no embedded etcd; leave it out for one server with SQLite",
+        "there is no embedded etcd; leave it out for one server with SQLite, or give several the same --datastore-endpoint",
     ),
     ("cluster-reset", "there is no embedded etcd to reset"),
     (
@@ -253,9 +261,6 @@ pub(super) const REFUSED: &[(&str, &str)] = &[
         "disable-scheduler",
         "the parts of the control plane cannot be split over machines",
     ),
-    ("datastore-cafile", "embedded SQLite is all there is yet"),
-    ("datastore-certfile", "embedded SQLite is all there is yet"),
-    ("datastore-keyfile", "embedded SQLite is all there is yet"),
 ];
 
 /// All that K3s knows and this command does not: the server's, then the node's.
@@ -267,21 +272,6 @@ pub(super) const FOREIGN: &[Foreign] = &[
     },
     agent::config::flags::AGENT,
 ];
-
-/// Only SQLite, under any of the names K3s has for it.
-///
-/// # Errors
-/// For any other datastore.
-pub(super) fn check_datastore(flags: &Server) -> Result<(), ConfigError> {
-    let endpoint = flags.datastore_endpoint.as_deref().unwrap_or_default();
-    let scheme = endpoint.split("://").next().unwrap_or_default();
-    match scheme {
-        "" | "sqlite" => Ok(()),
-        other => Err(ConfigError::Refused(format!(
-            "--datastore-endpoint {other}://…: embedded SQLite is all there is yet; leave it out"
-        ))),
-    }
-}
 
 /// What to say of a first word that is no command.
 pub(super) fn unknown_command(word: &str) -> String {

@@ -166,9 +166,10 @@ fn what_is_missing_is_passed_over_or_refused_but_never_silently() {
     assert_eq!(config.warnings.len(), 4, "{:?}", config.warnings);
     assert!(config.debug, "what follows a switch is not taken for its value");
     for (line, hint) in [
-        ("--datastore-endpoint postgres://u:hidden@h/db", "SQLite"),
-        ("--server https://a:6443", "one server"),
-        ("-s https://a:6443", "one server"),
+        ("--datastore-endpoint oracle://u:hidden@h/db", "postgres"),
+        ("--datastore-endpoint u:hidden@h/db", "postgres://"),
+        ("--server https://a:6443", "--datastore-endpoint"),
+        ("-s https://a:6443", "--datastore-endpoint"),
         ("--cluster-init", "etcd"),
         ("--secrets-encryption", "encrypt"),
         ("--cluster-cidr nonsense", "10.42.0.0/16"),
@@ -188,6 +189,22 @@ fn what_is_missing_is_passed_over_or_refused_but_never_silently() {
             .to_string()
             .contains("config.yaml")
     );
+}
+
+#[test]
+fn a_datastore_is_read_and_its_password_is_not_printed() {
+    let config = with(
+        "datastore-cafile: /ca.pem\n",
+        "--datastore-endpoint postgres://u:hidden@h/db",
+        true,
+    )
+    .unwrap();
+    assert!(config.datastore.is_shared());
+    assert_eq!(config.datastore.tls.ca.as_deref(), Some(Path::new("/ca.pem")));
+    assert!(!format!("{config:?}").contains("hidden"));
+    for line in ["", "--datastore-endpoint sqlite:///tmp/state.db"] {
+        assert!(!with("", line, true).unwrap().datastore.is_shared(), "{line}");
+    }
 }
 
 #[test]

@@ -41,6 +41,15 @@ impl Api {
         Self { pipeline, authorizer }
     }
 
+    /// The same API over another pipeline made of this one's.
+    #[must_use]
+    pub fn through(&self, wrap: impl FnOnce(Arc<dyn Pipeline>) -> Arc<dyn Pipeline>) -> Self {
+        Self {
+            pipeline: wrap(Arc::clone(&self.pipeline)),
+            authorizer: Arc::clone(&self.authorizer),
+        }
+    }
+
     /// Who may do what.
     pub fn authorizer(&self) -> &Authorizer {
         &self.authorizer

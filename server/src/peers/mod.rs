@@ -1,0 +1,156 @@
+//! The servers of one cluster among themselves: which are alive, where they are, and which one leads.
+//!
+//! All of it goes through Leases in the shared datastore, so there is no protocol between servers and nothing to configure:
+//! `presence.rs` keeps this server's Lease and the `kubernetes` endpoints, `leader.rs` decides who runs controllers and
+//! scheduler, `fence.rs` holds back a leader that is none any more. Nobody compares clocks: a Lease counts for as long as
+//! it is seen to change, by one's own monotonic clock (`pulse.rs`).
+
+mod endpoints;
+mod fence;
+mod leader;
+mod presence;
+mod pulse;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::wire::join::hex;
+use agent::wire::object::text;
+use agent::wire::status::{Reason, Status};
+use agent::wire::time::micros;
+use jiff::Timestamp;
+use ring::digest::{SHA256, digest};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tracing::warn;
+
+use crate::request::{Api, Client, DeleteOptions, What};
+
+pub use endpoints::reconcile as reconcile_endpoints;
+use fence::Fence;
+
+/// Between two writes of a Lease that this server holds: a few hundred bytes each in the shared datastore.
+const RENEW: Duration = Duration::from_secs(3);
+/// A Lease that was not seen to change for so long belongs to nobody: two renewals may be late.
+const EXPIRY: Duration = Duration::from_secs(10);
+/// A leader that could not renew for so long acts no longer: well before anybody else may begin.
+const LEAD: Duration = Duration::from_secs(7);
+/// Between two tries of something that failed.
+const RETRY: Duration = Duration::from_secs(1);
+/// What a server that stops gives to saying good-bye; after that the others find out by themselves.
+const GOODBYE: Duration = Duration::from_secs(3);
+
+const NAMESPACE: &str = "kube-system";
+
+/// This server as the others see it.
+#[derive(Clone)]
+pub struct Peers {
+    client: Client,
+    /// Where others reach it; no two servers of a cluster have the same.
+    address: SocketAddr,
+    /// Name of its Lease.
+    name: String,
+    /// Another one at each start: a Lease of an earlier life is not ours.
+    holder: String,
+    /// Open while this server leads.
+    fence: Fence,
+}
+
+impl Peers {
+    /// The server that is reached at `address`; `client` acts as the supervisor.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub fn new(client: Client, address: SocketAddr) -> Result<Self, ring::error::Unspecified> {
+        let mut life = [0; 16];
+        SystemRandom::new().fill(&mut life)?;
+        // kube-apiserver hashes the host name; a cloned box has that of its twin, but never its address.
+        let hash = hex(digest(&SHA256, address.to_string().as_bytes()).as_ref());
+        let name = format!("apiserver-{}", hash.get(..26).unwrap_or_default());
+        let holder = format!("{name}_{}", hex(&life));
+        Ok(Self {
+            client,
+            address,
+            name,
+            holder,
+            fence: Fence::default(),
+        })
+    }
+
+    /// The API for what only a leader does: writes are refused while this server does not lead.
+    pub fn leaders_api(&self, api: &Api) -> Arc<Api> {
+        Arc::new(api.through(|pipeline| self.fence.around(pipeline)))
+    }
+
+    /// Says good-bye: leaves the endpoints, gives up the lead. Whatever acts has been stopped before.
+    pub async fn leave(&self) {
+        self.fence.set(None);
+        let leaving = async {
+            let (led, present) = tokio::join!(self.release(), self.depart());
+            led.and(present)
+        };
+        match timeout(GOODBYE, leaving).await {
+            Ok(Ok(())) => {}
+            Ok(Err(status)) => warn!(error = %status, "the other servers were not told that this one stops"),
+            Err(_) => warn!("the other servers could not be told that this one stops"),
+        }
+    }
+
+    /// Writes a Lease of this server's over the one that is there, or where there is none; never over one that was not seen.
+    async fn hold(&self, present: Option<&Value>, mut wanted: Value) -> Result<Value, Status> {
+        let name = text(&wanted, &["metadata", "name"]).to_owned();
+        match present {
+            None => self.client.create(What::LEASES, NAMESPACE, wanted).await,
+            Some(present) => {
+                let revision = text(present, &["metadata", "resourceVersion"]);
+                if let Some(meta) = wanted.get_mut("metadata").and_then(Value::as_object_mut) {
+                    meta.insert("resourceVersion".to_owned(), revision.into());
+                }
+                self.client.update(What::LEASES, NAMESPACE, &name, wanted).await
+            }
+        }
+    }
+
+    /// A Lease, as the cache has it.
+    async fn lease(&self, name: &str) -> Result<Option<Value>, Status> {
+        match self.client.get(What::LEASES, NAMESPACE, name).await {
+            Ok(lease) => Ok(Some(lease)),
+            Err(status) if status.is(Reason::NotFound) => Ok(None),
+            Err(status) => Err(status),
+        }
+    }
+
+    async fn forget(&self, lease: &Value) -> Result<(), Status> {
+        let options = DeleteOptions {
+            resource_version: Some(text(lease, &["metadata", "resourceVersion"]).to_owned()),
+            ..DeleteOptions::default()
+        };
+        let name = text(lease, &["metadata", "name"]);
+        match self.client.delete(What::LEASES, NAMESPACE, name, options).await {
+            // It is gone, or it lives again.
+            Err(status) if status.is(Reason::NotFound) || status.is(Reason::Conflict) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+}
+
+/// The specification of a Lease held by `holder`. Times are for people: nobody here compares them.
+fn held(holder: &str, acquired: &str, transitions: i64) -> Value {
+    json!({
+        "holderIdentity": holder,
+        "leaseDurationSeconds": EXPIRY.as_secs(),
+        "acquireTime": acquired,
+        "renewTime": micros(Timestamp::now()),
+        "leaseTransitions": transitions,
+    })
+}
+
+/// What changes whenever somebody writes the Lease.
+fn stamp(lease: &Value) -> &str {
+    text(lease, &["metadata", "resourceVersion"])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! Servers that share one store in memory, in paused time: who is seen, who is missed, who leads.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use agent::units::Revision;
+use futures_util::future::{BoxFuture, FutureExt as _, ready};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::*;
+use crate::auth::guard::Authorizer;
+use crate::cache::Cache;
+use crate::kinds;
+use crate::registry::{RealWorld, Registry, Settings};
+use crate::request::User;
+use crate::store::memory::Memory;
+use crate::store::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
+
+/// A store that can be away.
+#[derive(Default)]
+struct Shared {
+    store: Memory,
+    away: AtomicBool,
+}
+
+impl Store for Shared {
+    fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
+        match self.away.load(Ordering::Relaxed) {
+            true => ready(Err(StoreError::Unavailable("away".to_owned()))).boxed(),
+            false => self.store.write(write),
+        }
+    }
+    fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
+        self.store.get(key)
+    }
+    fn list(&self, range: Range, at: Option<Revision>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
+        self.store.list(range, at)
+    }
+    fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>> {
+        self.store.watch(from)
+    }
+    fn compact(&self, oldest: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.compact(oldest)
+    }
+    fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
+        self.store.revision()
+    }
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.close()
+    }
+}
+
+struct Server {
+    api: Arc<Api>,
+    peers: Peers,
+    client: Client,
+    /// What leads on this server.
+    leads: Arc<AtomicBool>,
+    acting: JoinSet<()>,
+    _serving: JoinSet<()>,
+}
+
+/// True until it is dropped.
+struct Flag(Arc<AtomicBool>);
+
+impl Drop for Flag {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Server {
+    async fn start(store: &Arc<Shared>, address: &str) -> Self {
+        let mut serving = JoinSet::new();
+        let store: Arc<dyn Store> = Arc::clone(store) as _;
+        let cache = Cache::start(Arc::clone(&store), kinds::indexer(), &mut serving)
+            .await
+            .unwrap();
+        let registry = Registry::new(store, cache.clone(), Arc::new(RealWorld), Settings::default());
+        let api = Arc::new(Api::new(Arc::new(registry), Arc::new(Authorizer::new(cache))));
+        let client = Client::new(
+            Arc::clone(&api),
+            User::new("system:k3s-supervisor", &["system:masters"]),
+        );
+        for name in ["default", "kube-system"] {
+            let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+            let _ = client.create(What::NAMESPACES, "", namespace).await;
+        }
+        let peers = Peers::new(client.clone(), address.parse().unwrap()).unwrap();
+        peers.arrive().await.unwrap();
+        let (mut acting, leads) = (JoinSet::new(), Arc::new(AtomicBool::new(false)));
+        acting.spawn(peers.clone().stay());
+        let flag = Arc::clone(&leads);
+        acting.spawn(peers.clone().stand(move |acting| {
+            flag.store(true, Ordering::Relaxed);
+            let flag = Flag(Arc::clone(&flag));
+            acting.spawn(async move {
+                let _flag = flag;
+                std::future::pending().await
+            });
+        }));
+        Self {
+            api,
+            peers,
+            client,
+            leads,
+            acting,
+            _serving: serving,
+        }
+    }
+
+    fn leads(&self) -> bool {
+        self.leads.load(Ordering::Relaxed)
+    }
+
+    async fn servers(&self) -> BTreeSet<String> {
+        let all = endpoints::present(&self.client).await.unwrap();
+        all.iter().map(ToString::to_string).collect()
+    }
+
+    async fn crash(&mut self) {
+        self.acting.shutdown().await;
+    }
+
+    async fn stop(&mut self) {
+        self.acting.shutdown().await;
+        self.peers.leave().await;
+    }
+}
+
+const A: &str = "192.0.2.1:6443";
+const B: &str = "192.0.2.2:6443";
+/// No longer does a dead server count.
+const NOTICED: Duration = Duration::from_secs(15);
+
+async fn until(mut is_so: impl AsyncFnMut() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !is_so().await {
+        assert!(begun.elapsed() < Duration::from_secs(120), "waited in vain");
+        sleep(Duration::from_millis(50)).await;
+    }
+    begun.elapsed()
+}
+
+fn both() -> BTreeSet<String> {
+    [A, B].map(str::to_owned).into()
+}
+
+#[tokio::test(start_paused = true)]
+async fn live_servers_are_the_endpoints_and_a_dead_one_is_missed_in_time() {
+    let store = Arc::default();
+    let mut a = Server::start(&store, A).await;
+    assert_eq!(a.servers().await, [A.to_owned()].into());
+    let b = Server::start(&store, B).await;
+    assert_eq!(a.servers().await, both());
+    sleep(NOTICED * 4).await;
+    assert_eq!(b.servers().await, both(), "who lives stays");
+    assert!(a.leads() && !b.leads(), "the first one leads, and keeps the lead");
+    a.crash().await;
+    let took = until(async || b.servers().await == [B.to_owned()].into()).await;
+    assert!(took <= NOTICED, "{took:?}");
+    let took = until(async || b.leads()).await;
+    assert!(took <= NOTICED, "{took:?}");
+    let leases = b
+        .client
+        .list(What::LEASES, Some(NAMESPACE), crate::cache::Filter::default());
+    assert_eq!(leases.await.unwrap().items.len(), 2, "its own and the lead's");
+    let a = Server::start(&store, A).await;
+    assert_eq!(a.servers().await, both());
+    sleep(NOTICED).await;
+    assert!(!a.leads() && b.leads(), "coming back takes nothing away");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stops_says_good_bye_and_is_followed_at_once() {
+    let store = Arc::default();
+    let mut a = Server::start(&store, A).await;
+    let mut b = Server::start(&store, B).await;
+    until(async || a.leads()).await;
+    a.stop().await;
+    assert_eq!(b.servers().await, [B.to_owned()].into());
+    let took = until(async || b.leads()).await;
+    assert!(took <= RETRY, "{took:?}");
+    b.stop().await;
+    assert_eq!(b.servers().await, [B.to_owned()].into(), "the last one stays listed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_datastore_is_away_nobody_leads_and_nobody_is_taken_for_dead() {
+    let store: Arc<Shared> = Arc::default();
+    let a = Server::start(&store, A).await;
+    let b = Server::start(&store, B).await;
+    until(async || a.leads()).await;
+    let masters = User::new("system:admin", &["system:masters"]);
+    let acting = Client::new(a.peers.leaders_api(&a.api), masters);
+    let map = |name: &str| json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name } });
+    acting.create(What::CONFIG_MAPS, "default", map("led")).await.unwrap();
+    store.away.store(true, Ordering::Relaxed);
+    let took = until(async || !a.leads()).await;
+    assert!(took < EXPIRY, "it stops before another may begin: {took:?}");
+    sleep(NOTICED * 2).await;
+    assert!(!a.leads() && !b.leads());
+    store.away.store(false, Ordering::Relaxed);
+    let refused = acting.create(What::CONFIG_MAPS, "default", map("stale")).await;
+    assert!(refused.unwrap_err().message.contains("leads no longer"));
+    until(async || a.leads() || b.leads()).await;
+    for _ in 0..100 {
+        assert_eq!(b.servers().await, both());
+        assert!(!(a.leads() && b.leads()));
+        sleep(Duration::from_millis(300)).await;
+    }
+}

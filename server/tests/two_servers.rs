@@ -1,0 +1,197 @@
+//! Whole servers that share one datastore: one identity, one state, and each of them may go.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "what fails here fails the test"
+)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use server::cache::{Filter, From, WatchEvent};
+use server::config::{self, Command};
+use server::request::What;
+use server::run::Server;
+use server::store::Store;
+use server::store::memory::Memory;
+use tokio::time::{sleep, timeout};
+
+/// Ends a hopeless wait; nothing is timed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The directories of one test's servers.
+struct Machines(PathBuf);
+
+impl Machines {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("amphipod-two-servers-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        Self(path)
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        let dir = self.0.join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("config.yaml"), "").unwrap();
+        dir
+    }
+
+    fn config(&self, name: &str, more: &str) -> config::Config {
+        let dir = self.dir(name);
+        let dir = dir.display();
+        let line = format!(
+            "k3s server --disable-agent --config {dir}/config.yaml -d {dir} -o {dir}/k3s.yaml --bind-address 127.0.0.1 \
+             --https-listen-port 0 --node-name {name} {more}"
+        );
+        let args = line.split_whitespace().map(Into::into);
+        match config::parse(args, &config::surroundings()).unwrap() {
+            Command::Server(config) => *config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn start(&self, name: &str, token: &str, store: &Arc<dyn Store>) -> Server {
+        let config = self.config(name, &format!("--token {token}"));
+        Server::start_on(&config, Arc::clone(store)).await.unwrap()
+    }
+}
+
+impl Drop for Machines {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn file(server: &Server, name: &str) -> String {
+    std::fs::read_to_string(server.dir().join(name)).unwrap()
+}
+
+fn store() -> Arc<dyn Store> {
+    Arc::new(Memory::new())
+}
+
+fn map(name: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name } })
+}
+
+/// Ports of the servers that the endpoints name.
+async fn servers(at: &Server) -> Vec<u64> {
+    let endpoints = at.client.get(What::ENDPOINTS, "default", "kubernetes").await.unwrap();
+    let ports = |subset: &Value| subset["ports"][0]["port"].as_u64().unwrap();
+    endpoints["subsets"].as_array().unwrap().iter().map(ports).collect()
+}
+
+fn port(server: &Server) -> u64 {
+    server.address.port().into()
+}
+
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !is_so().await {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(timeout(PATIENCE, waiting).await.is_ok(), "waited in vain until {what}");
+}
+
+/// A deployment has its replica set only if some server's controllers work.
+async fn controllers_work(at: &Server, name: &str) {
+    let deployment = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
+        "spec": { "replicas": 1, "selector": { "matchLabels": { "app": name } },
+            "template": { "metadata": { "labels": { "app": name } },
+                "spec": { "containers": [{ "name": "c", "image": "i" }] } } },
+    });
+    at.client
+        .create(What::DEPLOYMENTS, "default", deployment)
+        .await
+        .unwrap();
+    until("the deployment has a replica set", async || {
+        let sets = at.client.list(What::REPLICA_SETS, Some("default"), Filter::default());
+        sets.await
+            .unwrap()
+            .items
+            .iter()
+            .any(|set| set.label("app") == Some(name))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_server_needs_only_the_datastore_and_the_token_and_the_first_may_go() {
+    let (machines, store) = (Machines::new("join"), store());
+    let a = machines.start("a", "secret", &store).await;
+    let b = machines.start("b", "secret", &store).await;
+    for name in ["tls/server-ca.crt", "tls/client-ca.key", "tls/service.key", "token"] {
+        assert_eq!(file(&a, name), file(&b, name), "{name}");
+    }
+    let mut both = [port(&a), port(&b)];
+    both.sort_unstable();
+    until("both are endpoints", async || servers(&a).await == both).await;
+
+    let from = From::Now;
+    let maps = b
+        .client
+        .watch(What::CONFIG_MAPS, Some("default"), Filter::default(), from);
+    let mut maps = maps.await.unwrap();
+    a.client
+        .create(What::CONFIG_MAPS, "default", map("seen"))
+        .await
+        .unwrap();
+    let seen = async {
+        loop {
+            if let Some(WatchEvent::Change(_, item)) = maps.next().await
+                && item.value()["metadata"]["name"] == "seen"
+            {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, seen).await.unwrap();
+    controllers_work(&b, "with-both").await;
+
+    let port_b = port(&b);
+    // `Memory` is one store object: closing it with the first server would take it from the second.
+    a.leave().await;
+    assert_eq!(servers(&b).await, [port_b], "who stops is no endpoint from then on");
+    controllers_work(&b, "with-one").await;
+    b.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_first_servers_started_at_once_are_one_cluster() {
+    let (machines, store) = (Machines::new("race"), store());
+    let (a, b) = tokio::join!(
+        machines.start("a", "secret", &store),
+        machines.start("b", "secret", &store)
+    );
+    for name in ["tls/server-ca.crt", "tls/service.key", "token"] {
+        assert_eq!(file(&a, name), file(&b, name), "{name}");
+    }
+    let mut both = [port(&a), port(&b)];
+    both.sort_unstable();
+    until("both are endpoints", async || servers(&a).await == both).await;
+    a.leave().await;
+    b.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_with_another_token_or_none_is_told_so_and_leaves_no_trace() {
+    let (machines, store) = (Machines::new("token"), store());
+    let a = machines.start("a", "secret", &store).await;
+    for (more, hint) in [("--token other", "not that of the cluster"), ("", "was given no token")] {
+        let config = machines.config("b", more);
+        let error = Server::start_on(&config, Arc::clone(&store)).await.err().unwrap();
+        let error = format!("{error:#}");
+        assert!(error.contains(hint), "{error}");
+        let left: Vec<_> = std::fs::read_dir(Path::new(&config.data_dir).join("server"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(left, ["lock"], "nothing of a cluster is on disk");
+    }
+    assert_eq!(servers(&a).await, [port(&a)]);
+    a.leave().await;
+}
