@@ -1,4 +1,4 @@
-//! Shared pieces of the whole-system tests: hosts of one's own in namespaces, and commands that must succeed.
+//! Shared pieces of tests: real databases, hosts of one's own in namespaces, and commands that must succeed.
 
 pub mod database;
 pub mod history;

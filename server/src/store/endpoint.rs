@@ -3,10 +3,11 @@
 //! Text in, [`Endpoint`] out; nothing is opened or resolved here. The forms, and what stands in for a missing part, are
 //! those of K3s' datastore layer (kine `pkg/endpoint`, `pkg/drivers/pgsql`, `pkg/drivers/mysql`).
 
-use std::fmt;
 use std::path::PathBuf;
 
 use super::etcd;
+use agent::wire::percent;
+use agent::wire::token::Secret;
 
 /// The database when the endpoint names none.
 const DATABASE: &str = "kubernetes";
@@ -54,23 +55,6 @@ pub enum Place {
     },
     /// A socket: for MySQL the file, for PostgreSQL the folder it is in.
     Unix(PathBuf),
-}
-
-/// What must not be printed.
-#[derive(Clone, Eq, PartialEq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The text itself.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str("…")
-    }
 }
 
 /// `--datastore-cafile`, `--datastore-certfile` and `--datastore-keyfile`.
@@ -163,7 +147,7 @@ fn postgres(rest: &str) -> Result<Database, EndpointError> {
         Some((user, password)) => (user, Some(password)),
         None => (who, nothing.then_some("postgres")),
     };
-    let decoded = |text: &str| percent_decode(text).ok_or(wrong("a part that is not percent-encoded text"));
+    let decoded = |text: &str| percent::decode(text).ok_or(wrong("a part that is not percent-encoded text"));
     let user = decoded(user)?;
     let mut places = Vec::new();
     for host in hosts.split(',') {
@@ -174,7 +158,7 @@ fn postgres(rest: &str) -> Result<Database, EndpointError> {
     }
     let mut database = Database {
         user: if user.is_empty() { "postgres".to_owned() } else { user },
-        password: password.map(decoded).transpose()?.map(Secret),
+        password: password.map(decoded).transpose()?.map(Secret::new),
         places,
         name: decoded(name)?,
         options: Vec::new(),
@@ -184,7 +168,7 @@ fn postgres(rest: &str) -> Result<Database, EndpointError> {
     for (key, value) in options {
         match key.as_str() {
             "user" => database.user = value,
-            "password" => database.password = Some(Secret(value)),
+            "password" => database.password = Some(Secret::new(value)),
             "dbname" => database.name = value,
             "host" if value.starts_with('/') => database.places = vec![Place::Unix(value.into())],
             "host" => database.places = vec![tcp(&value, "localhost", 5432).ok_or(wrong("a host that is none"))?],
@@ -219,7 +203,7 @@ fn mysql(rest: &str, has_tls: bool) -> Result<Database, EndpointError> {
     let options = options.ok_or(wrong("a parameter that is not percent-encoded text"))?;
     let (who, place) = address.rsplit_once('@').unwrap_or(("", address));
     let (user, password) = match who.split_once(':') {
-        Some((user, password)) => (user, Some(Secret(password.to_owned()))),
+        Some((user, password)) => (user, Some(Secret::new(password))),
         None => (who, None),
     };
     let (protocol, at) = match place.split_once('(') {
@@ -266,25 +250,10 @@ fn split_options(text: &str) -> (&str, Option<Options>) {
     };
     let pair = |pair: &str| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        Some((percent_decode(key)?, percent_decode(&value.replace('+', " "))?))
+        Some((percent::decode_query(key)?, percent::decode_query(value)?))
     };
     let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(pair).collect();
     (before, pairs)
-}
-
-fn percent_decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-        let (high, low) = (digit(rest.next())?, digit(rest.next())?);
-        bytes.push(u8::try_from(high * 16 + low).ok()?);
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
@@ -309,7 +278,9 @@ mod tests {
 
     fn parts(text: &str) -> (String, String, Vec<Place>, String) {
         let found = database(text);
-        let password = found.password.map_or("-".to_owned(), |password| password.0);
+        let password = found
+            .password
+            .map_or("-".to_owned(), |password| password.expose().to_owned());
         (found.user, password, found.places, found.name)
     }
 

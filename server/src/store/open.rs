@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::endpoint::{Endpoint, Tls};
 use super::etcd::{self, Etcd};
+use super::sql::postgres;
 use super::sql::sqlite::{self, Sqlite};
 use super::tls::{self, TlsError};
 use super::{Store, StoreError};
@@ -24,6 +25,18 @@ pub enum OpenError {
     /// etcd.
     #[error("cannot use etcd as datastore: {0}")]
     Etcd(StoreError),
+    /// A database that was not there all the time a start waits.
+    #[error("the datastore does not answer: {detail}")]
+    Away {
+        /// What happened last.
+        detail: String,
+    },
+    /// Waiting does not help.
+    #[error("cannot use the datastore: {detail}")]
+    Refused {
+        /// Why not. Names no secret.
+        detail: String,
+    },
     /// A backend that is not there yet.
     #[error("{name} as datastore is not there yet: leave --datastore-endpoint out for embedded SQLite")]
     Missing {
@@ -41,7 +54,7 @@ pub enum OpenError {
 pub async fn open(endpoint: &Endpoint, tls: &Tls, sqlite: &Path) -> Result<Arc<dyn Store>, OpenError> {
     match endpoint {
         Endpoint::Sqlite { path } => embedded(path.clone().unwrap_or_else(|| sqlite.to_owned())).await,
-        Endpoint::Postgres(_) => Err(OpenError::Missing { name: "PostgreSQL" }),
+        Endpoint::Postgres(database) => Ok(Arc::new(postgres::open(database, tls).await?)),
         Endpoint::Mysql(_) => Err(OpenError::Missing { name: "MySQL" }),
         Endpoint::Etcd(endpoints) => {
             let encrypted = endpoints.list.iter().any(|endpoint| endpoint.tls);

@@ -11,4 +11,6 @@ mod crash;
 mod etcd;
 mod faults;
 mod memory;
+mod postgres;
 mod sqlite;
+mod trouble;

@@ -1,3 +1,22 @@
-//! Datastores of a test's own: real servers on loopback, with their data in a folder that goes with them.
+//! Real database servers for tests: from Debian's packages, as an unprivileged user, in a folder of their own, gone at the end.
+//!
+//! Each listens on loopback only, on a port the kernel chose, with a certificate of an authority of its own. A server is
+//! told from others by its process only: tests of several checkouts can run at the same time.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "a helper that fails fails its test: everything here may panic"
+)]
+
+mod certificates;
 pub mod etcd;
+mod mariadb;
+mod postgres;
+mod process;
+
+pub use certificates::Certificates;
+pub use mariadb::MariaDb;
+pub use postgres::Postgres;
+pub use process::{Folder, Server, free_port};

@@ -1,0 +1,193 @@
+//! One connection that is made anew whenever it is lost, and what all connections of a server know together.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use agent::units::Revision;
+use tracing::{error, info, warn};
+
+use super::database::{Database, Fault, Link, Row, Stamp};
+use super::history::{Seen, is_broken, jump};
+
+/// A database that has not answered for so long is not there.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between attempts to connect.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_LONGEST: Duration = Duration::from_secs(2);
+
+/// What a server knows of the log, whichever of its connections found it out.
+#[derive(Debug)]
+pub struct Common {
+    seen: Mutex<Seen>,
+    server: u32,
+    batches: AtomicU32,
+}
+
+impl Common {
+    /// `server`: a random number that tells this server's rows from others'.
+    pub fn new(server: u32) -> Self {
+        Self {
+            seen: Mutex::default(),
+            server,
+            batches: AtomicU32::new(0),
+        }
+    }
+
+    /// The newest row seen.
+    pub fn seen(&self) -> Seen {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These rows are committed.
+    pub fn saw(&self, rows: &[Row]) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = rows.iter().fold(*seen, Seen::after);
+    }
+
+    /// What was seen before is void: the log goes on after `newest`.
+    pub fn begin_anew(&self, newest: Revision) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = Seen {
+            revision: newest,
+            stamp: None,
+        };
+    }
+
+    /// A stamp for the next batch.
+    pub fn stamp(&self) -> Stamp {
+        let batch = self.batches.fetch_add(1, Ordering::Relaxed);
+        Stamp((u64::from(self.server) << 32 | u64::from(batch)).cast_signed())
+    }
+
+    /// This server wrote it.
+    pub fn is_own(&self, stamp: Stamp) -> bool {
+        stamp.0.cast_unsigned() >> 32 == u64::from(self.server)
+    }
+}
+
+/// Lets an operation take so long and no longer. What was cut off may have happened: the connection is lost.
+pub async fn within<T>(operation: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let text = || format!("the database has not answered for {} s", PATIENCE.as_secs());
+    let done = tokio::time::timeout(PATIENCE, operation).await;
+    done.unwrap_or_else(|_| Err(Fault::Lost(text())))
+}
+
+/// A connection, when there is one.
+#[derive(Debug)]
+pub struct Connector<D: Database> {
+    database: Arc<D>,
+    common: Arc<Common>,
+    link: Option<D::Link>,
+    /// Not before then, and why the last attempt failed.
+    failed: Option<(Instant, Fault)>,
+    delay: Duration,
+}
+
+impl<D: Database> Connector<D> {
+    /// Connects when asked to.
+    pub fn new(database: Arc<D>, common: Arc<Common>) -> Self {
+        Self {
+            database,
+            common,
+            link: None,
+            failed: None,
+            delay: RETRY_FIRST,
+        }
+    }
+
+    /// Whether there is one now.
+    pub fn is_open(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// The one that there is now.
+    pub fn open(&mut self) -> Option<&mut D::Link> {
+        self.link.as_mut()
+    }
+
+    /// The connection, made if need be. After a failure the same is answered at once for a while, longer each time.
+    pub async fn link(&mut self) -> Result<&mut D::Link, Fault> {
+        let link = match self.link.take() {
+            Some(link) => link,
+            None => self.connect().await?,
+        };
+        Ok(self.link.insert(link))
+    }
+
+    /// Drops the connection if `why` says that it is of no use any more.
+    pub fn lose(&mut self, why: &Fault) {
+        if matches!(why, Fault::Lost(_)) && self.link.take().is_some() {
+            warn!(
+                error = why as &dyn std::error::Error,
+                "lost a connection to the database"
+            );
+        }
+    }
+
+    /// Drops the connection: nobody knows what it is in the middle of.
+    pub fn discard(&mut self) {
+        self.link = None;
+    }
+
+    /// When [`link`](Self::link) would try again.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.failed.as_ref().map(|(at, _)| *at)
+    }
+
+    async fn connect(&mut self) -> Result<D::Link, Fault> {
+        if let Some((at, fault)) = &self.failed
+            && Instant::now() < *at
+        {
+            return Err(fault.clone());
+        }
+        let attempt = async {
+            let mut link = self.database.connect().await?;
+            heal(&mut link, &self.common).await?;
+            Ok(link)
+        };
+        match within(attempt).await {
+            Ok(link) => {
+                if self.failed.take().is_some() {
+                    info!("connected to the database again");
+                }
+                self.delay = RETRY_FIRST;
+                Ok(link)
+            }
+            Err(fault) => {
+                if self.failed.is_none() {
+                    warn!(
+                        error = &fault as &dyn std::error::Error,
+                        "cannot connect to the database, trying on"
+                    );
+                }
+                self.failed = Some((Instant::now() + self.delay, fault.clone()));
+                self.delay = (self.delay * 2).min(RETRY_LONGEST);
+                Err(fault)
+            }
+        }
+    }
+}
+
+/// Makes the counter jump if what this server has seen is not in the database's history (`history.rs`).
+pub async fn heal<L: Link>(link: &mut L, common: &Common) -> Result<(), Fault> {
+    let seen = common.seen();
+    let found = link.stamp(seen.revision).await?;
+    if !is_broken(&seen, &link.marks().await?, found) {
+        return Ok(());
+    }
+    // Once more where nobody else can repair it meanwhile.
+    link.lock(&[]).await?;
+    let seen = common.seen();
+    let found = link.stamp(seen.revision).await?;
+    let marks = link.marks().await?;
+    if !is_broken(&seen, &marks, found) {
+        return link.release().await;
+    }
+    let to = jump(&seen, &marks);
+    link.jump(to).await?;
+    common.begin_anew(to);
+    error!(seen = %seen.revision, found = %marks.newest, next = %to,
+        "the database has lost writes that it had acknowledged, perhaps in a fail-over: all clients begin anew");
+    Ok(())
+}

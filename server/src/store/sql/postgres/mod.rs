@@ -1,0 +1,212 @@
+//! The log in PostgreSQL, or in what speaks its protocol.
+//!
+//! `link.rs` has the statements, `tls.rs` the encryption. Used are plain tables, row locks and, where there is one,
+//! LISTEN; no advisory locks, no sequences, no extensions.
+
+mod link;
+mod tls;
+
+use std::time::Duration;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config};
+
+use super::super::OpenError;
+use super::super::endpoint::{self, Place, Tls};
+use super::database::{Database, FORMAT, Fault, PrepareError};
+use super::shared::Shared;
+use link::{Postgres as Link, fault};
+use tls::{Encryption, Mode};
+
+/// A server that does not take a connection for so long is skipped.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// The tables. The key is bytes, so that it has one order everywhere: the order of bytes. `format` comes last: where it is,
+/// all is.
+const TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS amphipod_mark (name TEXT PRIMARY KEY, revision BIGINT NOT NULL);
+    CREATE TABLE IF NOT EXISTS amphipod_log (
+        revision BIGINT PRIMARY KEY,
+        key      BYTEA  NOT NULL,
+        created  BIGINT NOT NULL,
+        previous BIGINT NOT NULL,
+        ttl      BIGINT,
+        stamp    BIGINT NOT NULL,
+        value    BYTEA
+    );
+    CREATE INDEX IF NOT EXISTS amphipod_log_by_key ON amphipod_log (key, revision DESC);
+    INSERT INTO amphipod_mark (name, revision) VALUES ('newest', 0), ('compacted', 0), ('oldest', 0)
+        ON CONFLICT (name) DO NOTHING;
+    INSERT INTO amphipod_mark (name, revision) VALUES ('format', 1) ON CONFLICT (name) DO NOTHING;
+";
+
+/// Where it is, and who we are to it.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    encryption: Encryption,
+    /// Tells our own notifications from others'.
+    name: String,
+}
+
+/// Opens the log.
+///
+/// # Errors
+/// [`OpenError`]: what the endpoint says cannot be, or the database refuses.
+pub async fn open(endpoint: &endpoint::Database, tls: &Tls) -> Result<impl super::super::Store, OpenError> {
+    Shared::open(Server::new(endpoint, tls)?).await
+}
+
+impl Server {
+    fn new(endpoint: &endpoint::Database, tls: &Tls) -> Result<Self, OpenError> {
+        let mut config = Config::new();
+        config
+            .user(&endpoint.user)
+            .dbname(&endpoint.name)
+            .application_name("k3s")
+            .connect_timeout(CONNECT)
+            .keepalives_idle(Duration::from_secs(10))
+            .keepalives_interval(Duration::from_secs(3))
+            .keepalives_retries(3)
+            .target_session_attrs(TargetSessionAttrs::ReadWrite);
+        if let Some(password) = &endpoint.password {
+            config.password(password.expose());
+        }
+        for place in &endpoint.places {
+            match place {
+                Place::Tcp { host, port } => config.host(host).port(*port),
+                Place::Unix(folder) => config.host_path(folder).port(5432),
+            };
+        }
+        let mut files = tls.clone();
+        let mut mode = if tls.is_empty() { Mode::Prefer } else { Mode::VerifyFull };
+        let refused = |detail: String| OpenError::Refused { detail };
+        for (key, value) in &endpoint.options {
+            match key.as_str() {
+                "sslmode" => {
+                    mode = Mode::parse(value).ok_or_else(|| refused(format!("sslmode={value} is not known")))?;
+                }
+                "sslrootcert" => files.ca = Some(value.into()),
+                "sslcert" => files.cert = Some(value.into()),
+                "sslkey" => files.key = Some(value.into()),
+                "application_name" => drop(config.application_name(value)),
+                "options" => drop(config.options(value)),
+                "connect_timeout" => {
+                    let seconds = value
+                        .parse()
+                        .map_err(|_| refused("connect_timeout is no number".to_owned()))?;
+                    config.connect_timeout(Duration::from_secs(seconds));
+                }
+                // Ours anyway.
+                "target_session_attrs" => {}
+                other => {
+                    return Err(refused(format!(
+                        "the parameter {other} of the endpoint is not known; there are sslmode, sslrootcert, sslcert, \
+                         sslkey, application_name, options, connect_timeout"
+                    )));
+                }
+            }
+        }
+        config.ssl_mode(match mode {
+            Mode::Disable => SslMode::Disable,
+            Mode::Prefer => SslMode::Prefer,
+            Mode::Require | Mode::VerifyCa | Mode::VerifyFull => SslMode::Require,
+        });
+        let mut name = [0; 8];
+        SystemRandom::new().fill(&mut name).map_err(|_| OpenError::CutShort)?;
+        Ok(Self {
+            config,
+            encryption: Encryption::new(mode, &files).map_err(refused)?,
+            name: format!("{:016x}", u64::from_ne_bytes(name)),
+        })
+    }
+
+    async fn open(&self) -> Result<Link, tokio_postgres::Error> {
+        Link::open(&self.config, &self.encryption, &self.name).await
+    }
+
+    /// The database itself is made from the one that every server has.
+    async fn create_database(&self) -> Result<(), tokio_postgres::Error> {
+        let mut config = self.config.clone();
+        config.dbname("postgres");
+        let link = Link::connect(&config, &self.encryption, &self.name).await?;
+        let name = self.config.get_dbname().unwrap_or_default().replace('"', "\"\"");
+        match link
+            .client()
+            .batch_execute(&format!("CREATE DATABASE \"{name}\""))
+            .await
+        {
+            // Another server was quicker.
+            Err(error) if is(&error, &[SqlState::DUPLICATE_DATABASE, SqlState::UNIQUE_VIOLATION]) => Ok(()),
+            done => done,
+        }
+    }
+}
+
+impl Database for Server {
+    type Link = Link;
+
+    async fn connect(&self) -> Result<Link, Fault> {
+        self.open().await.map_err(|error| fault(&error))
+    }
+
+    async fn prepare(&self) -> Result<(), PrepareError> {
+        let link = match Link::connect(&self.config, &self.encryption, &self.name).await {
+            Err(error) if is(&error, &[SqlState::INVALID_CATALOG_NAME]) => {
+                self.create_database().await.map_err(|error| judge(&error))?;
+                Link::connect(&self.config, &self.encryption, &self.name).await
+            }
+            opened => opened,
+        };
+        let link = link.map_err(|error| judge(&error))?;
+        let found = match format(link.client()).await.map_err(|error| judge(&error))? {
+            Some(found) => found,
+            None => {
+                // Two servers that make the same table at once disturb each other (PostgreSQL's catalogue is not
+                // locked for IF NOT EXISTS): one is told so, and finds it the next time.
+                link.client()
+                    .batch_execute(TABLES)
+                    .await
+                    .map_err(|error| judge(&error))?;
+                FORMAT
+            }
+        };
+        if found != FORMAT {
+            let detail = format!("its tables have format {found}, and this version knows {FORMAT}");
+            return Err(PrepareError::Never(OpenError::Refused { detail }));
+        }
+        Ok(())
+    }
+}
+
+/// What the tables say of themselves; `None` without tables.
+async fn format(client: &Client) -> Result<Option<i64>, tokio_postgres::Error> {
+    let query = "SELECT revision FROM amphipod_mark WHERE name = 'format'";
+    match client.query_opt(query, &[]).await {
+        Ok(row) => row.map(|row| row.try_get(0)).transpose(),
+        Err(error) if is(&error, &[SqlState::UNDEFINED_TABLE]) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is(error: &tokio_postgres::Error, codes: &[SqlState]) -> bool {
+    error.code().is_some_and(|code| codes.contains(code))
+}
+
+/// Whether waiting may help: not with a wrong password, a missing right, a certificate that is not trusted.
+fn judge(error: &tokio_postgres::Error) -> PrepareError {
+    let never = [
+        SqlState::INVALID_PASSWORD,
+        SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        SqlState::INSUFFICIENT_PRIVILEGE,
+        SqlState::INVALID_CATALOG_NAME,
+    ];
+    let detail = fault(error).to_string();
+    if is(error, &never) || tls::is_about_certificates(error) {
+        PrepareError::Never(OpenError::Refused { detail })
+    } else {
+        PrepareError::Later(Fault::Lost(detail))
+    }
+}

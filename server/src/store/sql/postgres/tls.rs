@@ -1,0 +1,262 @@
+//! TLS to PostgreSQL, as libpq's `sslmode` has it.
+
+use std::error::Error;
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use agent::api::Anyone;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use ring::digest::{SHA256, SHA384, SHA512, digest};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::ring as provider;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
+use x509_parser::oid_registry::{OID_PKCS1_SHA384WITHRSA, OID_PKCS1_SHA512WITHRSA, OID_SIG_ECDSA_WITH_SHA384};
+
+use super::super::super::endpoint::Tls;
+
+/// What is asked of a connection. Source: PostgreSQL 17, libpq "SSL Mode Descriptions".
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mode {
+    /// No TLS.
+    Disable,
+    /// TLS if the server has it; with whom is not asked.
+    Prefer,
+    /// TLS; with whom is asked only if an authority is given.
+    Require,
+    /// The server's certificate is the authority's.
+    VerifyCa,
+    /// And for this host.
+    VerifyFull,
+}
+
+impl Mode {
+    /// Reads `sslmode`; `allow` is `prefer` here: it begins with TLS.
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "disable" => Self::Disable,
+            "allow" | "prefer" => Self::Prefer,
+            "require" => Self::Require,
+            "verify-ca" => Self::VerifyCa,
+            "verify-full" => Self::VerifyFull,
+            _ => return None,
+        })
+    }
+}
+
+/// How connections are encrypted.
+#[derive(Clone, Debug)]
+pub struct Encryption(Arc<ClientConfig>);
+
+impl Encryption {
+    /// Reads the files. The error says which one, and what to give.
+    pub fn new(mode: Mode, files: &Tls) -> Result<Self, String> {
+        let provider = Arc::new(provider::default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?;
+        let verifier: Arc<dyn ServerCertVerifier> = match (mode, &files.ca) {
+            (Mode::Disable | Mode::Prefer | Mode::Require, None) | (Mode::Disable | Mode::Prefer, Some(_)) => {
+                Arc::new(Anyone::new(provider))
+            }
+            (Mode::VerifyCa | Mode::VerifyFull, None) => {
+                return Err(
+                    "to verify the database's certificate, --datastore-cafile has to name its authority".to_owned(),
+                );
+            }
+            (Mode::Require | Mode::VerifyCa | Mode::VerifyFull, Some(ca)) => {
+                let whole = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca)?), provider).build();
+                let whole = whole.map_err(|error| format!("{}: {error}", ca.display()))?;
+                match mode {
+                    Mode::VerifyFull => whole,
+                    Mode::Disable | Mode::Prefer | Mode::Require | Mode::VerifyCa => Arc::new(AnyName(whole)),
+                }
+            }
+        };
+        let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+        let config = match (&files.cert, &files.key) {
+            (None, None) => builder.with_no_client_auth(),
+            (Some(cert), Some(key)) => {
+                let private =
+                    PrivateKeyDer::from_pem_file(key).map_err(|error| format!("{}: {error}", key.display()))?;
+                let config = builder.with_client_auth_cert(certificates(cert)?, private);
+                config.map_err(|error| format!("{} and {}: {error}", cert.display(), key.display()))?
+            }
+            (None, Some(_)) | (Some(_), None) => {
+                return Err("--datastore-certfile and --datastore-keyfile go together".to_owned());
+            }
+        };
+        Ok(Self(Arc::new(config)))
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    read.map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots
+            .add(certificate)
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(roots)
+}
+
+/// True if trying again cannot help because one side does not trust the other.
+pub fn is_about_certificates(error: &tokio_postgres::Error) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<io::Error>().and_then(|error| error.get_ref());
+        let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if matches!(tls, Some(rustls::Error::InvalidCertificate(_))) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// The authority's certificates, whatever name is in them.
+#[derive(Debug)]
+struct AnyName(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        // The name is looked at last.
+        match self
+            .0
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        {
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// For one host.
+#[derive(Debug)]
+pub struct Handshake {
+    config: Arc<ClientConfig>,
+    host: ServerName<'static>,
+}
+
+impl<S> MakeTlsConnect<S> for Encryption
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    type Stream = Encrypted<S>;
+    type TlsConnect = Handshake;
+    type Error = rustls_pki_types::InvalidDnsNameError;
+
+    fn make_tls_connect(&mut self, domain: &str) -> Result<Handshake, Self::Error> {
+        // A socket has no name; nobody asks for one there.
+        let host = if domain.is_empty() { "localhost" } else { domain };
+        Ok(Handshake {
+            config: Arc::clone(&self.0),
+            host: ServerName::try_from(host.to_owned())?,
+        })
+    }
+}
+
+impl<S> TlsConnect<S> for Handshake
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    type Stream = Encrypted<S>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Encrypted<S>>>;
+
+    fn connect(self, stream: S) -> Self::Future {
+        let connector = tokio_rustls::TlsConnector::from(self.config);
+        async move { Ok(Encrypted(Box::new(connector.connect(self.host, stream).await?))) }.boxed()
+    }
+}
+
+/// An encrypted connection.
+#[derive(Debug)]
+pub struct Encrypted<S>(Box<tokio_rustls::client::TlsStream<S>>);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Encrypted<S> {
+    /// Binds the password's proof to this connection, so that nobody in between can use it. RFC 5929, section 4.1: the
+    /// hash is the one of the certificate's signature, and SHA-256 where that is weaker.
+    fn channel_binding(&self) -> ChannelBinding {
+        let (_, session) = self.0.get_ref();
+        let Some(certificate) = session.peer_certificates().and_then(<[_]>::first) else {
+            return ChannelBinding::none();
+        };
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
+            return ChannelBinding::none();
+        };
+        let signature = &parsed.signature_algorithm.algorithm;
+        let algorithm = if *signature == OID_PKCS1_SHA384WITHRSA || *signature == OID_SIG_ECDSA_WITH_SHA384 {
+            &SHA384
+        } else if *signature == OID_PKCS1_SHA512WITHRSA {
+            &SHA512
+        } else {
+            &SHA256
+        };
+        ChannelBinding::tls_server_end_point(digest(algorithm, certificate).as_ref().to_vec())
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Encrypted<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_read(cx, to)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Encrypted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,217 @@
+//! The log in a database that several servers share: the handle, and the tasks behind it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use agent::units::Revision;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use super::super::{Entry, OpenError, Range, Snapshot, Store, StoreError, Tail, Write};
+use super::closed;
+use super::compaction;
+use super::connector::Common;
+use super::database::{Database, Link, PrepareError};
+use super::follower::{Follower, Watch};
+use super::readers::Readers;
+use super::writer::{Queued, Writer};
+
+/// Writes on their way: enough for a few batches, little memory while the database stalls.
+const WRITES: usize = 4096;
+/// Batches of our own on their way to the follower; what it has no room for it reads.
+const OWN: usize = 64;
+/// Those who wait to follow are few: one cache a server.
+const WATCHES: usize = 64;
+/// How long a start waits for the database. Source: K3s (kine `pkg/drivers/generic`: 300 attempts, a second apart).
+const START: Duration = Duration::from_secs(300);
+/// Between its attempts.
+const AGAIN: Duration = Duration::from_secs(1);
+/// A stop waits so long for writes that are on their way.
+const STOP: Duration = Duration::from_secs(20);
+
+/// The handle. Dropping it ends its tasks at once; writes on their way may or may not happen.
+#[derive(Debug)]
+pub struct Shared<D: Database> {
+    writes: mpsc::Sender<Queued>,
+    watches: mpsc::Sender<Watch>,
+    readers: Arc<Readers<D>>,
+    closed: watch::Sender<bool>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl<D: Database> Shared<D> {
+    /// Makes the tables if need be, waits for the database if it is away, and starts to follow the log.
+    ///
+    /// # Errors
+    /// [`OpenError`] when waiting does not help, or has not helped for five minutes.
+    pub async fn open(database: D) -> Result<Self, OpenError> {
+        let mut server = [0; 4];
+        SystemRandom::new().fill(&mut server).map_err(|_| OpenError::CutShort)?;
+        let common = Arc::new(Common::new(u32::from_ne_bytes(server)));
+        let (database, begun) = (Arc::new(database), Instant::now());
+        let (writes, queue) = mpsc::channel(WRITES);
+        let follower = loop {
+            let fault = match database.prepare().await {
+                Ok(()) => match Follower::begin(Arc::clone(&database), Arc::clone(&common), writes.clone()).await {
+                    Ok(follower) => break follower,
+                    Err(fault) => fault,
+                },
+                Err(PrepareError::Later(fault)) => fault,
+                Err(PrepareError::Never(problem)) => return Err(problem),
+            };
+            if begun.elapsed() > START {
+                return Err(OpenError::Away {
+                    detail: fault.to_string(),
+                });
+            }
+            warn!(error = &fault as &dyn std::error::Error, "waiting for the database");
+            tokio::time::sleep(AGAIN).await;
+        };
+        let (closed, closing) = watch::channel(false);
+        let (watches, waiting) = mpsc::channel(WATCHES);
+        let (own, committed) = mpsc::channel(OWN);
+        let readers = Arc::new(Readers::new(&database, &common));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Writer::new(database, common, own).run(queue, closing.clone()));
+        tasks.spawn(follower.run(waiting, committed, closing.clone()));
+        tasks.spawn(compaction::run(Arc::clone(&readers), closing));
+        Ok(Self {
+            writes,
+            watches,
+            readers,
+            closed,
+            tasks: Mutex::new(tasks),
+        })
+    }
+
+    fn still_open(&self) -> Result<(), StoreError> {
+        if *self.closed.borrow() { Err(closed()) } else { Ok(()) }
+    }
+
+    async fn ask_writer(&self, write: Write) -> Result<Revision, StoreError> {
+        self.still_open()?;
+        let (reply, answer) = oneshot::channel();
+        let queued = Queued {
+            write,
+            reply: Some(reply),
+        };
+        self.writes.send(queued).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    async fn ask_follower(&self, from: Revision) -> Result<Tail, StoreError> {
+        self.still_open()?;
+        let (reply, answer) = oneshot::channel();
+        self.watches.send(Watch { from, reply }).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    async fn state(&self, range: Range, at: Option<Revision>) -> Result<Snapshot, StoreError> {
+        self.still_open()?;
+        let limit = range.limit;
+        let (marks, revision, entries, after) = loop {
+            // One more than asked for tells whether there are more.
+            let range = Range {
+                limit: limit.map(|limit| limit.saturating_add(1)),
+                ..range.clone()
+            };
+            let read = self.readers.read(move |link| {
+                let range = range.clone();
+                async move {
+                    let marks = link.marks().await?;
+                    let revision = at.unwrap_or(marks.newest);
+                    if revision > marks.newest || revision < marks.floor() {
+                        return Ok((marks, revision, Vec::new(), marks));
+                    }
+                    let entries = link.state(&range, revision).await?;
+                    Ok((marks, revision, entries, link.marks().await?))
+                }
+                .boxed()
+            });
+            let read = read.await?;
+            // Compaction may have gone past it meanwhile.
+            if at.is_some() || read.1 >= read.3.floor() {
+                break read;
+            }
+        };
+        reachable(revision, marks.newest, after.floor())?;
+        let mut entries: Vec<Entry> = entries;
+        let limit = limit.unwrap_or(usize::MAX);
+        let more = entries.len() > limit;
+        entries.truncate(limit);
+        Ok(Snapshot {
+            revision,
+            entries,
+            more,
+        })
+    }
+}
+
+fn reachable(asked: Revision, current: Revision, oldest: Revision) -> Result<(), StoreError> {
+    if asked < oldest {
+        return Err(StoreError::Compacted { asked, oldest });
+    }
+    if asked > current {
+        return Err(StoreError::Future { asked, current });
+    }
+    Ok(())
+}
+
+impl<D: Database> Store for Shared<D> {
+    fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
+        self.ask_writer(write).boxed()
+    }
+
+    fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
+        let key: Arc<str> = key.into();
+        async move {
+            self.still_open()?;
+            let read = self.readers.read(move |link| {
+                let key = Arc::clone(&key);
+                async move { link.get(&key).await }.boxed()
+            });
+            read.await
+        }
+        .boxed()
+    }
+
+    fn list(&self, range: Range, at: Option<Revision>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
+        self.state(range, at).boxed()
+    }
+
+    fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>> {
+        self.ask_follower(from).boxed()
+    }
+
+    fn compact(&self, oldest: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move {
+            self.still_open()?;
+            compaction::compact(&self.readers, oldest).await
+        }
+        .boxed()
+    }
+
+    fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
+        async move {
+            self.still_open()?;
+            let marks = self.readers.read(|link| async move { link.marks().await }.boxed());
+            Ok(marks.await?.newest)
+        }
+        .boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move {
+            self.closed.send_replace(true);
+            let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+            let ended = async { while tasks.join_next().await.is_some() {} };
+            let ended = tokio::time::timeout(STOP, ended).await;
+            ended.map_err(|_| StoreError::Unavailable("the database does not answer; writes may be lost".to_owned()))
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,225 @@
+//! The one writer of a server: what arrives during a commit is the next batch.
+//!
+//! A commit whose connection broke may have happened. The next connection finds that out under the lock, by the batch's
+//! stamp, before anybody is answered: so a write is acknowledged if and only if it is in the log, unless the database
+//! stays away for longer than a client should wait.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent::units::Revision;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::super::{Change, StoreError, Write};
+use super::batch::{Decided, decide, keys};
+use super::connector::{Common, Connector, heal, within};
+use super::database::{Database, Fault, Link, Row};
+use super::has_closed;
+
+/// Writes taken together: more would let the first wait for long.
+const BATCH: usize = 512;
+/// Bytes of values taken together: what a statement may hold has a limit (MySQL's default is 16 MiB, and hexadecimal
+/// doubles it).
+const BATCH_BYTES: usize = 4 << 20;
+/// How long a write may stay undecided while the database is away.
+const UNDECIDED: Duration = Duration::from_secs(5);
+/// An idle connection is looked at so often; databases end transactions of the vanished, and connections, after longer.
+const LOOK: Duration = Duration::from_secs(10);
+/// Between attempts after a collision.
+const COLLISION: Duration = Duration::from_millis(5);
+
+/// A write on its way.
+#[derive(Debug)]
+pub struct Queued {
+    /// What.
+    pub write: Write,
+    /// To whom; nobody if the log wants it itself.
+    pub reply: Option<oneshot::Sender<Result<Revision, StoreError>>>,
+}
+
+/// Rows that this server has committed.
+#[derive(Debug)]
+pub struct Committed {
+    /// The counter before them.
+    pub before: Revision,
+    /// Dense from there.
+    pub rows: Vec<Row>,
+}
+
+/// The writer.
+#[derive(Debug)]
+pub struct Writer<D: Database> {
+    connector: Connector<D>,
+    common: Arc<Common>,
+    follower: mpsc::Sender<Committed>,
+}
+
+impl<D: Database> Writer<D> {
+    /// Tells `follower` of what it commits.
+    pub fn new(database: Arc<D>, common: Arc<Common>, follower: mpsc::Sender<Committed>) -> Self {
+        Self {
+            connector: Connector::new(database, Arc::clone(&common)),
+            common,
+            follower,
+        }
+    }
+
+    /// Writes until `closed`, and then what has arrived.
+    pub async fn run(mut self, mut queue: mpsc::Receiver<Queued>, mut closed: watch::Receiver<bool>) {
+        loop {
+            let first = tokio::select! {
+                biased;
+                first = queue.recv() => first,
+                () = has_closed(&mut closed) => return self.finish(queue).await,
+                () = tokio::time::sleep(LOOK) => {
+                    self.look().await;
+                    continue;
+                }
+            };
+            let Some(first) = first else {
+                return;
+            };
+            let batch = gather(first, &mut queue);
+            self.carry_out(batch).await;
+        }
+    }
+
+    async fn finish(&mut self, mut queue: mpsc::Receiver<Queued>) {
+        queue.close();
+        while let Some(first) = queue.recv().await {
+            let batch = gather(first, &mut queue);
+            self.carry_out(batch).await;
+        }
+    }
+
+    /// Notices a lost connection, and a lost history, before somebody writes.
+    async fn look(&mut self) {
+        let common = Arc::clone(&self.common);
+        if let Ok(link) = self.connector.link().await
+            && let Err(fault) = within(heal(link, &common)).await
+        {
+            self.connector.lose(&fault);
+        }
+    }
+
+    /// Brings a batch to its end, whatever it takes, and answers each of its writes.
+    async fn carry_out(&mut self, batch: Vec<Queued>) {
+        let (writes, replies): (Vec<Write>, Vec<_>) =
+            batch.into_iter().map(|queued| (queued.write, queued.reply)).unzip();
+        let answers = self.decide_and_commit(&writes).await.unwrap_or_else(|problem| {
+            let problem = StoreError::from(problem);
+            writes.iter().map(|_| Err(problem.clone())).collect()
+        });
+        for (reply, answer) in replies.into_iter().zip(answers) {
+            // Nobody waits any more if that fails.
+            let _ = reply.map(|reply| reply.send(answer));
+        }
+    }
+
+    async fn decide_and_commit(&mut self, writes: &[Write]) -> Result<Vec<Result<Revision, StoreError>>, Fault> {
+        let deadline = Instant::now() + UNDECIDED;
+        let mut doubt: Option<Decided> = None;
+        loop {
+            let fault = match self.connector.link().await {
+                Ok(link) => match within(attempt(link, &self.common, writes, &mut doubt)).await {
+                    Ok(decided) => return Ok(self.tell(decided)),
+                    Err(fault) => {
+                        self.connector.lose(&fault);
+                        fault
+                    }
+                },
+                // Nothing has been sent: no need to wait for anything.
+                Err(fault) if doubt.is_none() => return Err(fault),
+                Err(fault) => fault,
+            };
+            match fault {
+                Fault::Refused(_) | Fault::Full => return Err(fault),
+                Fault::Lost(text) if Instant::now() >= deadline => {
+                    let undecided = if doubt.is_some() {
+                        "; the write may have happened"
+                    } else {
+                        ""
+                    };
+                    return Err(Fault::Lost(format!("{text}{undecided}")));
+                }
+                Fault::Again(_) if Instant::now() >= deadline => return Err(fault),
+                Fault::Lost(_) | Fault::Again(_) => {}
+            }
+            let wait = self
+                .connector
+                .retry_at()
+                .map_or(COLLISION, |at| at.saturating_duration_since(Instant::now()));
+            tokio::time::sleep(wait.max(COLLISION)).await;
+        }
+    }
+
+    /// The rows are in the log.
+    fn tell(&mut self, decided: Decided) -> Vec<Result<Revision, StoreError>> {
+        self.common.saw(&decided.rows);
+        if !decided.rows.is_empty() {
+            // If it cannot take them now it reads them from the log.
+            let _ = self.follower.try_send(Committed {
+                before: decided.before,
+                rows: decided.rows,
+            });
+        }
+        decided.answers
+    }
+}
+
+/// What has arrived, in order.
+fn gather(first: Queued, queue: &mut mpsc::Receiver<Queued>) -> Vec<Queued> {
+    let mut size = size_of(&first.write);
+    let mut batch = vec![first];
+    while batch.len() < BATCH
+        && size < BATCH_BYTES
+        && let Ok(next) = queue.try_recv()
+    {
+        size = size.saturating_add(size_of(&next.write));
+        batch.push(next);
+    }
+    batch
+}
+
+fn size_of(write: &Write) -> usize {
+    let value = match &write.change {
+        Change::Put(value) => value.len(),
+        Change::Delete => 0,
+    };
+    write.key.len().saturating_add(value)
+}
+
+/// One transaction. Leaves in `doubt` what may have been committed when it fails.
+async fn attempt<L: Link>(
+    link: &mut L,
+    common: &Common,
+    writes: &[Write],
+    doubt: &mut Option<Decided>,
+) -> Result<Decided, Fault> {
+    let locked = link.lock(&keys(writes)).await?;
+    if let Some(decided) = doubt {
+        // Whoever had the lock is done: it is in the log now, or never will be.
+        if link.stamp(decided.before.next()).await? == Some(decided.stamp) {
+            link.release().await?;
+            return Ok(decided.clone());
+        }
+        *doubt = None;
+    }
+    if locked.newest < common.seen().revision {
+        // It went back under us, and the connection did not break: a proxy stands between.
+        link.release().await?;
+        heal(link, common).await?;
+        return Err(Fault::Again("the database has lost writes".to_owned()));
+    }
+    let decided = decide(writes, &locked, common.stamp(), Instant::now());
+    if decided.rows.is_empty() {
+        link.release().await?;
+        return Ok(decided);
+    }
+    *doubt = Some(decided.clone());
+    let committed = link.commit(&decided.rows, decided.newest).await;
+    if !matches!(committed, Err(Fault::Lost(_))) {
+        *doubt = None;
+    }
+    committed.map(|()| decided)
+}

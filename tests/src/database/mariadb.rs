@@ -1,0 +1,138 @@
+//! A MariaDB server.
+
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+
+use super::process::run_unprivileged;
+use super::{Certificates, Folder, Server, free_port};
+
+/// Who may do everything; his password.
+const SUPERUSER: (&str, &str) = ("admin", "s3cret/of@a test");
+
+/// The server, with TLS for those who ask for it.
+#[derive(Debug)]
+pub struct MariaDb {
+    server: Option<Server>,
+    port: u16,
+    /// Its certificates, and one for a client.
+    pub certificates: Certificates,
+    folder: Folder,
+}
+
+impl MariaDb {
+    /// Makes an empty one and starts it.
+    pub fn start() -> Self {
+        let folder = Folder::new("mariadb");
+        let certificates = Certificates::new(&folder);
+        let data = format!("--datadir={}", folder.path().join("data").display());
+        let arguments = [
+            "--no-defaults",
+            &data,
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+        ];
+        run_unprivileged(Path::new("/usr/bin/mariadb-install-db"), &arguments);
+        let (user, password) = SUPERUSER;
+        let grant = format!("GRANT ALL ON *.* TO '{user}'@'%' IDENTIFIED BY '{password}';\n");
+        folder.write(Path::new("users.sql"), &grant);
+        let mut mariadb = Self {
+            server: None,
+            port: free_port(),
+            certificates,
+            folder,
+        };
+        mariadb.start_again();
+        mariadb
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The endpoint of a database as K3s takes it, `parameters` such as `?tls=true` behind it.
+    pub fn endpoint(&self, database: &str, parameters: &str) -> String {
+        self.endpoint_at(self.port, database, parameters)
+    }
+
+    /// The same behind another port: that of something that stands between.
+    pub fn endpoint_at(&self, port: u16, database: &str, parameters: &str) -> String {
+        let (user, password) = SUPERUSER;
+        format!("mysql://{user}:{password}@tcp(127.0.0.1:{port})/{database}{parameters}")
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.kill();
+        }
+    }
+
+    /// Ends it in order.
+    pub fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.stop();
+        }
+    }
+
+    /// Starts it on what is there.
+    pub fn start_again(&mut self) {
+        let path = |name: &str| self.folder.path().join(name).display().to_string();
+        let log = self.folder.path().join("log");
+        let arguments = [
+            "--no-defaults".to_owned(),
+            format!("--datadir={}", path("data")),
+            format!("--socket={}", path("socket")),
+            format!("--pid-file={}", path("pid")),
+            format!("--init-file={}", path("users.sql")),
+            "--bind-address=127.0.0.1".to_owned(),
+            format!("--port={}", self.port),
+            "--skip-name-resolve".to_owned(),
+            format!("--ssl-ca={}", self.certificates.ca.display()),
+            format!("--ssl-cert={}", self.certificates.server.display()),
+            format!("--ssl-key={}", self.certificates.server_key.display()),
+        ];
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut server = Server::start(Path::new("/usr/sbin/mariadbd"), &arguments, &log, Signal::SIGTERM);
+        server.wait_until(&log, || self.answers());
+        self.server = Some(server);
+    }
+
+    /// It stands still, connections and all.
+    pub fn pause(&self) {
+        self.server.iter().for_each(Server::pause);
+    }
+
+    /// It goes on.
+    pub fn resume(&self) {
+        self.server.iter().for_each(Server::resume);
+    }
+
+    /// Runs SQL as the superuser and returns what it printed, without headers.
+    pub fn sql(&self, database: &str, text: &str) -> String {
+        let (user, password) = (format!("--user={}", SUPERUSER.0), format!("--password={}", SUPERUSER.1));
+        let socket = format!("--socket={}", self.folder.path().join("socket").display());
+        let arguments = [
+            "--no-defaults",
+            &user,
+            &password,
+            &socket,
+            "-N",
+            "-B",
+            "-e",
+            text,
+            database,
+        ];
+        crate::run("mariadb", &arguments)
+    }
+
+    /// It takes connections, and knows its users.
+    fn answers(&self) -> bool {
+        let (user, password) = (format!("--user={}", SUPERUSER.0), format!("--password={}", SUPERUSER.1));
+        let socket = format!("--socket={}", self.folder.path().join("socket").display());
+        let arguments = ["--no-defaults", &user, &password, &socket, "-e", "SELECT 1"];
+        let output = std::process::Command::new("mariadb").args(arguments).output();
+        output.is_ok_and(|output| output.status.success())
+    }
+}

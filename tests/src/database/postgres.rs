@@ -1,0 +1,138 @@
+//! A PostgreSQL server.
+
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+
+use super::process::run_unprivileged;
+use super::{Certificates, Folder, Server, free_port};
+
+/// Who may do everything; his password.
+const SUPERUSER: (&str, &str) = ("admin", "s3cret/of a test");
+
+/// The server, with TLS and passwords as in earnest (SCRAM).
+#[derive(Debug)]
+pub struct Postgres {
+    server: Option<Server>,
+    port: u16,
+    /// Its certificates, and one for a client.
+    pub certificates: Certificates,
+    folder: Folder,
+}
+
+impl Postgres {
+    /// Makes an empty one and starts it.
+    pub fn start() -> Self {
+        let folder = Folder::new("postgres");
+        let certificates = Certificates::new(&folder);
+        let password = folder.write(Path::new("password"), SUPERUSER.1);
+        let data = folder.path().join("data");
+        let arguments = [
+            "--pgdata",
+            data.to_str().unwrap(),
+            "--username",
+            SUPERUSER.0,
+            "--pwfile",
+            password.to_str().unwrap(),
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+        ];
+        run_unprivileged(&program("initdb"), &arguments);
+        let mut postgres = Self {
+            server: None,
+            port: free_port(),
+            certificates,
+            folder,
+        };
+        postgres.start_again();
+        postgres
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The endpoint of a database as K3s takes it, `parameters` such as `?sslmode=disable` behind it.
+    pub fn endpoint(&self, database: &str, parameters: &str) -> String {
+        self.endpoint_at(self.port, database, parameters)
+    }
+
+    /// The same behind another port: that of something that stands between.
+    pub fn endpoint_at(&self, port: u16, database: &str, parameters: &str) -> String {
+        let (user, password) = (SUPERUSER.0, "s3cret%2Fof%20a%20test");
+        format!("postgres://{user}:{password}@127.0.0.1:{port}/{database}{parameters}")
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.kill();
+        }
+    }
+
+    /// Ends it in order, clients or not.
+    pub fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.stop();
+        }
+    }
+
+    /// Starts it on what is there.
+    pub fn start_again(&mut self) {
+        // What was killed left this.
+        let _ = std::fs::remove_file(self.folder.path().join("data/postmaster.pid"));
+        let (data, log) = (self.folder.path().join("data"), self.folder.path().join("log"));
+        let setting = |name: &str, value: &str| format!("{name}={value}");
+        let settings = [
+            setting("listen_addresses", "127.0.0.1"),
+            setting("port", &self.port.to_string()),
+            setting("unix_socket_directories", self.folder.path().to_str().unwrap()),
+            setting("ssl", "on"),
+            setting("ssl_ca_file", self.certificates.ca.to_str().unwrap()),
+            setting("ssl_cert_file", self.certificates.server.to_str().unwrap()),
+            setting("ssl_key_file", self.certificates.server_key.to_str().unwrap()),
+        ];
+        let mut arguments = vec!["-D", data.to_str().unwrap()];
+        for setting in &settings {
+            arguments.extend(["-c", setting]);
+        }
+        let mut server = Server::start(&program("postgres"), &arguments, &log, Signal::SIGQUIT);
+        server.wait_until(&log, || TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok());
+        self.server = Some(server);
+    }
+
+    /// It stands still, connections and all.
+    pub fn pause(&self) {
+        self.server.iter().for_each(Server::pause);
+    }
+
+    /// It goes on.
+    pub fn resume(&self) {
+        self.server.iter().for_each(Server::resume);
+    }
+
+    /// Runs SQL as the superuser and returns what it printed, unaligned, without headers.
+    pub fn sql(&self, database: &str, text: &str) -> String {
+        let endpoint = self.endpoint(database, "");
+        crate::run("psql", &[&endpoint, "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", text])
+    }
+}
+
+/// Debian keeps each version's programs in a folder of its own.
+fn program(name: &str) -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").map(|found| found.filter_map(Result::ok).collect());
+    let versions: Vec<std::fs::DirEntry> = versions.unwrap_or_default();
+    let mut found: Vec<PathBuf> = versions
+        .iter()
+        .map(|version| version.path().join("bin").join(name))
+        .filter(|path| path.exists())
+        .collect();
+    found.sort();
+    found
+        .pop()
+        .unwrap_or_else(|| panic!("{name} is missing: install the package postgresql (tests/run does)"))
+}
