@@ -39,6 +39,17 @@ impl ApiHttp {
                 let rows: Vec<&Resource> = rows.iter().map(AsRef::as_ref).collect();
                 Ok(document_as(ask, Media::Json.name(), openapi::index(&rows)))
             }
+            Route::OpenApi2 => {
+                let rows: Vec<&Resource> = rows.iter().map(AsRef::as_ref).collect();
+                let (encoding, content_type) = super::negotiate::openapi2(ask.header(&header::ACCEPT))?;
+                // The document takes longer to make than to name.
+                let tag = format!("\"{}-{encoding:?}\"", openapi::v2::hash(&rows));
+                let mut response = tagged(ask, content_type, &tag, || openapi::v2::document(&rows, encoding));
+                response
+                    .headers_mut()
+                    .insert(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
+                Ok(response)
+            }
             Route::OpenApi3(path) => {
                 let rows: Vec<&Resource> = rows.iter().map(AsRef::as_ref).collect();
                 self.open_api(ask, path, &rows)
@@ -60,7 +71,7 @@ impl ApiHttp {
                 let keys = self.parts.who.keys.jwks().to_string();
                 Ok(document_as(ask, "application/jwk-set+json", keys))
             }
-            Route::OpenApi2 | Route::Metrics | Route::Unknown | Route::Resource { .. } => Err(Status::no_such_route()),
+            Route::Metrics | Route::Unknown | Route::Resource { .. } => Err(Status::no_such_route()),
         }
     }
 
@@ -141,9 +152,12 @@ fn document_as(ask: &Ask, content_type: &'static str, body: impl Into<bytes::Byt
     let body = body.into();
     let sum = digest(&SHA256, &body);
     let tag: String = sum.as_ref().iter().take(16).map(|byte| format!("{byte:02X}")).collect();
-    let tag = HeaderValue::from_str(&format!("\"{tag}\"")).ok();
-    let known = tag.is_some() && ask.headers.get(header::IF_NONE_MATCH) == tag.as_ref();
-    let mut response = match known {
+    tagged(ask, content_type, &format!("\"{tag}\""), || body)
+}
+
+/// The same, its ETag known beforehand: it is not made for who has it.
+fn tagged(ask: &Ask, content_type: &'static str, tag: &str, make: impl FnOnce() -> bytes::Bytes) -> Response<Body> {
+    let mut response = match ask.header(&header::IF_NONE_MATCH) == tag {
         true => encode::respond(StatusCode::NOT_MODIFIED, content_type, empty()),
         false => {
             let (media, form) = (Media::Json, Form::Object);
@@ -153,10 +167,10 @@ fn document_as(ask: &Ask, content_type: &'static str, body: impl Into<bytes::Byt
                 gzip: ask.gzip,
                 now: ask.now,
             };
-            encode::bytes(content_type, body, style)
+            encode::bytes(content_type, make(), style)
         }
     };
-    if let Some(tag) = tag {
+    if let Ok(tag) = HeaderValue::from_str(tag) {
         response.headers_mut().insert(header::ETAG, tag);
     }
     response
@@ -184,6 +198,7 @@ fn paths(rows: &[std::sync::Arc<Resource>]) -> Value {
         "/apis",
         "/healthz",
         "/livez",
+        "/openapi/v2",
         "/openapi/v3",
         "/openid/v1/jwks",
         "/readyz",

@@ -4,8 +4,13 @@
 
 use agent::wire::status::{Reason, Status};
 
+use crate::schema::openapi::v2::Encoding;
+
 /// What we read and write, in the order that errors list.
 const TYPES: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+
+/// OpenAPI v2 as gnostic's protobuf.
+const OPENAPI2: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// An encoding of objects.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -150,6 +155,26 @@ fn wanted(clause: &Clause, convertible: bool, protobuf: bool) -> Option<Wanted> 
     Some(Wanted { media, form })
 }
 
+/// Chooses for `/openapi/v2`: how it is written, and what that is called.
+///
+/// Go clients ask for the protobuf under a name with `@`, which is no media type; the answer has the right one. Source:
+/// kube-openapi `pkg/handler`, `mimePb` and `mimePbGz`; client-go v1.32 `discovery.OpenAPISchema`.
+///
+/// # Errors
+/// 406 when neither is acceptable.
+pub fn openapi2(header: &str) -> Result<(Encoding, &'static str), Status> {
+    let clauses = clauses(header);
+    if clauses.is_empty() {
+        return Ok((Encoding::Json, "application/json"));
+    }
+    let wanted = |clause: &Clause| match clause.media.as_str() {
+        "application/json" | "*/*" | "application/*" => Some((Encoding::Json, "application/json")),
+        OPENAPI2 | "application/com.github.proto-openapi.spec.v2@v1.0+protobuf" => Some((Encoding::Protobuf, OPENAPI2)),
+        _ => None,
+    };
+    clauses.iter().find_map(wanted).ok_or_else(not_acceptable)
+}
+
 /// The encoding of a request body by its Content-Type.
 ///
 /// # Errors
@@ -211,6 +236,20 @@ mod tests {
             assert_eq!(got, expected, "{header}");
         }
         assert_eq!(accept("text/plain", true, true).unwrap_err().code, 406);
+    }
+
+    #[test]
+    fn openapi_v2_is_had_as_json_and_under_both_names_of_its_protobuf() {
+        let protobuf = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+        for (header, expected) in [
+            ("", Some((Encoding::Json, "application/json"))),
+            ("application/json, */*", Some((Encoding::Json, "application/json"))),
+            (protobuf, Some((Encoding::Protobuf, OPENAPI2))),
+            (OPENAPI2, Some((Encoding::Protobuf, OPENAPI2))),
+            ("application/com.github.proto-openapi.spec.v3@v1.0+protobuf", None),
+        ] {
+            assert_eq!(openapi2(header).ok(), expected, "{header}");
+        }
     }
 
     #[test]

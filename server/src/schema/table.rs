@@ -67,6 +67,11 @@ fn find(count: usize, order: impl Fn(usize) -> std::cmp::Ordering) -> Option<usi
     None
 }
 
+/// The whole table, to tell one from another.
+pub(super) fn raw() -> &'static [u8] {
+    TABLE
+}
+
 /// A set of types.
 #[derive(Debug)]
 pub struct Schema(());
@@ -162,6 +167,11 @@ impl Type {
     /// `x-kubernetes-map-type: atomic`.
     pub fn atomic(self) -> bool {
         byte(self.at() + 13) & 1 != 0
+    }
+
+    /// Not in OpenAPI: only in protobuf, or options of a query.
+    pub fn hidden(self) -> bool {
+        byte(self.at() + 13) & 2 != 0
     }
 
     /// Number of its description.

@@ -248,6 +248,21 @@ async fn kubectl_finds_out_what_there_is() {
             &["KIND:", "Pod", "image", "<string>", "FIELDS"],
         )
         .await;
+    // The one command that still reads OpenAPI v2, in the protobuf form.
+    let old = "explain pod.spec.volumes.emptyDir --output=plaintext-openapiv2";
+    let text = kubectl
+        .says(
+            old,
+            "",
+            &["KIND:     Pod\nVERSION:  v1\n", "RESOURCE: emptyDir <Object>"],
+        )
+        .await;
+    let fields = text.split("FIELDS:\n").nth(1).unwrap_or_default();
+    let names: Vec<&str> = fields
+        .lines()
+        .filter(|line| line.starts_with("   ") && !line.starts_with("    "))
+        .collect();
+    assert_eq!(names, ["   medium\t<string>", "   sizeLimit\t<string>"], "{text}");
     kubectl
         .says("get --raw /readyz?verbose", "", &["[+]ping ok", "readyz check passed"])
         .await;

@@ -10,7 +10,7 @@ mod encode;
 mod envelope;
 #[cfg(test)]
 mod tests;
-mod wire;
+pub(super) mod wire;
 
 pub use envelope::{List, decode, encode, watch_frame};
 

@@ -1,18 +1,26 @@
-//! OpenAPI v3 documents, one for each group version, built when asked for and not kept.
+//! OpenAPI documents: v3, one for each group version (here), and v2, one for all (`v2`). Built when asked for and not kept.
 //!
 //! Source of what clients look at: kubectl v1.32 `explain` (paths, `x-kubernetes-group-version-kind`, properties) and
 //! `apply` (the PATCH operation's `fieldValidation` parameter).
 
+mod gnostic;
+pub mod v2;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use flate2::read::GzDecoder;
 use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 
+use super::table;
 use super::{Field, Kind, ListType, Repeat, Shape, Type, built_in};
 use crate::registry::resource::Resource;
+
+/// Descriptions, packed; `schema-gen` writes them.
+static TEXTS: &[u8] = include_bytes!("../text.bin.gz");
 
 /// The body of `/openapi/v3`: where each group version's document is.
 pub fn index(rows: &[&Resource]) -> Bytes {
@@ -43,7 +51,7 @@ pub fn document(group_version_wanted: &str, rows: &[&Resource]) -> Option<Bytes>
     for row in rows {
         if let Some(root) = built_in().kind(row.group, row.version, row.kind) {
             schemas.add(root);
-            add_paths(&mut paths, row, root);
+            add_paths(&mut paths, row, &|method, action| operation(row, root, method, action));
         }
     }
     let document = json!({
@@ -57,12 +65,35 @@ pub fn document(group_version_wanted: &str, rows: &[&Resource]) -> Option<Bytes>
 
 /// The `hash` parameter of a document's address: changes when the document does.
 pub fn hash(group_version_wanted: &str, rows: &[&Resource]) -> String {
-    let mut text = format!("{} {group_version_wanted}", env!("CARGO_PKG_VERSION"));
-    for row in rows.iter().filter(|row| group_version(row) == group_version_wanted) {
-        text.push(' ');
-        text.push_str(row.plural);
+    let rows = rows.iter().filter(|row| group_version(row) == group_version_wanted);
+    hash_of(own_data(), rows.copied())
+}
+
+fn own_data() -> &'static [u8] {
+    static DATA: LazyLock<Vec<u8>> = LazyLock::new(|| data(table::raw(), TEXTS));
+    &DATA
+}
+
+/// What stands for the data that all documents are made of.
+fn data(table: &[u8], texts: &[u8]) -> Vec<u8> {
+    [digest(&SHA256, table).as_ref(), digest(&SHA256, texts).as_ref()].concat()
+}
+
+/// `data`: the table and the descriptions. This program's version stands for how a document is made of them.
+fn hash_of<'r>(data: &[u8], rows: impl Iterator<Item = &'r Resource>) -> String {
+    let mut text = data.to_vec();
+    text.extend_from_slice(env!("CARGO_PKG_VERSION").as_bytes());
+    for row in rows {
+        let scope = if row.namespaced { "namespaced" } else { "cluster" };
+        for part in [row.group, row.version, row.kind, row.plural, scope]
+            .iter()
+            .chain(row.verbs)
+        {
+            text.push(b' ');
+            text.extend_from_slice(part.as_bytes());
+        }
     }
-    let digest = digest(&SHA256, text.as_bytes());
+    let digest = digest(&SHA256, &text);
     let bytes = digest.as_ref().iter().take(16);
     bytes.map(|byte| format!("{byte:02X}")).collect()
 }
@@ -86,7 +117,7 @@ impl Texts {
     fn unpack() -> Self {
         let mut bytes = Vec::new();
         // Embedded at build time, and a test reads it: what cannot be read is left out.
-        let _ = GzDecoder::new(include_bytes!("text.bin.gz").as_slice()).read_to_end(&mut bytes);
+        let _ = GzDecoder::new(TEXTS).read_to_end(&mut bytes);
         let mut texts = Vec::new();
         let mut rest = bytes.as_slice();
         while let Some((size, tail)) = rest.split_first_chunk() {
@@ -191,38 +222,7 @@ impl Schemas {
         if let Ok(default) = serde_json::from_str(field.default()) {
             put(&mut property, "default", default);
         }
-        let list = match field.list_type() {
-            ListType::Unset => None,
-            ListType::Atomic => Some("atomic"),
-            ListType::Set => Some("set"),
-            ListType::Map => Some("map"),
-        };
-        if let Some(list) = list {
-            put(&mut property, "x-kubernetes-list-type", list.into());
-        }
-        let keys: Vec<&str> = field.keys().collect();
-        if !keys.is_empty() {
-            put(&mut property, "x-kubernetes-list-map-keys", keys.into());
-        }
-        if field.atomic() {
-            put(&mut property, "x-kubernetes-map-type", "atomic".into());
-        }
-        let strategies = [(field.merges(), "merge"), (field.retains_keys(), "retainKeys")];
-        let strategies: Vec<&str> = strategies
-            .into_iter()
-            .filter(|(on, _)| *on)
-            .map(|(_, name)| name)
-            .collect();
-        if !strategies.is_empty() {
-            put(
-                &mut property,
-                "x-kubernetes-patch-strategy",
-                strategies.join(",").into(),
-            );
-        }
-        if !field.merge_key().is_empty() {
-            put(&mut property, "x-kubernetes-patch-merge-key", field.merge_key().into());
-        }
+        put_extensions(&mut property, field);
         property
     }
 }
@@ -231,6 +231,38 @@ fn inner(field: Field) -> Option<Type> {
     match field.kind() {
         Kind::Message(inner) => Some(inner),
         _ => None,
+    }
+}
+
+/// How the member merges: the same words in both versions.
+fn put_extensions(property: &mut Value, field: Field) {
+    let list = match field.list_type() {
+        ListType::Unset => None,
+        ListType::Atomic => Some("atomic"),
+        ListType::Set => Some("set"),
+        ListType::Map => Some("map"),
+    };
+    if let Some(list) = list {
+        put(property, "x-kubernetes-list-type", list.into());
+    }
+    let keys: Vec<&str> = field.keys().collect();
+    if !keys.is_empty() {
+        put(property, "x-kubernetes-list-map-keys", keys.into());
+    }
+    if field.atomic() {
+        put(property, "x-kubernetes-map-type", "atomic".into());
+    }
+    let strategies = [(field.merges(), "merge"), (field.retains_keys(), "retainKeys")];
+    let strategies: Vec<&str> = strategies
+        .into_iter()
+        .filter(|(on, _)| *on)
+        .map(|(_, name)| name)
+        .collect();
+    if !strategies.is_empty() {
+        put(property, "x-kubernetes-patch-strategy", strategies.join(",").into());
+    }
+    if !field.merge_key().is_empty() {
+        put(property, "x-kubernetes-patch-merge-key", field.merge_key().into());
     }
 }
 
@@ -266,7 +298,8 @@ fn put_text(schema: &mut Value, text: &str) {
 }
 
 /// What a row can do, and where.
-fn add_paths(paths: &mut Map<String, Value>, row: &Resource, root: Type) {
+/// `operation`: makes one of a method and an action.
+fn add_paths(paths: &mut Map<String, Value>, row: &Resource, operation: &dyn Fn(&str, &str) -> Value) {
     let base = path(&group_version(row));
     let collection = match row.namespaced {
         true => format!("/{base}/namespaces/{{namespace}}/{}", row.plural),
@@ -276,7 +309,7 @@ fn add_paths(paths: &mut Map<String, Value>, row: &Resource, root: Type) {
         let mut found = Map::new();
         for (verb, method, action) in wanted {
             if row.verbs.contains(verb) {
-                found.insert((*method).to_owned(), operation(row, root, method, action));
+                found.insert((*method).to_owned(), operation(method, action));
             }
         }
         found
@@ -363,6 +396,21 @@ mod tests {
             "{}",
             schema["description"]
         );
+    }
+
+    #[test]
+    fn a_document_has_another_address_once_anything_it_is_made_of_changes() {
+        let pods = kinds::find("", "v1", "pods").unwrap();
+        let nodes = kinds::find("", "v1", "nodes").unwrap();
+        let of = |table: &[u8], texts: &[u8], rows: &[&Resource]| hash_of(&data(table, texts), rows.iter().copied());
+        let first = of(b"table", b"texts", &[&pods]);
+        assert_eq!(first, of(b"table", b"texts", &[&pods]));
+        assert_ne!(first, of(b"tablf", b"texts", &[&pods]));
+        assert_ne!(first, of(b"table", b"textt", &[&pods]));
+        assert_ne!(first, of(b"table", b"texts", &[&nodes]));
+        let mut fewer = (*pods).clone();
+        fewer.verbs = &["get"];
+        assert_ne!(first, of(b"table", b"texts", &[&fewer]));
     }
 
     #[test]
