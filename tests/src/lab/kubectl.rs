@@ -73,8 +73,12 @@ impl Kubectl {
 
     /// The same, given something to read.
     pub fn feed(&self, arguments: &[&str], input: &str) -> String {
-        let result = self.try_feed(arguments, input);
-        result.unwrap_or_else(|error| panic!("kubectl {} failed:\n{error}", arguments.join(" ")))
+        self.try_feed(arguments, input).unwrap_or_else(|error| {
+            // What a person would ask next.
+            let pods = self.try_run(&["get", "pods", "-A", "-o", "wide"]).unwrap_or_default();
+            let events = self.try_run(&["get", "events", "-A"]).unwrap_or_default();
+            panic!("kubectl {} failed:\n{error}\n{pods}\n{events}", arguments.join(" "))
+        })
     }
 
     /// What it says when it must fail.
