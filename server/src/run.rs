@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::auth::guard::Authorizer;
@@ -52,6 +52,9 @@ use patience::patiently;
 
 /// What is not over by then is cut off; a service manager waits 90 s.
 const STOP: Duration = Duration::from_secs(20);
+
+/// How often the server's certificates are looked at: a few small files are read.
+const LOOK: Duration = Duration::from_secs(600);
 
 /// A running control plane.
 pub struct Server {
@@ -160,6 +163,7 @@ impl Server {
         // Whoever waits for readiness keeps the sender: dropped, it would read as "not ready".
         acting.spawn(async move { ready.closed().await });
         write_kubeconfig(config, &ground.pki, port)?;
+        acting.spawn(renew(config.clone(), Arc::clone(&ground.pki), port));
         Ok(Self {
             address: SocketAddr::new(address::loopback(config), port),
             advertised,
@@ -455,13 +459,35 @@ fn write_kubeconfig(config: &Config, pki: &Pki, port: u16) -> anyhow::Result<()>
     let path = &config.kubeconfig;
     let admin = pki.own(Own::Admin).context("no administrator's certificate")?;
     let server = SocketAddr::new(address::loopback(config), port);
-    let text = kubeconfig::text(&format!("https://{server}"), pki.server_ca_pem(), admin);
+    let text = kubeconfig::text(&format!("https://{server}"), pki.server_ca_pem(), &admin);
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
     files::write_if_changed(path, text.as_bytes(), config.kubeconfig_mode)
         .context("cannot write the kubeconfig (--write-kubeconfig puts it elsewhere)")?;
     Ok(())
+}
+
+/// Looks after the server's own certificates while it runs. The clock may have jumped since the last look, and an
+/// operator may have taken files away (`k3s certificate rotate`): each look begins at what is on disk and what time it is.
+async fn renew(config: Config, pki: Arc<Pki>, port: u16) {
+    loop {
+        sleep(LOOK).await;
+        let (config, pki) = (config.clone(), Arc::clone(&pki));
+        let looked = tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<Own>> {
+            let renewed = pki.renew(Timestamp::now())?;
+            if renewed.contains(&Own::Admin) {
+                write_kubeconfig(&config, &pki, port)?;
+            }
+            Ok(renewed)
+        });
+        match looked.await {
+            Ok(Ok(renewed)) if renewed.is_empty() => {}
+            Ok(Ok(renewed)) => info!(certificates = ?renewed, "renewed the server's certificates; connections go on"),
+            Ok(Err(error)) => warn!(error = format!("{error:#}"), "cannot renew the server's certificates"),
+            Err(error) => warn!(error = %error, "the renewal of certificates was cut off"),
+        }
+    }
 }
 
 fn greet(config: &Config, server: &Server, took: Duration) {

@@ -155,6 +155,12 @@ impl Authority {
         &self.key
     }
 
+    /// Seconds since 1970 at which it begins to be valid: no clock that is right shows less.
+    pub fn since(&self) -> i64 {
+        let begins = |der| parse(der).map(|certificate| certificate.validity().not_before.timestamp());
+        self.chain.first().and_then(|der| begins(der).ok()).unwrap_or_default()
+    }
+
     /// The signing certificate alone, PEM.
     pub fn first(&self) -> String {
         self.chain

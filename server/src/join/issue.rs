@@ -48,11 +48,15 @@ pub fn issue(pki: &Pki, which: Certificate, node: &Node, request: &[u8], now: Ti
     if let Some(key) = requested_key(request) {
         return sign(pki, which, &wanted, &key, now);
     }
+    let own = match which {
+        Certificate::ClientKubelet | Certificate::ServingKubelet => None,
+        Certificate::KubeProxy => pki.own(Own::KubeProxy),
+        Certificate::K3sController => pki.own(Own::K3sController),
+    };
     let shared = match which {
         Certificate::ClientKubelet => pki.shared_key(SharedKey::ClientKubelet),
         Certificate::ServingKubelet => pki.shared_key(SharedKey::ServingKubelet),
-        Certificate::KubeProxy => pki.own(Own::KubeProxy).map(|leaf| &leaf.key),
-        Certificate::K3sController => pki.own(Own::K3sController).map(|leaf| &leaf.key),
+        Certificate::KubeProxy | Certificate::K3sController => own.as_deref().map(|leaf| &leaf.key),
     };
     let key = shared.ok_or_else(|| PkiError::Tls("the key shared with old agents is missing".to_owned()))?;
     let chain = sign(pki, which, &wanted, key.pair(), now)?;

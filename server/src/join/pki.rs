@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use agent::wire::join::ca_hash;
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use rcgen::PublicKeyData;
 use rustls::pki_types::CertificateDer;
@@ -17,6 +19,7 @@ use rustls::pki_types::CertificateDer;
 use super::certificate::{Authority, CertificateError, Wanted};
 use super::files::{self, PRIVATE, PRIVATE_FOLDER};
 use super::key::{KeyError, PrivateKey};
+use super::tls::Shown;
 
 /// No clock that is right shows less than this (2026-01-01); authorities dated before it would be worthless, or, on boxes
 /// without a real-time clock, "not yet valid" for everyone else.
@@ -111,8 +114,14 @@ pub enum SharedKey {
     ServingKubelet,
 }
 
+/// Which, file, subject, groups.
+type Row = (Own, &'static str, &'static str, &'static [&'static str]);
+
+/// Which of them this process shows to others.
+const SHOWN: &[Own] = &[Own::Serving, Own::ApiServer];
+
 /// File, subject. All are signed by the client authority, except the two that [`authority_of`] names.
-const OWN: &[(Own, &str, &str, &[&str])] = &[
+const OWN: &[Row] = &[
     (Own::Admin, "client-admin", "system:admin", &["system:masters"]),
     (
         Own::Supervisor,
@@ -169,9 +178,13 @@ pub struct Pki {
     client: Authority,
     server: Authority,
     request_header: Authority,
-    own: BTreeMap<Own, Leaf>,
+    own: BTreeMap<Own, ArcSwap<Leaf>>,
+    /// Those that handshakes show.
+    shown: BTreeMap<Own, Arc<Shown>>,
     shared: BTreeMap<SharedKey, PrivateKey>,
     service_key: String,
+    tls: PathBuf,
+    names: Names,
 }
 
 impl Pki {
@@ -195,28 +208,62 @@ impl Pki {
         files::write_if_changed(&tls.join("client-ca.nochain.crt"), client.first().as_bytes(), PRIVATE)?;
         files::write_if_changed(&tls.join("server-ca.nochain.crt"), server.first().as_bytes(), PRIVATE)?;
 
-        let mut own = BTreeMap::new();
-        for &(which, file, name, groups) in OWN {
-            let (authority, wanted) = match which {
-                Own::Serving => (&server, Wanted::server(name, serving_names(names))),
-                Own::AuthProxy => (&request_header, Wanted::client(name, groups)),
-                _ => (&client, Wanted::client(name, groups)),
-            };
-            own.insert(which, load_leaf(&tls, file, authority, &wanted, now)?);
-        }
         let mut shared = BTreeMap::new();
         for &(which, file) in SHARED {
             shared.insert(which, load_key(&tls.join(file))?);
         }
         let service_key = load_service_key(&tls.join("service.key"))?;
-        Ok(Self {
+        let mut pki = Self {
             client,
             server,
             request_header,
-            own,
+            own: BTreeMap::new(),
+            shown: BTreeMap::new(),
             shared,
             service_key,
-        })
+            names: names.clone(),
+            tls,
+        };
+        for row in OWN {
+            let leaf = pki.load(row, now)?;
+            if SHOWN.contains(&row.0) {
+                pki.shown.insert(row.0, Arc::new(Shown::new(&leaf)?));
+            }
+            pki.own.insert(row.0, ArcSwap::from_pointee(leaf));
+        }
+        Ok(pki)
+    }
+
+    /// Signs those of the server's own certificates anew that are old, or whose files were taken away, while everything
+    /// runs: the next handshake shows the new one, open connections go on. Answers which.
+    ///
+    /// # Errors
+    /// [`PkiError`] names the file; what was renewed before it stays renewed.
+    pub fn renew(&self, now: Timestamp) -> Result<Vec<Own>, PkiError> {
+        let mut renewed = Vec::new();
+        for row in OWN {
+            let Some(held) = self.own.get(&row.0) else { continue };
+            let leaf = self.load(row, now)?;
+            if leaf.chain == held.load().chain {
+                continue;
+            }
+            if let Some(shown) = self.shown.get(&row.0) {
+                shown.replace(&leaf)?;
+            }
+            held.store(Arc::new(leaf));
+            renewed.push(row.0);
+        }
+        Ok(renewed)
+    }
+
+    fn load(&self, row: &Row, now: Timestamp) -> Result<Leaf, PkiError> {
+        let &(which, file, name, groups) = row;
+        let (authority, wanted) = match which {
+            Own::Serving => (&self.server, Wanted::server(name, serving_names(&self.names))),
+            Own::AuthProxy => (&self.request_header, Wanted::client(name, groups)),
+            _ => (&self.client, Wanted::client(name, groups)),
+        };
+        load_leaf(&self.tls, file, authority, &wanted, now)
     }
 
     /// `client-ca.crt`, byte for byte: what client certificates are verified with.
@@ -245,8 +292,12 @@ impl Pki {
     }
 
     /// One of the server's own certificates.
-    pub fn own(&self, which: Own) -> Option<&Leaf> {
-        self.own.get(&which)
+    pub fn own(&self, which: Own) -> Option<Arc<Leaf>> {
+        self.own.get(&which).map(ArcSwap::load_full)
+    }
+
+    pub(super) fn shown(&self, which: Own) -> Option<Arc<Shown>> {
+        self.shown.get(&which).cloned()
     }
 
     /// A client certificate for this key, valid for a year: leaf and authority, PEM.
@@ -349,8 +400,9 @@ fn load_leaf(tls: &Path, file: &str, authority: &Authority, wanted: &Wanted, now
     let crt = tls.join(format!("{file}.crt"));
     let key = load_key(&tls.join(format!("{file}.key")))?;
     match files::read(&crt)? {
-        // With an impossible clock every judgement of age is wrong: keep what there is.
-        Some(chain) if now.as_second() < PLAUSIBLE_SINCE => return Ok(Leaf { chain, key }),
+        // With an impossible clock, or one before the authority's beginning, every judgement of age is wrong: keep what
+        // there is.
+        Some(chain) if now.as_second() < PLAUSIBLE_SINCE.max(authority.since()) => return Ok(Leaf { chain, key }),
         Some(chain) if authority.keeps(&chain, wanted, &key, now) => return Ok(Leaf { chain, key }),
         _ => {}
     }
@@ -555,6 +607,29 @@ mod tests {
             before,
             "a later start with a wrong clock keeps what there is"
         );
+    }
+
+    #[test]
+    fn a_running_server_renews_what_is_old_or_was_taken_away_and_nothing_else() {
+        let scratch = Scratch::new("pki-running");
+        let pki = Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
+        assert_eq!(pki.renew(at("2026-11-25T01:00:00Z")).unwrap(), []);
+        let before = tree(&scratch.0);
+        for (name, now) in [
+            ("a clock without a battery", "1970-01-01T00:01:00Z"),
+            ("a clock before the authority's beginning", "2026-11-20T00:00:00Z"),
+        ] {
+            assert_eq!(pki.renew(at(now)).unwrap(), [], "{name}");
+        }
+        assert_eq!(tree(&scratch.0), before);
+        let serving = pki.own(Own::Serving).unwrap().chain.clone();
+        assert_eq!(pki.renew(at("2027-10-25T00:00:00Z")).unwrap().len(), OWN.len());
+        assert_ne!(pki.own(Own::Serving).unwrap().chain, serving);
+        // A clock that was ahead and is right again: what was signed meanwhile is not valid yet.
+        assert_eq!(pki.renew(at("2026-12-25T00:00:00Z")).unwrap().len(), OWN.len());
+        fs::remove_file(scratch.0.join("tls/client-admin.crt")).unwrap();
+        fs::remove_file(scratch.0.join("tls/client-admin.key")).unwrap();
+        assert_eq!(pki.renew(at("2026-12-25T00:00:00Z")).unwrap(), [Own::Admin]);
     }
 
     #[test]

@@ -4,15 +4,62 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+use rustls::client::ResolvesClientCert;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 
 use super::certificate::{certificates, identity};
-use super::pki::{Own, Pki, PkiError};
+use super::pki::{Leaf, Own, Pki, PkiError};
 use crate::request::User;
+
+/// A certificate that handshakes show, and that can be replaced while connections are open.
+#[derive(Debug)]
+pub struct Shown(ArcSwap<CertifiedKey>);
+
+impl Shown {
+    /// Shows this one.
+    ///
+    /// # Errors
+    /// When rustls refuses the certificate or its key.
+    pub fn new(leaf: &Leaf) -> Result<Self, PkiError> {
+        certified(leaf).map(|key| Self(ArcSwap::from_pointee(key)))
+    }
+
+    /// Shows this one from the next handshake on.
+    ///
+    /// # Errors
+    /// As [`Shown::new`]; the present one stays then.
+    pub fn replace(&self, leaf: &Leaf) -> Result<(), PkiError> {
+        self.0.store(Arc::new(certified(leaf)?));
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn certified(leaf: &Leaf) -> Result<CertifiedKey, PkiError> {
+    let chain = certificates(&leaf.chain).map_err(fault)?;
+    CertifiedKey::from_der(chain, leaf.key.der(), &provider()).map_err(fault)
+}
 
 impl Pki {
     /// For the one listener of supervisor and API.
@@ -20,13 +67,14 @@ impl Pki {
     /// # Errors
     /// When rustls refuses a certificate.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, PkiError> {
-        let leaf = self.own(Own::Serving).ok_or_else(|| fault("no serving certificate"))?;
+        let shown = self
+            .shown(Own::Serving)
+            .ok_or_else(|| fault("no serving certificate"))?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(fault)?
             .with_client_cert_verifier(self.verifier()?)
-            .with_single_cert(certificates(&leaf.chain).map_err(fault)?, leaf.key.der())
-            .map_err(fault)?;
+            .with_cert_resolver(shown);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
@@ -36,13 +84,12 @@ impl Pki {
     /// # Errors
     /// When rustls refuses a certificate.
     pub fn client_config(&self, who: Own) -> Result<Arc<ClientConfig>, PkiError> {
-        let leaf = self.own(who).ok_or_else(|| fault("no client certificate"))?;
+        let shown = self.shown(who).ok_or_else(|| fault("no client certificate"))?;
         let config = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(fault)?
             .with_root_certificates(roots(self.server_authority())?)
-            .with_client_auth_cert(certificates(&leaf.chain).map_err(fault)?, leaf.key.der())
-            .map_err(fault)?;
+            .with_client_cert_resolver(shown);
         Ok(Arc::new(config))
     }
 
@@ -169,5 +216,41 @@ mod tests {
             first.identify(&admin, unix(NOW)).unwrap().groups,
             ["system:masters", "system:authenticated"]
         );
+    }
+
+    #[tokio::test]
+    async fn a_renewed_certificate_is_shown_from_the_next_handshake_on_and_open_connections_go_on() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+        use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+        let scratch = Scratch::new("tls-renew");
+        let now = jiff::Timestamp::now();
+        let pki = Pki::load_or_create(&scratch.0, &Names::default(), now).unwrap();
+        let acceptor = TlsAcceptor::from(pki.server_config().unwrap());
+        let connector = TlsConnector::from(pki.client_config(Own::ApiServer).unwrap());
+        let connect = async || {
+            let (near, far) = duplex(4096);
+            let name = "kubernetes".try_into().unwrap();
+            let (client, server) = tokio::join!(connector.connect(name, near), acceptor.accept(far));
+            (client.unwrap(), server.unwrap())
+        };
+        let (mut client, mut server) = connect().await;
+        let shown = |certificates: Option<&[CertificateDer<'static>]>| certificates.unwrap()[0].to_vec();
+        let serving = shown(client.get_ref().1.peer_certificates());
+        let calling = shown(server.get_ref().1.peer_certificates());
+        for file in ["serving-kube-apiserver.crt", "client-kube-apiserver.crt"] {
+            std::fs::remove_file(scratch.0.join("tls").join(file)).unwrap();
+        }
+        assert_eq!(pki.renew(now).unwrap(), [Own::ApiServer, Own::Serving]);
+
+        client.write_all(b"still here").await.unwrap();
+        let mut text = [0; 10];
+        server.read_exact(&mut text).await.unwrap();
+        assert_eq!(&text, b"still here");
+        let (client, server) = connect().await;
+        assert_ne!(shown(client.get_ref().1.peer_certificates()), serving);
+        // A resumed session keeps the identity it began with; this one is verified anew or is that.
+        let caller = shown(server.get_ref().1.peer_certificates());
+        assert!(caller != calling || client.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed));
     }
 }
