@@ -381,7 +381,12 @@ async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     files::folder(&folder, files::PRIVATE_FOLDER)?;
     let path = folder.join("state.db");
     let Datastore { endpoint, tls } = &config.datastore;
-    let passes = |error: &OpenError| matches!(error, OpenError::Etcd(StoreError::Unavailable(_)));
+    let passes = |error: &OpenError| {
+        matches!(
+            error,
+            OpenError::Etcd(StoreError::Unavailable(_)) | OpenError::Away { .. }
+        )
+    };
     patiently("datastore", passes, async || store::open(endpoint, tls, &path).await)
         .await
         .context("cannot open the datastore")
