@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::endpoint::{Endpoint, Tls};
 use super::etcd::{self, Etcd};
+use super::sql::mysql;
 use super::sql::postgres;
 use super::sql::sqlite::{self, Sqlite};
 use super::tls::{self, TlsError};
@@ -37,12 +38,6 @@ pub enum OpenError {
         /// Why not. Names no secret.
         detail: String,
     },
-    /// A backend that is not there yet.
-    #[error("{name} as datastore is not there yet: leave --datastore-endpoint out for embedded SQLite")]
-    Missing {
-        /// Which.
-        name: &'static str,
-    },
 }
 
 /// Opens the store that `endpoint` names, and makes it if it is empty.
@@ -55,7 +50,7 @@ pub async fn open(endpoint: &Endpoint, tls: &Tls, sqlite: &Path) -> Result<Arc<d
     match endpoint {
         Endpoint::Sqlite { path } => embedded(path.clone().unwrap_or_else(|| sqlite.to_owned())).await,
         Endpoint::Postgres(database) => Ok(Arc::new(postgres::open(database, tls).await?)),
-        Endpoint::Mysql(_) => Err(OpenError::Missing { name: "MySQL" }),
+        Endpoint::Mysql(database) => Ok(Arc::new(mysql::open(database, tls).await?)),
         Endpoint::Etcd(endpoints) => {
             let encrypted = endpoints.list.iter().any(|endpoint| endpoint.tls);
             let settings = etcd::Settings {

@@ -11,6 +11,7 @@ mod crash;
 mod etcd;
 mod faults;
 mod memory;
+mod mysql;
 mod postgres;
 mod sqlite;
 mod trouble;

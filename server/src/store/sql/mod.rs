@@ -10,6 +10,7 @@ mod database;
 mod expiry;
 mod follower;
 mod history;
+pub mod mysql;
 pub mod postgres;
 mod readers;
 mod shared;
