@@ -169,7 +169,7 @@ async fn requests_that_make_no_sense_are_refused_with_code_reason_and_message() 
         ),
         ("GET", "/api/v1/widgets", &[], "", 404, "NotFound", nowhere),
         ("GET", "/apis/nope.example.com/v1", &[], "", 404, "NotFound", nowhere),
-        ("GET", "/openapi/v2", &[], "", 404, "NotFound", nowhere),
+        ("GET", "/openapi/v1", &[], "", 404, "NotFound", nowhere),
         (
             "GET",
             "/api/v1/namespaces/default/configmaps/%zz",
