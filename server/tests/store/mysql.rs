@@ -96,12 +96,7 @@ impl trouble::Fragile for Fragile {
     }
 
     fn cut_connections(&self) {
-        let ids = "SELECT id FROM information_schema.processlist WHERE db = 'kubernetes' AND id <> connection_id()";
-        for id in self.server().sql("kubernetes", ids).split_whitespace() {
-            // It may have ended by itself meanwhile.
-            let kill = format!("BEGIN NOT ATOMIC DECLARE CONTINUE HANDLER FOR 1094 BEGIN END; KILL {id}; END");
-            self.server().sql("kubernetes", &kill);
-        }
+        self.server().cut_connections("kubernetes");
     }
 
     fn lose_writes_after(&self, revision: u64) {

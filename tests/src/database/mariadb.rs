@@ -1,6 +1,7 @@
 //! A MariaDB server.
 
 use std::path::Path;
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 
@@ -9,6 +10,9 @@ use super::{Certificates, Folder, Server, free_port};
 
 /// Who may do everything; his password.
 const SUPERUSER: (&str, &str) = ("admin", "s3cret/of@a test");
+
+/// Several at once must fit into memory.
+const SMALL: &str = "--innodb-buffer-pool-size=32M";
 
 /// The server, with TLS for those who ask for it.
 #[derive(Debug)]
@@ -26,11 +30,15 @@ impl MariaDb {
         let folder = Folder::new("mariadb");
         let certificates = Certificates::new(&folder);
         let data = format!("--datadir={}", folder.path().join("data").display());
+        // At its start a server clears away what looks like another's temporary tables.
+        let temporary = format!("--tmpdir={}", folder.path().display());
         let arguments = [
             "--no-defaults",
             &data,
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
+            SMALL,
+            &temporary,
         ];
         run_unprivileged(Path::new("/usr/bin/mariadb-install-db"), &arguments);
         let (user, password) = SUPERUSER;
@@ -88,6 +96,8 @@ impl MariaDb {
             format!("--init-file={}", path("users.sql")),
             "--bind-address=127.0.0.1".to_owned(),
             format!("--port={}", self.port),
+            SMALL.to_owned(),
+            format!("--tmpdir={}", self.folder.path().display()),
             "--skip-name-resolve".to_owned(),
             format!("--ssl-ca={}", self.certificates.ca.display()),
             format!("--ssl-cert={}", self.certificates.server.display()),
@@ -109,11 +119,34 @@ impl MariaDb {
         self.server.iter().for_each(Server::resume);
     }
 
+    /// Ends every connection to a database.
+    pub fn cut_connections(&self, database: &str) {
+        let ids = format!("SELECT id FROM information_schema.processlist WHERE db = '{database}'");
+        for id in self.sql("mysql", &ids).split_whitespace() {
+            // It may have ended by itself meanwhile.
+            let _ = self.client("mysql", &format!("KILL {id}")).output();
+        }
+    }
+
     /// Runs SQL as the superuser and returns what it printed, without headers.
     pub fn sql(&self, database: &str, text: &str) -> String {
+        let output = self.client(database, text).output().unwrap();
+        let (printed, said) = (output.stdout, String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{text}: {said}");
+        String::from_utf8(printed).unwrap()
+    }
+
+    /// It takes connections, and knows its users.
+    fn answers(&self) -> bool {
+        let output = self.client("mysql", "SELECT 1").output();
+        output.is_ok_and(|output| output.status.success())
+    }
+
+    fn client(&self, database: &str, text: &str) -> Command {
         let (user, password) = (format!("--user={}", SUPERUSER.0), format!("--password={}", SUPERUSER.1));
         let socket = format!("--socket={}", self.folder.path().join("socket").display());
-        let arguments = [
+        let mut command = Command::new("mariadb");
+        command.args([
             "--no-defaults",
             &user,
             &password,
@@ -123,16 +156,7 @@ impl MariaDb {
             "-e",
             text,
             database,
-        ];
-        crate::run("mariadb", &arguments)
-    }
-
-    /// It takes connections, and knows its users.
-    fn answers(&self) -> bool {
-        let (user, password) = (format!("--user={}", SUPERUSER.0), format!("--password={}", SUPERUSER.1));
-        let socket = format!("--socket={}", self.folder.path().join("socket").display());
-        let arguments = ["--no-defaults", &user, &password, &socket, "-e", "SELECT 1"];
-        let output = std::process::Command::new("mariadb").args(arguments).output();
-        output.is_ok_and(|output| output.status.success())
+        ]);
+        command
     }
 }
