@@ -1,14 +1,14 @@
 //! What holds while a shared database dies, hangs, drops its connections or forgets.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent::units::Revision;
 use server::store::{Expect, Store, StoreError, Tail};
 use tokio::task::JoinSet;
 
-use crate::contract::{Backend, drained, put, state};
+use crate::contract::{Backend, drained, put, show, state};
 
 /// Longer than a database takes to come back.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,15 +51,47 @@ macro_rules! of_fragile {
 }
 pub(crate) use of_fragile;
 
+/// Reads a watch as fast as a cache would, for who does not is cut off.
+struct Reader {
+    shown: Arc<Mutex<Vec<String>>>,
+    task: JoinSet<()>,
+}
+
+impl Reader {
+    fn start(mut tail: Tail) -> Self {
+        let shown = Arc::new(Mutex::new(Vec::new()));
+        let (mut task, to) = (JoinSet::new(), Arc::clone(&shown));
+        task.spawn(async move {
+            while let Some(batch) = tail.recv().await {
+                to.lock().unwrap().extend(batch.iter().map(show));
+            }
+        });
+        Self { shown, task }
+    }
+
+    /// Waits until there have been so many events, and returns them.
+    async fn take(mut self, count: usize) -> Vec<String> {
+        let there = async {
+            while self.shown.lock().unwrap().len() < count {
+                assert!(self.task.try_join_next().is_none(), "the watch has ended");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, there).await.unwrap();
+        std::mem::take(&mut *self.shown.lock().unwrap())
+    }
+}
+
 /// Writers on two servers that count keys up, each its own, until they are told to stop.
 struct Load {
     stop: Arc<AtomicBool>,
     written: Arc<AtomicUsize>,
     writers: JoinSet<(String, usize, Vec<Revision>)>,
+    readers: [Reader; 2],
 }
 
 impl Load {
-    fn start(stores: &[Arc<dyn Store>; 2]) -> Self {
+    fn start(stores: &[Arc<dyn Store>; 2], tails: [Tail; 2]) -> Self {
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let mut writers = JoinSet::new();
         for number in 0..8 {
@@ -71,7 +103,13 @@ impl Load {
                 Arc::clone(&written),
             ));
         }
-        Self { stop, written, writers }
+        let readers = tails.map(Reader::start);
+        Self {
+            stop,
+            written,
+            writers,
+            readers,
+        }
     }
 
     /// Waits until so many more writes have been acknowledged.
@@ -86,7 +124,7 @@ impl Load {
     }
 
     /// Stops, and holds the log to what was acknowledged: every number in it once, in order, and both watches the same.
-    async fn verify(self, stores: &[Arc<dyn Store>; 2], tails: [Tail; 2]) {
+    async fn verify(self, stores: &[Arc<dyn Store>; 2]) {
         self.stop.store(true, Ordering::Relaxed);
         let mut acknowledged = Vec::new();
         for (key, number, revisions) in self.writers.join_all().await {
@@ -102,8 +140,8 @@ impl Load {
         assert_eq!(once, acknowledged.len(), "no revision twice");
         let count = usize::try_from(newest.get()).unwrap();
         let mut shown = Vec::new();
-        for mut tail in tails {
-            shown.push(drained(&mut tail, count).await);
+        for reader in self.readers {
+            shown.push(reader.take(count).await);
         }
         assert_eq!(shown[0], shown[1], "both servers tell the same");
         for (event, revision) in shown[0].iter().zip(1..) {
@@ -168,30 +206,30 @@ async fn two(backend: &dyn Fragile) -> ([Arc<dyn Store>; 2], [Tail; 2]) {
 
 pub async fn a_killed_database_loses_no_acknowledged_write(backend: &dyn Fragile) {
     let (stores, tails) = two(backend).await;
-    let load = Load::start(&stores);
+    let load = Load::start(&stores, tails);
     for _ in 0..3 {
         load.progress(60).await;
         backend.kill();
         backend.start_again();
     }
     load.progress(60).await;
-    load.verify(&stores, tails).await;
+    load.verify(&stores).await;
 }
 
 pub async fn cut_connections_lose_and_repeat_nothing(backend: &dyn Fragile) {
     let (stores, tails) = two(backend).await;
-    let load = Load::start(&stores);
+    let load = Load::start(&stores, tails);
     for _ in 0..8 {
         load.progress(40).await;
         backend.cut_connections();
     }
     load.progress(40).await;
-    load.verify(&stores, tails).await;
+    load.verify(&stores).await;
 }
 
 pub async fn a_database_that_hangs_delays_and_loses_nothing(backend: &dyn Fragile) {
     let (stores, tails) = two(backend).await;
-    let load = Load::start(&stores);
+    let load = Load::start(&stores, tails);
     for _ in 0..2 {
         load.progress(60).await;
         backend.pause();
@@ -199,7 +237,7 @@ pub async fn a_database_that_hangs_delays_and_loses_nothing(backend: &dyn Fragil
         backend.resume();
     }
     load.progress(60).await;
-    load.verify(&stores, tails).await;
+    load.verify(&stores).await;
 }
 
 pub async fn a_database_that_is_away_is_said_to_be_and_watches_wait(backend: &dyn Fragile) {

@@ -194,12 +194,18 @@ impl<D: Database> Follower<D> {
         }
     }
 
+    /// Tries a second time on a new connection if the first was lost while it lay idle.
     async fn watch(&mut self, from: Revision) -> Result<Tail, StoreError> {
-        match self.try_watch(from).await {
-            Ok(tail) => tail,
-            Err(fault) => {
-                self.connector.lose(&fault);
-                Err(fault.into())
+        let mut idle = self.connector.is_open();
+        loop {
+            match self.try_watch(from).await {
+                Ok(tail) => return tail,
+                Err(fault) => {
+                    self.connector.lose(&fault);
+                    if !matches!(fault, Fault::Lost(_)) || !std::mem::take(&mut idle) {
+                        return Err(fault.into());
+                    }
+                }
             }
         }
     }
