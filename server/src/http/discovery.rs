@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::negotiate::{Clause, clauses, not_acceptable};
 use super::path::Route;
-use crate::registry::resource::{Resource, Subresource};
+use crate::registry::resource::{Resource, Subresource, api_version};
 
 /// A discovery document.
 pub struct Found {
@@ -160,14 +160,10 @@ fn resource_list(rows: &Rows, group: &str, version: &str) -> Option<Value> {
     if resources.is_empty() {
         return None;
     }
-    let group_version = match group {
-        "" => version.to_owned(),
-        group => format!("{group}/{version}"),
-    };
     Some(json!({
         "kind": "APIResourceList",
         "apiVersion": "v1",
-        "groupVersion": group_version,
+        "groupVersion": api_version(group, version),
         "resources": resources,
     }))
 }

@@ -15,7 +15,7 @@ use super::negotiate::Media;
 use super::query::WatchQuery;
 use super::{ApiHttp, Body, body, stream};
 use crate::auth::may::Attributes;
-use crate::registry::resource::Resource;
+use crate::registry::resource::{Resource, api_version};
 use crate::request::{Answer, Call, Operation, Target};
 
 /// How long a watch waits for a revision that is not there yet. Source: Kubernetes v1.36 `storage/cacher`.
@@ -238,11 +238,7 @@ fn expected(target: &Target) -> Option<(String, &'static str)> {
             .and_then(|one| one.kind)
             .unwrap_or((resource.group, resource.version, resource.kind));
     crate::schema::built_in().kind(group, version, kind)?;
-    let api_version = match group {
-        "" => version.to_owned(),
-        group => format!("{group}/{version}"),
-    };
-    Some((api_version, kind))
+    Some((api_version(group, version), kind))
 }
 
 fn present(answer: Answer, resource: &Resource, style: Style) -> Result<Response<Body>, Status> {

@@ -38,7 +38,7 @@ use crate::store::{Change, Expect, Store, StoreError, Write};
 use addresses::Addresses;
 pub use addresses::ServiceRange;
 pub(crate) use meta::{check_labels, name_fault, suffix as name_suffix};
-use resource::{FieldError, Keep, Resource};
+use resource::{FieldError, Keep, Resource, api_version};
 
 /// Time and chance, so that tests decide both.
 pub trait World: Send + Sync + 'static {
@@ -245,10 +245,7 @@ impl<'c> Context<'c> {
         options: &WriteOptions,
     ) -> Result<Vec<String>, Status> {
         let bad = |text: String| Status::failure(Reason::BadRequest, text);
-        let api_version = match group {
-            "" => version.to_owned(),
-            group => format!("{group}/{version}"),
-        };
+        let api_version = api_version(group, version);
         let Value::Object(map) = &mut *body else {
             return Err(bad("the body of the request is not a JSON object".to_owned()));
         };

@@ -104,6 +104,14 @@ impl Keep {
     }
 }
 
+/// `apps/v1`, or `v1` for core, whose group is empty.
+pub fn api_version(group: &str, version: &str) -> String {
+    match group {
+        "" => version.to_owned(),
+        group => format!("{group}/{version}"),
+    }
+}
+
 impl Resource {
     /// The subresource of that name.
     pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
@@ -117,10 +125,7 @@ impl Resource {
 
     /// `apps/v1`, or `v1` for core.
     pub fn api_version(&self) -> String {
-        match self.group {
-            "" => self.version.to_owned(),
-            group => format!("{group}/{}", self.version),
-        }
+        api_version(self.group, self.version)
     }
 
     /// The store key of an object.

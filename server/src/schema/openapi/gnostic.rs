@@ -3,9 +3,11 @@
 //! From the same trees as the JSON. Source of the tags: github.com/google/gnostic-models v0.7.0,
 //! `openapiv2/OpenAPIv2.proto`; an extension's value is YAML text, and JSON is YAML.
 
+use std::convert::Infallible;
+
 use serde_json::{Map, Value};
 
-use super::super::protobuf::wire::{put_bytes, put_number};
+use super::super::protobuf::wire::{put_bytes, put_message, put_number};
 
 /// `Document.swagger` and `Document.info`.
 pub fn put_head(out: &mut Vec<u8>, swagger: &str, (title, version): (&str, &str)) {
@@ -19,7 +21,7 @@ pub fn put_head(out: &mut Vec<u8>, swagger: &str, (title, version): (&str, &str)
 /// One of `Paths.path`.
 pub fn put_path(out: &mut Vec<u8>, path: &str, item: &Value) {
     named(out, 2, path, |out| {
-        for (method, tag) in [("get", 2), ("put", 3), ("post", 4), ("delete", 5), ("patch", 7)] {
+        for (method, tag) in [("get", 2), ("put", 3), ("post", 4), ("delete", 5), ("patch", 8)] {
             if let Some(operation) = item.get(method) {
                 put(out, tag, |out| put_operation(out, operation));
             }
@@ -98,7 +100,7 @@ fn put_parameters(out: &mut Vec<u8>, tag: u16, holder: &Value) {
                         put_text(out, 2, parameter, "in");
                         put_text(out, 4, parameter, "name");
                         put_text(out, 5, parameter, "type");
-                        put_number(out, 18, 1);
+                        put_number(out, 19, 1);
                     })
                 }),
                 _ => put(out, 2, |out| {
@@ -133,9 +135,10 @@ fn named(out: &mut Vec<u8>, tag: u16, name: &str, write: impl FnOnce(&mut Vec<u8
 
 /// A message that `write` writes.
 pub fn put(out: &mut Vec<u8>, tag: u16, write: impl FnOnce(&mut Vec<u8>)) {
-    let mut inner = Vec::new();
-    write(&mut inner);
-    put_bytes(out, tag, &inner);
+    let Ok(()) = put_message::<Infallible>(out, tag, |out| {
+        write(out);
+        Ok(())
+    });
 }
 
 fn put_text(out: &mut Vec<u8>, tag: u16, holder: &Value, name: &str) {

@@ -24,7 +24,7 @@ static TEXTS: &[u8] = include_bytes!("../text.bin.gz");
 
 /// The body of `/openapi/v3`: where each group version's document is.
 pub fn index(rows: &[&Resource]) -> Bytes {
-    let versions: BTreeSet<String> = rows.iter().map(|row| group_version(row)).collect();
+    let versions: BTreeSet<String> = rows.iter().map(|row| row.api_version()).collect();
     let paths: BTreeMap<String, Value> = versions
         .iter()
         .map(|version| {
@@ -41,7 +41,7 @@ pub fn document(group_version_wanted: &str, rows: &[&Resource]) -> Option<Bytes>
     let rows: Vec<&Resource> = rows
         .iter()
         .copied()
-        .filter(|row| group_version(row) == group_version_wanted)
+        .filter(|row| row.api_version() == group_version_wanted)
         .collect();
     if rows.is_empty() {
         return None;
@@ -65,7 +65,7 @@ pub fn document(group_version_wanted: &str, rows: &[&Resource]) -> Option<Bytes>
 
 /// The `hash` parameter of a document's address: changes when the document does.
 pub fn hash(group_version_wanted: &str, rows: &[&Resource]) -> String {
-    let rows = rows.iter().filter(|row| group_version(row) == group_version_wanted);
+    let rows = rows.iter().filter(|row| row.api_version() == group_version_wanted);
     hash_of(own_data(), rows.copied())
 }
 
@@ -96,13 +96,6 @@ fn hash_of<'r>(data: &[u8], rows: impl Iterator<Item = &'r Resource>) -> String 
     let digest = digest(&SHA256, &text);
     let bytes = digest.as_ref().iter().take(16);
     bytes.map(|byte| format!("{byte:02X}")).collect()
-}
-
-fn group_version(row: &Resource) -> String {
-    match row.group {
-        "" => row.version.to_owned(),
-        group => format!("{group}/{}", row.version),
-    }
 }
 
 fn path(group_version: &str) -> String {
@@ -182,32 +175,32 @@ impl Schemas {
                 json!({"x-kubernetes-preserve-unknown-fields": true})
             }
         };
-        put_text(&mut schema, self.texts.get(message.text()));
+        self.describe(&mut schema, message, |field| self.property(field));
+        schema
+    }
+
+    /// What both versions say of a type in the same words; `property` says it of a member.
+    fn describe(&self, schema: &mut Value, message: Type, property: impl Fn(Field) -> Value) {
+        put_text(schema, self.texts.get(message.text()));
+        let members = || message.fields().filter(|field| !field.inline());
         if message.shape() == Shape::Object {
-            let properties: Map<String, Value> = message
-                .fields()
-                .filter(|field| !field.inline())
-                .map(|field| (field.name().to_owned(), self.property(field)))
+            let properties: Map<String, Value> = members()
+                .map(|field| (field.name().to_owned(), property(field)))
                 .collect();
-            let required: Vec<&str> = message
-                .fields()
-                .filter(|field| field.required() && !field.inline())
-                .map(Field::name)
-                .collect();
+            let required: Vec<&str> = members().filter(|field| field.required()).map(Field::name).collect();
             if !properties.is_empty() {
-                put(&mut schema, "properties", properties.into());
+                put(schema, "properties", properties.into());
             }
             if !required.is_empty() {
-                put(&mut schema, "required", required.into());
+                put(schema, "required", required.into());
             }
         }
         if message.atomic() {
-            put(&mut schema, "x-kubernetes-map-type", "atomic".into());
+            put(schema, "x-kubernetes-map-type", "atomic".into());
         }
         if let Some(kinds) = self.kinds.get(&message) {
-            put(&mut schema, "x-kubernetes-group-version-kind", kinds.clone().into());
+            put(schema, "x-kubernetes-group-version-kind", kinds.clone().into());
         }
-        schema
     }
 
     fn property(&self, field: Field) -> Value {
@@ -300,7 +293,7 @@ fn put_text(schema: &mut Value, text: &str) {
 /// What a row can do, and where.
 /// `operation`: makes one of a method and an action.
 fn add_paths(paths: &mut Map<String, Value>, row: &Resource, operation: &dyn Fn(&str, &str) -> Value) {
-    let base = path(&group_version(row));
+    let base = path(&row.api_version());
     let collection = match row.namespaced {
         true => format!("/{base}/namespaces/{{namespace}}/{}", row.plural),
         false => format!("/{base}/{}", row.plural),
@@ -336,7 +329,7 @@ fn add_paths(paths: &mut Map<String, Value>, row: &Resource, operation: &dyn Fn(
 fn operation(row: &Resource, root: Type, method: &str, action: &str) -> Value {
     let media = json!({"application/json": {"schema": {"$ref": reference(root)}}});
     let mut operation = json!({
-        "tags": [group_version(row)],
+        "tags": [row.api_version()],
         "operationId": format!("{action}{}", row.kind),
         "responses": {"200": {"description": "OK", "content": media}},
         "x-kubernetes-action": action,
@@ -417,7 +410,7 @@ mod tests {
     fn every_reference_of_every_document_leads_somewhere() {
         let rows: Vec<&Resource> = kinds::table().iter().map(AsRef::as_ref).collect();
         let index: Value = serde_json::from_slice(&index(&rows)).unwrap();
-        let versions: BTreeSet<String> = rows.iter().map(|row| group_version(row)).collect();
+        let versions: BTreeSet<String> = rows.iter().map(|row| row.api_version()).collect();
         assert_eq!(index["paths"].as_object().unwrap().len(), versions.len());
         for version in versions {
             let document = parsed(&version);

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Field, Kind, Repeat, Resource, Schemas, Shape, Type, add_paths, built_in, gnostic, group_version, hash_of, inner,
-    own_data, put, put_extensions, put_text,
+    Field, Kind, Repeat, Resource, Schemas, Shape, Type, add_paths, built_in, gnostic, hash_of, inner, own_data, put,
+    put_extensions, put_text,
 };
 
 /// Content types of patches that we take.
@@ -110,26 +110,7 @@ fn definition(schemas: &Schemas, message: Type) -> Value {
         // Version 2 has no word for "anything".
         Shape::Json | Shape::SchemaOrBool | Shape::SchemaOrArray | Shape::SchemaOrStrings => json!({}),
     };
-    put_text(&mut schema, schemas.texts.get(message.text()));
-    let members = || message.fields().filter(|field| !field.inline());
-    if message.shape() == Shape::Object {
-        let properties: Map<String, Value> = members()
-            .map(|field| (field.name().to_owned(), property(schemas, field)))
-            .collect();
-        let required: Vec<&str> = members().filter(|field| field.required()).map(Field::name).collect();
-        if !properties.is_empty() {
-            put(&mut schema, "properties", properties.into());
-        }
-        if !required.is_empty() {
-            put(&mut schema, "required", required.into());
-        }
-    }
-    if message.atomic() {
-        put(&mut schema, "x-kubernetes-map-type", "atomic".into());
-    }
-    if let Some(kinds) = schemas.kinds.get(&message) {
-        put(&mut schema, "x-kubernetes-group-version-kind", kinds.clone().into());
-    }
+    schemas.describe(&mut schema, message, |field| property(schemas, field));
     schema
 }
 
@@ -190,7 +171,7 @@ fn operation(row: &Resource, root: Type, method: &str, action: &str) -> Value {
     }
     let consumes: &[&str] = if method == "patch" { &PATCHES } else { &["*/*"] };
     json!({
-        "tags": [group_version(row)],
+        "tags": [row.api_version()],
         "operationId": format!("{action}{}", row.kind),
         "consumes": consumes,
         "produces": TYPES,
@@ -353,10 +334,35 @@ mod tests {
         assert_eq!(paths.len(), json["paths"].as_object().unwrap().len());
         for path in paths {
             let name = text(path, &[1]);
-            for (tag, method) in [(2, "get"), (3, "put"), (4, "post"), (5, "delete"), (7, "patch")] {
+            for (tag, method) in [(2, "get"), (3, "put"), (4, "post"), (5, "delete"), (8, "patch")] {
                 let expected = json["paths"][name][method]["operationId"].as_str().unwrap_or_default();
                 assert_eq!(text(path, &[2, tag, 5]), expected, "{method} {name}");
             }
+        }
+    }
+
+    /// The tags of gnostic-models v0.7.0 themselves: what stands in `gnostic.rs` is not asked.
+    #[test]
+    fn a_path_of_protobuf_has_its_methods_and_parameters_under_their_tags() {
+        let bytes = document(&rows(), Encoding::Protobuf);
+        let paths = all(all(&bytes, 8)[0], 2);
+        let of_pod = "/api/v1/namespaces/{namespace}/pods/{name}";
+        let pod = paths.into_iter().find(|path| text(path, &[1]) == of_pod).unwrap();
+        let item = all(pod, 2)[0];
+        assert_eq!(text(item, &[8, 5]), "patchPod", "PathItem.patch");
+        assert!(
+            all(item, 6).is_empty() && all(item, 7).is_empty(),
+            "neither options nor head"
+        );
+        let parameters = all(item, 9);
+        assert_eq!(parameters.len(), 2);
+        for parameter in parameters {
+            let mut reader = Reader::new(all(all(all(parameter, 1)[0], 2)[0], 4)[0]);
+            let mut tags = Vec::new();
+            while let Some((tag, _)) = reader.next().unwrap() {
+                tags.push(tag);
+            }
+            assert_eq!(tags, [1, 2, 4, 5, 19], "required, in, name, type, unique_items");
         }
     }
 }
