@@ -117,7 +117,7 @@ impl Running {
             if self.over {
                 return None;
             }
-            while out.len() < BURST {
+            while !self.over && out.len() < BURST {
                 let Some(event) = self.watch.ready() else { break };
                 self.write(&event, &mut out);
             }
