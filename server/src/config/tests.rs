@@ -192,6 +192,39 @@ fn what_is_missing_is_passed_over_or_refused_but_never_silently() {
 }
 
 #[test]
+fn every_flag_of_k3s_works_or_is_named() {
+    let named: Vec<&str> = flags::FOREIGN.iter().flat_map(Foreign::names).collect();
+    let command = Server::command();
+    for flag in K3S.split_whitespace() {
+        let ours = command.get_arguments().any(|arg| arg.get_long() == Some(flag));
+        assert!(ours || named.contains(&flag), "--{flag} is unknown");
+    }
+    for flag in flags::PASSED_OVER {
+        assert_eq!(
+            named.iter().filter(|name| *name == flag).count(),
+            1,
+            "{flag} stands once"
+        );
+    }
+}
+
+/// Protocol 9.1.
+const K3S: &str = "config debug vmodule log alsologtostderr bind-address https-listen-port supervisor-port advertise-address \
+    advertise-port tls-san tls-san-security data-dir cluster-cidr service-cidr service-node-port-range cluster-dns cluster-domain \
+    flannel-backend flannel-ipv6-masq flannel-external-ip egress-selector-mode servicelb-namespace write-kubeconfig \
+    write-kubeconfig-mode write-kubeconfig-group helm-job-image helm-controller-arg token token-file agent-token agent-token-file \
+    server cluster-init cluster-reset cluster-reset-restore-path kube-apiserver-arg kube-controller-manager-arg kube-scheduler-arg \
+    kube-cloud-controller-manager-arg etcd-arg datastore-endpoint datastore-cafile datastore-certfile datastore-keyfile \
+    etcd-expose-metrics etcd-disable-snapshots etcd-snapshot-name etcd-snapshot-schedule-cron etcd-snapshot-retention \
+    etcd-snapshot-dir etcd-snapshot-compress etcd-s3 etcd-s3-endpoint etcd-s3-endpoint-ca etcd-s3-skip-ssl-verify \
+    etcd-s3-access-key etcd-s3-secret-key etcd-s3-session-token etcd-s3-bucket etcd-s3-bucket-lookup-type etcd-s3-region \
+    etcd-s3-folder etcd-s3-proxy etcd-s3-config-secret etcd-s3-insecure etcd-s3-timeout etcd-s3-retention \
+    default-local-storage-path disable disable-scheduler disable-cloud-controller disable-kube-proxy disable-network-policy \
+    disable-helm-controller disable-apiserver disable-controller-manager disable-etcd disable-agent embedded-registry \
+    supervisor-metrics secrets-encryption secrets-encryption-provider enable-pprof rootless prefer-bundled-bin kine-tls vpn-auth \
+    vpn-auth-file no-deploy no-flannel cluster-secret";
+
+#[test]
 fn a_datastore_is_read_and_its_password_is_not_printed() {
     let config = with(
         "datastore-cafile: /ca.pem\n",
