@@ -4,8 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::WantsClientCert;
 use rustls::crypto::ring::default_provider;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use rustls_pki_types::pem::{self, PemObject as _};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -50,39 +51,77 @@ pub enum TlsError {
     Unusable(#[source] rustls::Error),
 }
 
+impl TlsError {
+    /// With its cause, for those who can keep only words.
+    pub fn whole(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
+}
+
 /// How we meet a datastore: it is checked with the CA given, or else with the system's; we show the certificate given.
 /// `protocols`: of ALPN.
 ///
 /// # Errors
 /// [`TlsError`].
 pub fn client_config(tls: &Tls, protocols: &[&[u8]]) -> Result<Arc<ClientConfig>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    match &tls.ca {
-        Some(path) => {
-            for certificate in certificates(path)? {
-                roots.add(certificate).map_err(TlsError::Unusable)?;
-            }
-        }
+    let roots = match &tls.ca {
+        Some(path) => authorities(path)?,
         None => {
             let bundle = SYSTEM.iter().map(Path::new).find(|path| path.exists());
-            // Some in there are older than our rules: left out.
             let found = bundle.map(certificates).transpose()?;
+            let mut roots = RootCertStore::empty();
+            // Some in there are older than our rules: left out.
             roots.add_parsable_certificates(found.unwrap_or_default());
+            roots
         }
-    }
+    };
     let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Unusable)?
         .with_root_certificates(roots);
-    let mut config = match (&tls.cert, &tls.key) {
-        (Some(cert), Some(key)) => builder
-            .with_client_auth_cert(certificates(cert)?, private_key(key)?)
-            .map_err(TlsError::Unusable)?,
-        (None, None) => builder.with_no_client_auth(),
-        (Some(_), None) | (None, Some(_)) => return Err(TlsError::Pair),
-    };
+    let mut config = shown(builder, tls)?;
     config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     Ok(Arc::new(config))
+}
+
+/// Completes a configuration with the certificate that we show, if one is given.
+///
+/// # Errors
+/// [`TlsError`].
+pub fn shown(builder: ConfigBuilder<ClientConfig, WantsClientCert>, tls: &Tls) -> Result<ClientConfig, TlsError> {
+    match pair(tls)? {
+        Some((cert, key)) => builder
+            .with_client_auth_cert(certificates(cert)?, private_key(key)?)
+            .map_err(TlsError::Unusable),
+        None => Ok(builder.with_no_client_auth()),
+    }
+}
+
+/// The files of our certificate and its key.
+///
+/// # Errors
+/// [`TlsError::Pair`] when only one is given.
+pub fn pair(tls: &Tls) -> Result<Option<(&Path, &Path)>, TlsError> {
+    match (&tls.cert, &tls.key) {
+        (Some(cert), Some(key)) => Ok(Some((cert, key))),
+        (None, None) => Ok(None),
+        (Some(_), None) | (None, Some(_)) => Err(TlsError::Pair),
+    }
+}
+
+/// Those whom the file at `path` trusts.
+///
+/// # Errors
+/// [`TlsError`].
+pub fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(TlsError::Unusable)?;
+    }
+    Ok(roots)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {

@@ -12,6 +12,7 @@ use mysql_async::{ClientIdentity, Conn, DriverError, Error, Opts, OptsBuilder, S
 
 use super::super::OpenError;
 use super::super::endpoint::{self, Place, Tls};
+use super::super::tls;
 use super::database::{Database, FORMAT, Fault, PrepareError};
 use super::shared::Shared;
 use link::{Mysql as Link, code, fault};
@@ -148,14 +149,11 @@ fn encryption(tls: &Tls) -> Result<Option<SslOpts>, String> {
         let roots = vec![ca.clone().into()];
         opts = opts.with_root_certs(roots).with_disable_built_in_roots(true);
     }
-    match (&tls.cert, &tls.key) {
-        (None, None) => Ok(Some(opts)),
-        (Some(cert), Some(key)) => {
-            let identity = ClientIdentity::new(cert.clone().into(), key.clone().into());
-            Ok(Some(opts.with_client_identity(Some(identity))))
-        }
-        (None, Some(_)) | (Some(_), None) => Err("--datastore-certfile and --datastore-keyfile go together".to_owned()),
+    if let Some((cert, key)) = tls::pair(tls).map_err(|error| error.whole())? {
+        let identity = ClientIdentity::new(cert.to_owned().into(), key.to_owned().into());
+        opts = opts.with_client_identity(Some(identity));
     }
+    Ok(Some(opts))
 }
 
 fn unverified(encryption: Option<SslOpts>) -> SslOpts {

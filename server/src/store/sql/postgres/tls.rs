@@ -2,7 +2,6 @@
 
 use std::error::Error;
 use std::io;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,14 +13,14 @@ use ring::digest::{SHA256, SHA384, SHA512, digest};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring as provider;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use x509_parser::oid_registry::{OID_PKCS1_SHA384WITHRSA, OID_PKCS1_SHA512WITHRSA, OID_SIG_ECDSA_WITH_SHA384};
 
 use super::super::super::endpoint::Tls;
+use super::super::super::tls;
 
 /// What is asked of a connection. Source: PostgreSQL 17, libpq "SSL Mode Descriptions".
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -73,7 +72,8 @@ impl Encryption {
                 );
             }
             (Mode::Require | Mode::VerifyCa | Mode::VerifyFull, Some(ca)) => {
-                let whole = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca)?), provider).build();
+                let roots = tls::authorities(ca).map_err(|error| error.whole())?;
+                let whole = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
                 let whole = whole.map_err(|error| format!("{}: {error}", ca.display()))?;
                 match mode {
                     Mode::VerifyFull => whole,
@@ -82,35 +82,9 @@ impl Encryption {
             }
         };
         let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-        let config = match (&files.cert, &files.key) {
-            (None, None) => builder.with_no_client_auth(),
-            (Some(cert), Some(key)) => {
-                let private =
-                    PrivateKeyDer::from_pem_file(key).map_err(|error| format!("{}: {error}", key.display()))?;
-                let config = builder.with_client_auth_cert(certificates(cert)?, private);
-                config.map_err(|error| format!("{} and {}: {error}", cert.display(), key.display()))?
-            }
-            (None, Some(_)) | (Some(_), None) => {
-                return Err("--datastore-certfile and --datastore-keyfile go together".to_owned());
-            }
-        };
+        let config = tls::shown(builder, files).map_err(|error| error.whole())?;
         Ok(Self(Arc::new(config)))
     }
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    read.map_err(|error| format!("{}: {error}", path.display()))
-}
-
-fn roots(path: &Path) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        roots
-            .add(certificate)
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-    }
-    Ok(roots)
 }
 
 /// True if trying again cannot help because one side does not trust the other.
