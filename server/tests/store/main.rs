@@ -13,5 +13,6 @@ mod faults;
 mod memory;
 mod mysql;
 mod postgres;
+mod sql;
 mod sqlite;
 mod trouble;

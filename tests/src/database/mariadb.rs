@@ -6,7 +6,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use super::process::run_unprivileged;
-use super::{Certificates, Folder, Server, free_port};
+use super::{Certificates, Folder, Server, SqlServer, free_port};
 
 /// Who may do everything; his password.
 const SUPERUSER: (&str, &str) = ("admin", "s3cret/of@a test");
@@ -24,9 +24,8 @@ pub struct MariaDb {
     folder: Folder,
 }
 
-impl MariaDb {
-    /// Makes an empty one and starts it.
-    pub fn start() -> Self {
+impl SqlServer for MariaDb {
+    fn start() -> Self {
         let folder = Folder::new("mariadb");
         let certificates = Certificates::new(&folder);
         let data = format!("--datadir={}", folder.path().join("data").display());
@@ -54,38 +53,7 @@ impl MariaDb {
         mariadb
     }
 
-    /// Where it listens.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// The endpoint of a database as K3s takes it, `parameters` such as `?tls=true` behind it.
-    pub fn endpoint(&self, database: &str, parameters: &str) -> String {
-        self.endpoint_at(self.port, database, parameters)
-    }
-
-    /// The same behind another port: that of something that stands between.
-    pub fn endpoint_at(&self, port: u16, database: &str, parameters: &str) -> String {
-        let (user, password) = SUPERUSER;
-        format!("mysql://{user}:{password}@tcp(127.0.0.1:{port})/{database}{parameters}")
-    }
-
-    /// Ends it as a power cut would.
-    pub fn kill(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            server.kill();
-        }
-    }
-
-    /// Ends it in order.
-    pub fn stop(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            server.stop();
-        }
-    }
-
-    /// Starts it on what is there.
-    pub fn start_again(&mut self) {
+    fn start_again(&mut self) {
         let path = |name: &str| self.folder.path().join(name).display().to_string();
         let log = self.folder.path().join("log");
         let arguments = [
@@ -109,33 +77,33 @@ impl MariaDb {
         self.server = Some(server);
     }
 
-    /// It stands still, connections and all.
-    pub fn pause(&self) {
-        self.server.iter().for_each(Server::pause);
+    fn process(&mut self) -> &mut Option<Server> {
+        &mut self.server
     }
 
-    /// It goes on.
-    pub fn resume(&self) {
-        self.server.iter().for_each(Server::resume);
+    fn endpoint(&self, database: &str, parameters: &str) -> String {
+        let (user, password) = SUPERUSER;
+        let port = self.port;
+        format!("mysql://{user}:{password}@tcp(127.0.0.1:{port})/{database}{parameters}")
     }
 
-    /// Ends every connection to a database.
-    pub fn cut_connections(&self, database: &str) {
-        let ids = format!("SELECT id FROM information_schema.processlist WHERE db = '{database}'");
-        for id in self.sql("mysql", &ids).split_whitespace() {
-            // It may have ended by itself meanwhile.
-            let _ = self.client("mysql", &format!("KILL {id}")).output();
-        }
-    }
-
-    /// Runs SQL as the superuser and returns what it printed, without headers.
-    pub fn sql(&self, database: &str, text: &str) -> String {
+    fn sql(&self, database: &str, text: &str) -> String {
         let output = self.client(database, text).output().unwrap();
         let (printed, said) = (output.stdout, String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{text}: {said}");
         String::from_utf8(printed).unwrap()
     }
 
+    fn cut_connections(&self, database: &str) {
+        let ids = format!("SELECT id FROM information_schema.processlist WHERE db = '{database}'");
+        for id in self.sql("mysql", &ids).split_whitespace() {
+            // It may have ended by itself meanwhile.
+            let _ = self.client("mysql", &format!("KILL {id}")).output();
+        }
+    }
+}
+
+impl MariaDb {
     /// It takes connections, and knows its users.
     fn answers(&self) -> bool {
         let output = self.client("mysql", "SELECT 1").output();

@@ -15,8 +15,10 @@ pub mod etcd;
 mod mariadb;
 mod postgres;
 mod process;
+mod sql;
 
 pub use certificates::Certificates;
 pub use mariadb::MariaDb;
 pub use postgres::Postgres;
 pub use process::{Folder, Server, free_port};
+pub use sql::SqlServer;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 
 use super::process::run_unprivileged;
-use super::{Certificates, Folder, Server, free_port};
+use super::{Certificates, Folder, Server, SqlServer, free_port};
 
 /// Who may do everything; his password.
 const SUPERUSER: (&str, &str) = ("admin", "s3cret/of a test");
@@ -21,9 +21,8 @@ pub struct Postgres {
     folder: Folder,
 }
 
-impl Postgres {
-    /// Makes an empty one and starts it.
-    pub fn start() -> Self {
+impl SqlServer for Postgres {
+    fn start() -> Self {
         let folder = Folder::new("postgres");
         let certificates = Certificates::new(&folder);
         let password = folder.write(Path::new("password"), SUPERUSER.1);
@@ -51,38 +50,7 @@ impl Postgres {
         postgres
     }
 
-    /// Where it listens.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// The endpoint of a database as K3s takes it, `parameters` such as `?sslmode=disable` behind it.
-    pub fn endpoint(&self, database: &str, parameters: &str) -> String {
-        self.endpoint_at(self.port, database, parameters)
-    }
-
-    /// The same behind another port: that of something that stands between.
-    pub fn endpoint_at(&self, port: u16, database: &str, parameters: &str) -> String {
-        let (user, password) = (SUPERUSER.0, "s3cret%2Fof%20a%20test");
-        format!("postgres://{user}:{password}@127.0.0.1:{port}/{database}{parameters}")
-    }
-
-    /// Ends it as a power cut would.
-    pub fn kill(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            server.kill();
-        }
-    }
-
-    /// Ends it in order, clients or not.
-    pub fn stop(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            server.stop();
-        }
-    }
-
-    /// Starts it on what is there.
-    pub fn start_again(&mut self) {
+    fn start_again(&mut self) {
         // What was killed left this.
         let _ = std::fs::remove_file(self.folder.path().join("data/postmaster.pid"));
         let (data, log) = (self.folder.path().join("data"), self.folder.path().join("log"));
@@ -105,20 +73,25 @@ impl Postgres {
         self.server = Some(server);
     }
 
-    /// It stands still, connections and all.
-    pub fn pause(&self) {
-        self.server.iter().for_each(Server::pause);
+    fn process(&mut self) -> &mut Option<Server> {
+        &mut self.server
     }
 
-    /// It goes on.
-    pub fn resume(&self) {
-        self.server.iter().for_each(Server::resume);
+    fn endpoint(&self, database: &str, parameters: &str) -> String {
+        let (user, password) = (SUPERUSER.0, "s3cret%2Fof%20a%20test");
+        let (port, database) = (self.port, database.replace(' ', "%20"));
+        format!("postgres://{user}:{password}@127.0.0.1:{port}/{database}{parameters}")
     }
 
-    /// Runs SQL as the superuser and returns what it printed, unaligned, without headers.
-    pub fn sql(&self, database: &str, text: &str) -> String {
+    fn sql(&self, database: &str, text: &str) -> String {
         let endpoint = self.endpoint(database, "");
         crate::run("psql", &[&endpoint, "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", text])
+    }
+
+    fn cut_connections(&self, database: &str) {
+        let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE pid <> pg_backend_pid() AND application_name = 'k3s'";
+        self.sql(database, others);
     }
 }
 

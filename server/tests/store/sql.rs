@@ -1,0 +1,123 @@
+//! A SQL database server behind the contract and behind the fault checks, whichever it is.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use server::store::endpoint::{Tls, parse};
+use server::store::{OpenError, Store, open};
+use tests::database::SqlServer;
+
+use crate::contract::Backend;
+use crate::trouble;
+
+/// A server for all tests that leave it alone; it ends with the last of them.
+pub type Common<S> = Mutex<Weak<S>>;
+
+/// A database of a test's own. Opening it makes it.
+pub struct Database<S> {
+    pub server: Arc<S>,
+    name: String,
+}
+
+impl<S: SqlServer> Database<S> {
+    pub fn new(common: &Common<S>) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let mut server = common.lock().unwrap_or_else(PoisonError::into_inner);
+        Self {
+            server: server.upgrade().unwrap_or_else(|| {
+                let started = Arc::new(S::start());
+                *server = Arc::downgrade(&started);
+                started
+            }),
+            name: format!("of test {}", COUNT.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+
+    pub fn endpoint(&self, parameters: &str) -> String {
+        self.server.endpoint(&self.name, parameters)
+    }
+
+    pub fn sql(&self, text: &str) -> String {
+        self.server.sql(&self.name, text)
+    }
+}
+
+pub async fn try_open(endpoint: &str, tls: &Tls) -> Result<Arc<dyn Store>, OpenError> {
+    let endpoint = parse(endpoint, !tls.is_empty()).unwrap();
+    open(&endpoint, tls, Path::new("/nowhere")).await
+}
+
+/// It is refused for good, in words of which one is `says`, and without the password.
+pub async fn is_refused(endpoint: &str, says: &str) {
+    let problem = try_open(endpoint, &Tls::default()).await.map(drop).unwrap_err();
+    assert!(matches!(problem, OpenError::Refused { .. }), "{problem}");
+    let text = format!("{problem} {problem:?}");
+    assert!(
+        text.contains(says) && !text.contains("s3cret") && !text.contains("wrong"),
+        "{text}"
+    );
+}
+
+impl<S: SqlServer> Backend for Database<S> {
+    fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
+        async { try_open(&self.endpoint(""), &Tls::default()).await.unwrap() }.boxed()
+    }
+}
+
+/// A server of a test's own, which ends and comes back.
+pub struct Fragile<S> {
+    server: Mutex<S>,
+    parameters: &'static str,
+}
+
+impl<S: SqlServer> Fragile<S> {
+    /// `parameters`: of the endpoint by which it is opened.
+    pub fn new(parameters: &'static str) -> Self {
+        let server = Mutex::new(S::start());
+        Self { server, parameters }
+    }
+
+    fn server(&self) -> MutexGuard<'_, S> {
+        self.server.lock().unwrap()
+    }
+}
+
+impl<S: SqlServer> Backend for Fragile<S> {
+    fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
+        let endpoint = self.server().endpoint("kubernetes", self.parameters);
+        async move { try_open(&endpoint, &Tls::default()).await.unwrap() }.boxed()
+    }
+}
+
+impl<S: SqlServer> trouble::Fragile for Fragile<S> {
+    fn kill(&self) {
+        self.server().kill();
+    }
+
+    fn start_again(&self) {
+        self.server().start_again();
+    }
+
+    fn pause(&self) {
+        self.server().pause();
+    }
+
+    fn resume(&self) {
+        self.server().resume();
+    }
+
+    fn cut_connections(&self) {
+        self.server().cut_connections("kubernetes");
+    }
+
+    fn lose_writes_after(&self, revision: u64) {
+        let text = format!(
+            "DELETE FROM amphipod_log WHERE revision > {revision};
+             UPDATE amphipod_mark SET revision = {revision} WHERE name = 'newest'"
+        );
+        self.server().sql("kubernetes", &text);
+    }
+}
