@@ -10,8 +10,9 @@ use super::Shared;
 use super::state::item;
 use crate::store::{Event, Range, Store, StoreError, Tail};
 
-/// What else a datastore holds, such as the sealed bootstrap record, is no object and not for readers of the API.
-const OBJECTS: &str = "/registry/";
+/// All that the cache holds. What else is in a datastore, such as the sealed bootstrap record, is no object and not for
+/// readers of the API.
+pub const OBJECTS: &str = "/registry/";
 
 /// How far back a start looks into the log, so that watches survive a restart of the server.
 const LOOK_BACK: u64 = 1000;

@@ -26,6 +26,8 @@ use tokio::task::JoinSet;
 use crate::store::{Store, StoreError};
 
 use state::State;
+
+pub use follow::OBJECTS;
 pub use watch::Watch;
 
 /// One object at one revision. Immutable and shared.

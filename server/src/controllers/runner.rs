@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use super::action::{Action, Deletion, Note, Plan};
 use super::world::{Key, Live, World};
-use crate::cache::{Cache, ChangeKind, Filter, From, Item, Watch, WatchEvent};
+use crate::cache::{Cache, ChangeKind, Filter, From, Item, OBJECTS, Watch, WatchEvent};
 use crate::request::{Client, DeleteOptions, Patch, What};
 
 /// Delay after the first failure; doubles up to [`SLOWEST`]. Source: client-go v1.36 `DefaultTypedControllerRateLimiter`.
@@ -28,8 +28,6 @@ const FASTEST: Duration = Duration::from_millis(5);
 const SLOWEST: Duration = Duration::from_secs(300);
 /// Keys between a source's watch and the queue; a full channel makes the watch wait, nothing is lost.
 const CHANNEL: usize = 256;
-/// The prefix of every key.
-const EVERYTHING: &str = "/registry/";
 /// Between two tries to open a watch.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -75,9 +73,7 @@ impl Source {
         let start = From::State { bookmark: false };
         match self.what {
             Some(what) => client.watch(what, self.namespace, Filter::default(), start).await,
-            None => cache
-                .watch(EVERYTHING, Filter::default(), start)
-                .map_err(Status::internal),
+            None => cache.watch(OBJECTS, Filter::default(), start).map_err(Status::internal),
         }
     }
 }
