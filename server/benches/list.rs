@@ -24,17 +24,13 @@ use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use jiff::Timestamp;
-use rustls::pki_types::ServerName;
 use server::cache::Filter;
 use server::http::encode::{self, Style};
 use server::http::negotiate::accept;
 use server::http::table::Include;
 use server::request::What;
 use server::run::Server;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 const PODS: usize = 10_000;
 const ROUNDS: usize = 50;
@@ -90,7 +86,7 @@ async fn in_memory(server: &Server) -> (Duration, usize) {
 
 async fn first_version(server: &Server) -> Vec<(Duration, usize)> {
     let mut tasks = JoinSet::new();
-    let (mut sender, connection) = http1::handshake(TokioIo::new(connect(server, "http/1.1").await))
+    let (mut sender, connection) = http1::handshake(TokioIo::new(tls::connect(server, "http/1.1").await))
         .await
         .unwrap();
     tasks.spawn(async move { connection.await.unwrap_or_default() });
@@ -115,7 +111,7 @@ async fn second_version(server: &Server) -> Vec<(Duration, usize)> {
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(1 << 30);
     let (mut sender, connection) = builder
-        .handshake(TokioIo::new(connect(server, "h2").await))
+        .handshake(TokioIo::new(tls::connect(server, "h2").await))
         .await
         .unwrap();
     tasks.spawn(async move { connection.await.unwrap_or_default() });
@@ -129,16 +125,6 @@ async fn second_version(server: &Server) -> Vec<(Duration, usize)> {
         times.push((begun.elapsed(), length));
     }
     times
-}
-
-async fn connect(server: &Server, protocol: &str) -> TlsStream<TcpStream> {
-    let socket = TcpStream::connect(server.address).await.unwrap();
-    socket.set_nodelay(true).unwrap();
-    let name = ServerName::try_from("localhost").unwrap();
-    TlsConnector::from(tls::administrator(server, protocol))
-        .connect(name, socket)
-        .await
-        .unwrap()
 }
 
 /// Takes a body frame by frame, as a client that stores it elsewhere would.
