@@ -13,19 +13,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use hyper::upgrade::Upgraded;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::route::{Place, Refusal};
 use super::spdy::frame::{self, Encoder, Heard};
 use super::spdy::header::{Headers, value};
-use super::spdy::wire::{self, Coat, Queue};
+use super::spdy::wire::{self, Coat, Ends, Queue};
 use super::{Port, find};
 use crate::kubelet::adapt::chain;
 use crate::kubelet::disk::blocking;
@@ -76,17 +74,36 @@ pub async fn prepare(port: &Port, place: &Place) -> Result<Forwarding, Refusal> 
 
 /// Serves a client until it is gone; its connections to the pod end with it.
 pub async fn serve(forwarding: Forwarding, coat: Coat, upgraded: Upgraded) {
-    let (mut source, sink, queue) = wire::open(coat, upgraded).await;
+    let ends = wire::open(coat, upgraded).await;
+    let forwarding = Arc::new(forwarding);
+    let dial = move |port| {
+        let forwarding = forwarding.clone();
+        async move {
+            let Forwarding { pod, uid, netns } = &*forwarding;
+            let connected = connect(netns, port).await;
+            connected.map_err(|why| format!("failed to forward port {port} to pod {pod} (uid {uid}): {why}"))
+        }
+    };
+    converse(ends, dial).await;
+}
+
+/// Serves a client whose ports lead where `dial` says; its error is told to the client.
+async fn converse<S, F>((mut source, sink, queue): Ends, dial: impl Fn(u16) -> F)
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+    F: Future<Output = Result<S, String>> + Send + 'static,
+{
     let serving = async move {
-        let forwarding = Arc::new(forwarding);
         let mut table = Table::default();
         let mut encoder = Encoder::default();
-        let mut flying = FuturesUnordered::new();
+        // Each a task of its own: places in the queue are given in turn, and one given to a pair that nobody polls, while
+        // this loop waits for its own, would be lost to all.
+        let mut flying = JoinSet::new();
         loop {
             let heard = tokio::select! {
                 heard = source.next() => heard,
-                Some(over) = flying.next() => {
-                    table.forget(over);
+                Some(over) = flying.join_next() => {
+                    over.into_iter().for_each(|number| table.forget(number));
                     continue;
                 }
             };
@@ -102,25 +119,15 @@ pub async fn serve(forwarding: Forwarding, coat: Coat, upgraded: Upgraded) {
                         return;
                     }
                     if let Opened::Pair(pair) = opened {
-                        flying.push(forward(forwarding.clone(), pair, queue.clone()));
+                        let dialing = dial(pair.port);
+                        flying.spawn(forward(dialing, pair, queue.clone()));
                     }
                 }
                 Some(Heard::Data { stream, bytes, fin }) => {
-                    // The others go on while this one is waited for.
-                    let putting = table.put(stream, bytes, fin);
-                    tokio::pin!(putting);
-                    let mut over = Vec::new();
-                    let taken = loop {
-                        tokio::select! {
-                            taken = &mut putting => break taken,
-                            Some(pair) = flying.next() => over.push(pair),
-                        }
-                    };
-                    if !taken {
+                    if !table.put(stream, bytes, fin).await {
                         table.end(stream);
                         let _ = queue.send(frame::reset(stream)).await;
                     }
-                    over.into_iter().for_each(|pair| table.forget(pair));
                 }
                 Some(Heard::Reset { stream }) => table.end(stream),
                 Some(Heard::Ping { id }) => drop(queue.try_send(frame::ping(id))),
@@ -216,16 +223,14 @@ impl Table {
     }
 
     /// Hands bytes on; false when the stream takes none for too long. Bytes of streams that are over are nobody's.
-    fn put(&mut self, stream: u32, bytes: Bytes, fin: bool) -> impl Future<Output = bool> + use<> {
+    async fn put(&mut self, stream: u32, bytes: Bytes, fin: bool) -> bool {
         let to = match fin {
             true => self.inputs.remove(&stream),
             false => self.inputs.get(&stream).cloned(),
         };
-        async move {
-            match to.filter(|_| !bytes.is_empty()) {
-                Some(to) => timeout(STALL, to.send(bytes)).await.is_ok(),
-                None => true,
-            }
+        match to.filter(|_| !bytes.is_empty()) {
+            Some(to) => timeout(STALL, to.send(bytes)).await.is_ok(),
+            None => true,
         }
     }
 
@@ -244,17 +249,21 @@ impl Table {
 }
 
 /// Carries one connection to its end; returns its pair's number.
-async fn forward(forwarding: Arc<Forwarding>, pair: Pair, queue: Queue) -> u64 {
+async fn forward<S: AsyncRead + AsyncWrite>(
+    dialing: impl Future<Output = Result<S, String>>,
+    pair: Pair,
+    queue: Queue,
+) -> u64 {
     let Pair {
         number,
         data,
         error,
-        port,
         input,
+        ..
     } = pair;
-    match connect(&forwarding.netns, port).await {
+    match dialing.await {
         Ok(stream) => {
-            let (from_pod, to_pod) = stream.into_split();
+            let (from_pod, to_pod) = split(stream);
             // The pod's end of its side is the end; what the client still sends then is for nobody.
             tokio::select! {
                 () = from(from_pod, data, &queue) => {}
@@ -262,11 +271,7 @@ async fn forward(forwarding: Arc<Forwarding>, pair: Pair, queue: Queue) -> u64 {
             }
         }
         Err(why) => {
-            let text = format!(
-                "failed to forward port {port} to pod {} (uid {}): {why}",
-                forwarding.pod, forwarding.uid
-            );
-            let _ = queue.send(frame::data(error, text.as_bytes(), false)).await;
+            let _ = queue.send(frame::data(error, why.as_bytes(), false)).await;
         }
     }
     for stream in [data, error] {
@@ -275,7 +280,7 @@ async fn forward(forwarding: Arc<Forwarding>, pair: Pair, queue: Queue) -> u64 {
     number
 }
 
-async fn from(mut pod: OwnedReadHalf, stream: u32, queue: &Queue) {
+async fn from(mut pod: impl AsyncRead + Unpin, stream: u32, queue: &Queue) {
     let mut chunk = Vec::with_capacity(CHUNK);
     while let Ok(read) = pod.read_buf(&mut chunk).await {
         if read == 0 || queue.send(frame::data(stream, &chunk, false)).await.is_err() {
@@ -285,10 +290,10 @@ async fn from(mut pod: OwnedReadHalf, stream: u32, queue: &Queue) {
     }
 }
 
-async fn to(mut pod: OwnedWriteHalf, mut input: mpsc::Receiver<Bytes>) {
+async fn to(mut pod: impl AsyncWrite + Unpin, mut input: mpsc::Receiver<Bytes>) {
     while let Some(bytes) = input.recv().await {
         if pod.write_all(&bytes).await.is_err() {
-            return;
+            break;
         }
     }
     let _ = pod.shutdown().await;
@@ -315,7 +320,95 @@ async fn connect(netns: &Path, port: u16) -> io::Result<TcpStream> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::time::sleep;
+
+    use super::super::spdy::frame::Decoder;
+    use super::super::spdy::frame::client::Opener;
     use super::*;
+
+    /// A client, and the pod's ends of its connections as they are asked for.
+    struct Rig {
+        client: DuplexStream,
+        opener: Opener,
+        decoder: Decoder,
+        pods: mpsc::UnboundedReceiver<DuplexStream>,
+        tasks: JoinSet<()>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let (client, theirs) = duplex(16 << 10);
+            let (asked, pods) = mpsc::unbounded_channel();
+            let mut tasks = JoinSet::new();
+            tasks.spawn(converse(wire::bare(theirs), move |_port| {
+                let (pod, ours) = duplex(1024);
+                let sent = asked.send(pod).map_err(|error| error.to_string());
+                std::future::ready(sent.map(|()| ours))
+            }));
+            Self {
+                client,
+                opener: Opener::default(),
+                decoder: Decoder::default(),
+                pods,
+                tasks,
+            }
+        }
+
+        /// Opens a pair with streams `error` and `error + 2`.
+        async fn open(&mut self, error: u32, number: u64) {
+            let number = number.to_string();
+            for (stream, kind) in [(error, "error"), (error + 2, "data")] {
+                let named = [("streamtype", kind), ("port", "80"), ("requestid", &number)];
+                self.client.write_all(&self.opener.open(stream, &named)).await.unwrap();
+            }
+        }
+
+        /// What comes next.
+        async fn hear(&mut self) -> Heard {
+            loop {
+                if let Some(heard) = self.decoder.next().unwrap() {
+                    return heard;
+                }
+                let mut chunk = Vec::new();
+                assert!(self.client.read_buf(&mut chunk).await.unwrap() > 0);
+                self.decoder.push(&chunk);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_late_gets_everything() {
+        const LENGTH: usize = 64 << 10;
+        let mut rig = Rig::new();
+        for number in 0..12 {
+            rig.open(u32::try_from(number).unwrap() * 4 + 1, number).await;
+        }
+        let print = |rig: &mut Rig, mut pod: DuplexStream| {
+            rig.tasks
+                .spawn(async move { pod.write_all(&[b'x'; LENGTH]).await.unwrap() });
+        };
+        for _ in 0..12 {
+            let pod = rig.pods.recv().await.unwrap();
+            print(&mut rig, pod);
+        }
+        sleep(Duration::from_secs(1)).await;
+        rig.open(49, 12).await;
+        sleep(Duration::from_secs(1)).await;
+        let (mut bytes, mut ends) = (0, 0);
+        while ends < 26 {
+            tokio::select! {
+                heard = rig.hear() => if let Heard::Data { bytes: more, fin, .. } = heard {
+                    (bytes, ends) = (bytes + more.len(), ends + usize::from(fin));
+                },
+                () = sleep(Duration::from_secs(60)) => panic!("nothing comes after {bytes} bytes"),
+            }
+            if let Ok(pod) = rig.pods.try_recv() {
+                print(&mut rig, pod);
+            }
+        }
+        assert_eq!(bytes, 13 * LENGTH);
+    }
 
     fn open(table: &mut Table, stream: u32, kind: &str, port: &str, number: &str) -> Opened {
         let named = [("streamtype", kind), ("port", port), ("requestid", number)];

@@ -7,7 +7,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
@@ -35,7 +35,7 @@ pub struct Source {
 }
 
 enum From {
-    Bare(ReadHalf<TokioIo<Upgraded>>),
+    Bare(Box<dyn AsyncRead + Send + Unpin>),
     WebSocket(SplitStream<Socket>),
 }
 
@@ -46,25 +46,34 @@ pub struct Sink {
 }
 
 enum To {
-    Bare(WriteHalf<TokioIo<Upgraded>>),
+    Bare(Box<dyn AsyncWrite + Send + Unpin>),
     WebSocket(SplitSink<Socket, Message>),
 }
 
 /// Puts frames in line for the client; it waits when too many wait.
 pub type Queue = mpsc::Sender<Bytes>;
 
+/// A connection, taken apart.
+pub type Ends = (Source, Sink, Queue);
+
 /// Takes a connection apart.
-pub async fn open(coat: Coat, upgraded: Upgraded) -> (Source, Sink, Queue) {
-    let (from, to) = match coat {
-        Coat::Bare => {
-            let (from, to) = split(TokioIo::new(upgraded));
-            (From::Bare(from), To::Bare(to))
-        }
+pub async fn open(coat: Coat, upgraded: Upgraded) -> Ends {
+    match coat {
+        Coat::Bare => bare(TokioIo::new(upgraded)),
         Coat::WebSocket => {
             let (to, from) = websocket::open(upgraded).await.split();
-            (From::WebSocket(from), To::WebSocket(to))
+            ends(From::WebSocket(from), To::WebSocket(to))
         }
-    };
+    }
+}
+
+/// Takes any connection apart that carries SPDY as it is.
+pub fn bare(connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Ends {
+    let (from, to) = split(connection);
+    ends(From::Bare(Box::new(from)), To::Bare(Box::new(to)))
+}
+
+fn ends(from: From, to: To) -> Ends {
     let (queue, queued) = mpsc::channel(QUEUE);
     let decoder = Decoder::default();
     (Source { from, decoder }, Sink { to, queued }, queue)
