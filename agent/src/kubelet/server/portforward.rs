@@ -16,7 +16,7 @@ use bytes::Bytes;
 use hyper::upgrade::Upgraded;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -125,11 +125,11 @@ where
                 }
                 Some(Heard::Data { stream, bytes, fin }) => {
                     if !table.put(stream, bytes, fin).await {
-                        table.end(stream);
+                        table.cut(stream);
                         let _ = queue.send(frame::reset(stream)).await;
                     }
                 }
-                Some(Heard::Reset { stream }) => table.end(stream),
+                Some(Heard::Reset { stream }) => table.cut(stream),
                 Some(Heard::Ping { id }) => drop(queue.try_send(frame::ping(id))),
                 Some(Heard::GoAway) => {}
             }
@@ -146,6 +146,8 @@ struct Pair {
     error: u32,
     port: u16,
     input: mpsc::Receiver<Bytes>,
+    /// Its other end is dropped when the client has given the connection up.
+    cut: oneshot::Receiver<()>,
 }
 
 #[derive(Debug)]
@@ -165,6 +167,8 @@ struct Table {
     inputs: BTreeMap<u32, mpsc::Sender<Bytes>>,
     /// Bytes of pairs that are not whole.
     waiting: BTreeMap<u64, mpsc::Receiver<Bytes>>,
+    /// Of pairs that are whole: dropped, they end the connection.
+    cuts: BTreeMap<u64, oneshot::Sender<()>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -208,13 +212,18 @@ impl Table {
             self.end(stream);
         }
         match self.waiting.remove(&number) {
-            Some(input) if now.error != 0 && now.data != 0 => Opened::Pair(Pair {
-                number,
-                data: now.data,
-                error: now.error,
-                port: now.port,
-                input,
-            }),
+            Some(input) if now.error != 0 && now.data != 0 => {
+                let (cutting, cut) = oneshot::channel();
+                self.cuts.insert(number, cutting);
+                Opened::Pair(Pair {
+                    number,
+                    data: now.data,
+                    error: now.error,
+                    port: now.port,
+                    input,
+                    cut,
+                })
+            }
             waiting => {
                 self.waiting.extend(waiting.map(|input| (number, input)));
                 Opened::Half
@@ -239,12 +248,28 @@ impl Table {
         self.inputs.remove(&stream);
     }
 
+    /// A stream is given up. The connection ends with that of its bytes, which client-go resets once it is done with it,
+    /// however much the pod still sends; not with that of what went wrong.
+    fn cut(&mut self, stream: u32) {
+        let of = |(_, streams): &(&u64, &Streams)| stream != 0 && streams.data == stream;
+        let Some(number) = self.pairs.iter().find(of).map(|(number, _)| *number) else {
+            return;
+        };
+        self.end(stream);
+        match self.cuts.remove(&number) {
+            Some(cutting) => drop(cutting), // its task ends, and it is forgotten then
+            None if self.waiting.contains_key(&number) => self.forget(number),
+            None => {}
+        }
+    }
+
     /// A pair is over.
     fn forget(&mut self, number: u64) {
         if let Some(streams) = self.pairs.remove(&number) {
             self.inputs.remove(&streams.data);
         }
         self.waiting.remove(&number);
+        self.cuts.remove(&number);
     }
 }
 
@@ -259,21 +284,29 @@ async fn forward<S: AsyncRead + AsyncWrite>(
         data,
         error,
         input,
+        cut,
         ..
     } = pair;
-    match dialing.await {
-        Ok(stream) => {
-            let (from_pod, to_pod) = split(stream);
-            // The pod's end of its side is the end; what the client still sends then is for nobody.
-            tokio::select! {
-                () = from(from_pod, data, &queue) => {}
-                () = async { to(to_pod, input).await; std::future::pending().await } => {}
+    let carrying = async {
+        match dialing.await {
+            Ok(stream) => {
+                let (from_pod, to_pod) = split(stream);
+                // The pod's end of its side is the end; what the client still sends then is for nobody.
+                tokio::select! {
+                    () = from(from_pod, data, &queue) => {}
+                    () = async { to(to_pod, input).await; std::future::pending().await } => {}
+                }
+            }
+            Err(why) => {
+                let _ = queue.send(frame::data(error, why.as_bytes(), false)).await;
             }
         }
-        Err(why) => {
-            let _ = queue.send(frame::data(error, why.as_bytes(), false)).await;
-        }
+    };
+    tokio::select! {
+        () = carrying => {}
+        _ = cut => {}
     }
+    // client-go waits for the end of the error stream even after it has given the other one up.
     for stream in [data, error] {
         let _ = queue.send(frame::data(stream, b"", true)).await;
     }
@@ -410,6 +443,56 @@ mod tests {
         assert_eq!(bytes, 13 * LENGTH);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_when_its_client_resets_the_bytes_however_much_the_pod_sends() {
+        let mut rig = Rig::new();
+        rig.open(1, 0).await;
+        let (mut from_client, mut to_client) = split(rig.pods.recv().await.unwrap());
+        let endless = rig
+            .tasks
+            .spawn(async move { while to_client.write_all(&[b'x'; 500]).await.is_ok() {} });
+        let said = [frame::reset(1), frame::data(3, b"still", false)].concat();
+        rig.client.write_all(&said).await.unwrap();
+        let mut input = [0; 5];
+        from_client.read_exact(&mut input).await.unwrap();
+        assert_eq!(&input, b"still", "the error stream alone is not missed");
+        assert!(matches!(
+            rig.hear().await,
+            Heard::Data {
+                stream: 3,
+                fin: false,
+                ..
+            }
+        ));
+        rig.client.write_all(&frame::reset(3)).await.unwrap();
+        while !matches!(
+            rig.hear().await,
+            Heard::Data {
+                stream: 1,
+                fin: true,
+                ..
+            }
+        ) {}
+        sleep(Duration::from_secs(1)).await;
+        assert!(endless.is_finished());
+        rig.open(5, 0).await;
+        assert!(rig.pods.recv().await.is_some(), "its number is free");
+    }
+
+    #[test]
+    fn a_pair_that_is_not_whole_is_forgotten_with_its_bytes() {
+        let mut table = Table::default();
+        open(&mut table, 1, "error", "80", "0");
+        open(&mut table, 3, "data", "80", "1");
+        for stream in [0, 1, 9] {
+            table.cut(stream);
+        }
+        assert_eq!(table.pairs.len(), 2);
+        table.cut(3);
+        assert_eq!(table.pairs.keys().collect::<Vec<_>>(), [&0]);
+        assert!(table.inputs.is_empty() && table.waiting.is_empty());
+    }
+
     fn open(table: &mut Table, stream: u32, kind: &str, port: &str, number: &str) -> Opened {
         let named = [("streamtype", kind), ("port", port), ("requestid", number)];
         let headers: Headers = named.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
@@ -475,6 +558,7 @@ mod tests {
         assert!(matches!(more(&mut table), Opened::Half));
         (0..=9000).for_each(|number| table.forget(number));
         assert!(table.pairs.is_empty() && table.inputs.is_empty() && table.waiting.is_empty());
+        assert!(table.cuts.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
