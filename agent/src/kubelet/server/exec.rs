@@ -20,7 +20,7 @@ use crate::kubelet::status::newest;
 use crate::runtime::ExecSpec;
 
 /// A client that has heard how it ended has gone by then.
-const FAREWELL: Duration = Duration::from_secs(5);
+pub const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What is joined with a client.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::Port;
 use super::channel::{Heard, Said, resize};
-use super::exec::{Joining, run};
+use super::exec::{FAREWELL, Joining, run};
 use super::route::Streams;
 use super::spdy::frame::{self, Encoder};
 use super::spdy::header::value;
@@ -68,7 +68,8 @@ pub async fn serve(port: Arc<Port>, joining: Joining, upgraded: Upgraded) {
     let serving = async move {
         let opening = timeout(STREAMS_LIMIT, open(&mut source, &queue, joining.streams()));
         let Ok(Some(numbers)) = opening.await else {
-            return tracing::debug!("a client did not open the streams it asked for");
+            tracing::debug!("a client did not open the streams it asked for");
+            return source;
         };
         let mut ear = Hearing {
             source,
@@ -78,8 +79,11 @@ pub async fn serve(port: Arc<Port>, joining: Joining, upgraded: Upgraded) {
             said: None,
         };
         run(&port, joining, &mut ear, &mut Speaking { queue, numbers }).await;
+        ear.source
     };
-    tokio::join!(serving, sink.run());
+    let (source, ()) = tokio::join!(serving, sink.run());
+    // Closing while there is input that nobody has read would cut off what is still on its way to the client.
+    let _ = timeout(FAREWELL, source.drain()).await;
 }
 
 /// Waits for the client to open all streams.

@@ -1,6 +1,7 @@
 //! Exec, attach and port-forward over real TLS on loopback, in front of played processes.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -316,6 +317,59 @@ async fn a_command_is_joined_by_spdy_until_its_end() {
     assert_eq!(heard[1].1, b"done");
     let status: Value = serde_json::from_slice(&heard[0].1).unwrap();
     assert_eq!(status["status"], "Success");
+}
+
+#[tokio::test]
+async fn the_end_is_heard_by_spdy_though_input_was_left_unread() {
+    const LENGTH: usize = 4 << 20;
+    let node = Node::start().await;
+    node.add_pod().await;
+    let mut played = Played::next(&node);
+    let headers = [
+        ("upgrade", "SPDY/3.1"),
+        ("x-stream-protocol-version", "v4.channel.k8s.io"),
+    ];
+    let path = "/exec/ns/web/c?input=1&output=1&command=x";
+    let (upgraded, _, _tasks) = upgrade(&node, path, &headers).await.unwrap();
+    let (mut from, mut to) = tokio::io::split(TokioIo::new(upgraded));
+    let mut opener = Opener::default();
+    let opened =
+        [(1, "error"), (3, "stdin"), (5, "stdout")].map(|(stream, kind)| opener.open(stream, &[("streamtype", kind)]));
+    to.write_all(&opened.concat()).await.unwrap();
+    let (stdin, stdout) = (played.stdin, &mut played.stdout);
+    let printing = async {
+        stdout.write_all(&vec![b'x'; LENGTH]).await.unwrap();
+        played.exit.send(0).unwrap();
+        let _ = stdout.shutdown().await;
+    };
+    let hearing = async {
+        let (mut decoder, mut heard, mut ends) = (Decoder::default(), 0, 0);
+        while ends < 2 {
+            let mut chunk = Vec::with_capacity(8 << 10);
+            let read = from.read_buf(&mut chunk).await;
+            assert!(read.unwrap() > 0, "it ended after {heard} bytes");
+            decoder.push(&chunk);
+            while let Some(frame) = decoder.next().unwrap() {
+                if let Heard::Data { stream, bytes, fin } = frame {
+                    heard += if stream == 5 { bytes.len() } else { 0 };
+                    ends += usize::from(fin);
+                }
+            }
+            tokio::time::sleep(Duration::from_micros(100)).await;
+        }
+        heard
+    };
+    // More than the process, and all queues on the way to it, take.
+    let sending = async {
+        let piece = data(3, &[0; 16 << 10], false);
+        while to.write_all(&piece).await.is_ok() {}
+    };
+    let heard = tokio::select! {
+        ((), heard) = async { tokio::join!(printing, hearing) } => heard,
+        () = async { sending.await; std::future::pending().await } => 0,
+    };
+    assert_eq!(heard, LENGTH);
+    drop(stdin);
 }
 
 #[tokio::test]

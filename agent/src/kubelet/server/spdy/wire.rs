@@ -94,22 +94,29 @@ impl Source {
         }
     }
 
+    /// Drops what still comes, until the client closes.
+    pub async fn drain(mut self) {
+        while self.read().await.is_some() {}
+    }
+
     async fn more(&mut self) -> Option<()> {
+        let bytes = self.read().await?;
+        self.decoder.push(&bytes);
+        Some(())
+    }
+
+    /// What comes next, maybe nothing; `None` at the end.
+    async fn read(&mut self) -> Option<Bytes> {
         match &mut self.from {
             From::Bare(from) => {
                 let mut chunk = Vec::with_capacity(CHUNK);
                 match from.read_buf(&mut chunk).await {
-                    Ok(read) if read > 0 => self.decoder.push(&chunk),
-                    _ => return None,
+                    Ok(read) if read > 0 => Some(chunk.into()),
+                    _ => None,
                 }
             }
-            From::WebSocket(from) => {
-                if let Some(bytes) = websocket::next(from).await? {
-                    self.decoder.push(&bytes);
-                }
-            }
+            From::WebSocket(from) => websocket::next(from).await.map(Option::unwrap_or_default),
         }
-        Some(())
     }
 }
 
