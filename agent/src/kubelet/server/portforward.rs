@@ -35,8 +35,9 @@ pub const BARE: &str = "portforward.k8s.io";
 pub const WEBSOCKET: &str = "SPDY/3.1+portforward.k8s.io";
 /// Connections of one client at once: a browser that loads a page has dozens.
 const PAIRS: usize = 256;
-/// Pieces (of 16 KiB at most) of one stream that wait for the pod.
-const INPUT_QUEUE: usize = 16;
+/// Pieces of one stream that wait for the pod. Of [`frame::PIECE`] bytes at most, they are 64 KiB: 16 MiB for a client
+/// with as many connections as it may have, all of them to pods that do not read.
+const INPUT_QUEUE: usize = 4;
 /// How long a full queue holds up the client's other streams.
 const STALL: Duration = Duration::from_secs(30);
 /// Somebody listens on a pod's loopback, or nobody does.

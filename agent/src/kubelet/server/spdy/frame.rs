@@ -20,6 +20,8 @@ const GOAWAY: u16 = 7;
 const HEADERS: u16 = 8;
 /// Settings are the longest control frames beside header blocks, and nobody sends many.
 const CONTROL_MAX: usize = BLOCK_MAX;
+/// The longest piece in which data is handed on: who queues pieces knows then what they may cost.
+pub const PIECE: usize = 16 << 10;
 /// Of a stream that is refused.
 const REFUSED: u32 = 3;
 
@@ -118,11 +120,13 @@ impl Decoder {
     }
 
     fn data(&mut self, data: Data) -> Option<Heard> {
-        let here = self.buffer.len().min(data.left);
+        let here = self.buffer.len().min(data.left).min(PIECE);
         if here == 0 && data.left > 0 {
             return None;
         }
-        let bytes = self.buffer.split_to(here).freeze();
+        // A copy: a part of the buffer would hold all of it while it waits.
+        let bytes = Bytes::copy_from_slice(self.buffer.get(..here).unwrap_or_default());
+        self.buffer.advance(here);
         let left = data.left - here;
         self.data = (left > 0).then_some(Data { left, ..data });
         Some(Heard::Data {
@@ -307,6 +311,24 @@ mod tests {
         assert_eq!(all(&mut decoder), [of(b"ab", false)]);
         decoder.push(&frame[10..]);
         assert_eq!(all(&mut decoder), [of(b"c", true)]);
+    }
+
+    #[test]
+    fn what_comes_at_once_is_handed_on_in_pieces() {
+        const LENGTH: usize = 1 << 20;
+        let mut decoder = Decoder::default();
+        decoder.push(&[data(5, &[b'x'; LENGTH], true), ping(1)].concat());
+        let mut heard = all(&mut decoder);
+        assert_eq!(heard.pop(), Some(Heard::Ping { id: 1 }));
+        let pieces = heard.iter().map(|one| match one {
+            Heard::Data { stream: 5, bytes, fin } => (bytes.len(), *fin),
+            other => panic!("{other:?}"),
+        });
+        let pieces: Vec<(usize, bool)> = pieces.collect();
+        assert!(pieces.iter().all(|(length, _)| *length <= PIECE));
+        assert_eq!(pieces.iter().map(|(length, _)| length).sum::<usize>(), LENGTH);
+        let last = pieces.len() - 1;
+        assert!(pieces.iter().enumerate().all(|(at, (_, fin))| *fin == (at == last)));
     }
 
     #[test]
