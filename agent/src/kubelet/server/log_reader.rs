@@ -57,8 +57,9 @@ impl Reader {
     /// The kernel's.
     pub fn open(path: &Path, options: LogOptions, now: Timestamp) -> io::Result<Self> {
         let mut file = File::open(path)?;
-        let about = file.metadata()?;
         let offset = options.tail.map_or(Ok(0), |lines| tail_offset(&mut file, lines))?;
+        // Only now: of a log that grows meanwhile the last lines would be missing.
+        let about = file.metadata()?;
         file.seek(SeekFrom::Start(offset))?;
         Ok(Self {
             path: path.to_owned(),
