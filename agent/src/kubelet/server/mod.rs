@@ -214,7 +214,7 @@ async fn answer(
             let joining = exec::prepare(port, &place, streams, None).await;
             joining.and_then(|joining| upgrade::join(port, joining, &mut request))
         }
-        Ok(Asked::PortForward(place, _)) => {
+        Ok(Asked::PortForward(place)) => {
             let forwarding = portforward::prepare(port, &place).await;
             forwarding.and_then(|forwarding| upgrade::forward(forwarding, &mut request))
         }
