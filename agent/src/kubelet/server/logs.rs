@@ -13,6 +13,7 @@ use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use jiff::Timestamp;
+use tokio::time::{Instant, sleep_until};
 
 use super::log_reader::{Left, Reader};
 use super::route::{LogOptions, Place, Refusal};
@@ -52,6 +53,7 @@ pub async fn logs(port: &Port, place: &Place, options: LogOptions) -> Result<Bod
         uid: known.pod.meta.uid.clone(),
         container: place.container.clone(),
         attempt,
+        look_again: Instant::now() + LOOK_AGAIN,
     });
     Ok(body(reader, follow))
 }
@@ -118,6 +120,8 @@ struct Follow {
     uid: String,
     container: String,
     attempt: u32,
+    /// When to ask whether it still runs, however much happens in the folder: other attempts write there too.
+    look_again: Instant,
 }
 
 impl Follow {
@@ -131,10 +135,13 @@ impl Follow {
         };
         let told = async { while self.events.next().await.is_some_and(|uid| uid != self.uid) {} };
         tokio::select! {
-            () = changed => return true,
+            () = changed => if Instant::now() < self.look_again {
+                return true;
+            },
             () = told => {}
-            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = sleep_until(self.look_again) => {}
         }
+        self.look_again = Instant::now() + LOOK_AGAIN;
         self.runs().await
     }
 

@@ -1,7 +1,10 @@
 //! The port over real TLS on loopback, in front of a played runtime.
 
+use std::time::Duration;
+
 use http_body_util::{BodyExt as _, Empty};
 use hyper::Request;
+use tokio::time::{sleep, timeout};
 
 use super::testing::{Authority, Node};
 
@@ -122,4 +125,27 @@ async fn a_followed_log_brings_lines_as_they_come_and_ends_with_its_container() 
     node.fake.end("u", "c", 0);
     assert_eq!(next().await.as_deref(), Some("last words\n"));
     assert_eq!(next().await, None);
+}
+
+#[tokio::test]
+async fn a_followed_log_ends_though_nobody_tells_and_the_next_attempt_is_busy() {
+    let node = Node::start().await;
+    let pod = node.add_pod().await;
+    node.print(&pod, 0, "before");
+    let shown = node.authority.sign("system:apiserver", "system:masters");
+    let request = Request::get("/containerLogs/ns/web/c?follow=true");
+    let request = request.body(Empty::new()).unwrap();
+    let (response, _tasks) = node.send(Some(shown), request).await.unwrap();
+    node.fake.forget_containers("u");
+    let busy = async {
+        loop {
+            node.print(&pod, 1, "noise");
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let whole = tokio::select! {
+        body = timeout(Duration::from_secs(20), response.into_body().collect()) => body.expect("it ends").unwrap(),
+        () = busy => return,
+    };
+    assert_eq!(whole.to_bytes(), "before\n");
 }
