@@ -87,28 +87,34 @@ fn wanted<'a>(pod: &str, status: &'a PodStatus, container: &str, previous: bool)
 }
 
 /// Number and log of the attempt with this id. The runtime forgets attempts with their sandbox while logs stay: then it
-/// is the newest log there is.
+/// is the newest log there is of those that are older than what the runtime knows.
 async fn locate(port: &Port, known: &Known, container: &str, id: &str) -> Result<(u32, PathBuf), Refusal> {
     let state = port.containers.pod(&known.pod.meta.uid).await;
     let state = state.map_err(|error| Refusal::new(500, error.to_string()))?;
     let logs = port.settings.logs.clone();
     let of = |attempt: u32| log_path(&logs, &known.pod, container, attempt);
-    let mut all = state.iter().flat_map(|pod| &pod.containers);
-    if let Some(found) = all.find(|one| one.name == container && crate::kubelet::status::container_id(&one.id) == id) {
+    let all = || {
+        let all = state.iter().flat_map(|pod| &pod.containers);
+        all.filter(|one| one.name == container)
+    };
+    if let Some(found) = all().find(|one| crate::kubelet::status::container_id(&one.id) == id) {
         return Ok((found.attempt, of(found.attempt)));
     }
+    let oldest = all().map(|one| one.attempt).min();
     let folder = of(0).parent().map(Path::to_owned).unwrap_or_default();
-    let newest = blocking(move || newest_log(&folder)).await.unwrap_or_default();
+    let newest = blocking(move || newest_log(&folder, oldest)).await.unwrap_or_default();
     match newest {
         Some(attempt) => Ok((attempt, of(attempt))),
         None => Err(Refusal::new(400, format!("unable to retrieve container logs for {id}"))),
     }
 }
 
-fn newest_log(folder: &Path) -> io::Result<Option<u32>> {
+/// The newest attempt that has a log, of those before `before`.
+fn newest_log(folder: &Path, before: Option<u32>) -> io::Result<Option<u32>> {
     let names = std::fs::read_dir(folder)?.flatten().map(|entry| entry.file_name());
     let number = |name: std::ffi::OsString| name.to_str()?.strip_suffix(".log")?.parse().ok();
-    Ok(names.filter_map(number).max())
+    let older = |number: &u32| before.is_none_or(|before| *number < before);
+    Ok(names.filter_map(number).filter(older).max())
 }
 
 /// What it takes to go on until the container ends.
@@ -275,11 +281,13 @@ mod tests {
     #[test]
     fn the_newest_log_has_the_highest_number() {
         let dir = crate::kubelet::testing::TempDir::new("newest-log");
-        assert_eq!(newest_log(dir.path()).unwrap(), None);
+        assert_eq!(newest_log(dir.path(), None).unwrap(), None);
         for name in ["9.log", "10.log", "10.log.20260101-000000", "x.log"] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
-        assert_eq!(newest_log(dir.path()).unwrap(), Some(10));
-        assert!(newest_log(&dir.path().join("none")).is_err());
+        assert_eq!(newest_log(dir.path(), None).unwrap(), Some(10));
+        assert_eq!(newest_log(dir.path(), Some(10)).unwrap(), Some(9));
+        assert_eq!(newest_log(dir.path(), Some(9)).unwrap(), None);
+        assert!(newest_log(&dir.path().join("none"), None).is_err());
     }
 }

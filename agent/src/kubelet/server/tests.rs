@@ -102,6 +102,21 @@ async fn logs_are_those_of_the_running_attempt_or_of_the_one_before() {
 }
 
 #[tokio::test]
+async fn the_previous_log_is_never_that_of_an_attempt_the_runtime_knows() {
+    let node = Node::start().await;
+    let pod = node.add_pod().await;
+    node.fake.end("u", "c", 1);
+    node.fake.forget_containers("u");
+    node.start_container(1).await;
+    node.print(&pod, 1, "now");
+    let path = "/containerLogs/ns/web/c?previous=true";
+    let missing = "unable to retrieve container logs for amphipod://c-0";
+    assert_eq!(node.get(path).await, (400, missing.to_owned()));
+    node.print(&pod, 0, "first life");
+    assert_eq!(node.get(path).await, (200, "first life\n".to_owned()));
+}
+
+#[tokio::test]
 async fn a_followed_log_brings_lines_as_they_come_and_ends_with_its_container() {
     let node = Node::start().await;
     let pod = node.add_pod().await;
