@@ -335,17 +335,30 @@ async fn to(mut pod: impl AsyncWrite + Unpin, mut input: mpsc::Receiver<Bytes>) 
 
 /// Connects to a port of the pod's loopback, of either family.
 async fn connect(netns: &Path, port: u16) -> io::Result<TcpStream> {
+    let stream = either_family(|loopback| {
+        let netns = netns.to_owned();
+        async move {
+            // A socket belongs to the namespace in which it was made; it may be used from anywhere.
+            let socket = blocking(move || netns::inside(&netns, move || netns::tcp_socket(loopback))).await?;
+            let connecting = timeout(CONNECT, socket.connect(SocketAddr::new(loopback, port))).await;
+            connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        }
+    });
+    let stream = stream.await?;
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+/// The first family that answers. Else it is the first one's refusal that tells a user something: a kernel may have no
+/// other family at all, and then not even a socket of it.
+async fn either_family<S, F>(dial: impl Fn(IpAddr) -> F) -> io::Result<S>
+where
+    F: Future<Output = io::Result<S>>,
+{
     let mut refused = None;
     for loopback in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
-        let netns = netns.to_owned();
-        // A socket belongs to the namespace in which it was made; it may be used from anywhere.
-        let socket = blocking(move || netns::inside(&netns, move || netns::tcp_socket(loopback))).await?;
-        let connecting = timeout(CONNECT, socket.connect(SocketAddr::new(loopback, port))).await;
-        match connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-            Ok(stream) => {
-                let _ = stream.set_nodelay(true);
-                return Ok(stream);
-            }
+        match dial(loopback).await {
+            Ok(stream) => return Ok(stream),
             Err(error) => drop(refused.get_or_insert(error)),
         }
     }
@@ -525,6 +538,19 @@ mod tests {
             assert_eq!(port_of(&opened).is_some(), kind == "data", "without a number");
         }
         assert_eq!(table.pairs.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_though_the_kernel_lacks_the_other_family() {
+        let answer = async |fourth: Result<u8, io::ErrorKind>, sixth: Result<u8, io::ErrorKind>| {
+            let dial = |loopback: IpAddr| std::future::ready(if loopback.is_ipv4() { fourth } else { sixth });
+            let answer = either_family(|loopback| async move { dial(loopback).await.map_err(io::Error::from) });
+            answer.await.map_err(|error| error.kind())
+        };
+        let (refused, unknown) = (io::ErrorKind::ConnectionRefused, io::ErrorKind::Unsupported);
+        assert_eq!(answer(Err(refused), Err(unknown)).await, Err(refused));
+        assert_eq!(answer(Err(unknown), Ok(6)).await, Ok(6));
+        assert_eq!(answer(Ok(4), Ok(6)).await, Ok(4));
     }
 
     #[test]
