@@ -106,6 +106,7 @@ pub enum BootstrapError {
 /// [`BootstrapError`]; except for disk faults half-way, nothing was changed then.
 pub async fn settle(store: &dyn Store, dir: &Path, given: &Given, now: Timestamp) -> Result<Given, BootstrapError> {
     let known = passwd::known_secret(dir, given)?;
+    let pin = pinned(given);
     for _ in 0..ATTEMPTS {
         let present = records(store).await?;
         let secret = match (&known, present.is_empty()) {
@@ -118,7 +119,7 @@ pub async fn settle(store: &dyn Store, dir: &Path, given: &Given, now: Timestamp
                 unlock(store, found.entry).await?;
                 continue;
             }
-            Some(found) => match take(store, found, &secret).await? {
+            Some(found) => match take(store, found, &secret, pin.as_deref()).await? {
                 Some(record) => record,
                 None => continue,
             },
@@ -128,7 +129,6 @@ pub async fn settle(store: &dyn Store, dir: &Path, given: &Given, now: Timestamp
                 None => continue,
             },
         };
-        check_pin(pinned(given).as_deref(), &record)?;
         disk::reconcile(dir, &record)?;
         return Ok(Given {
             token: Some(secret),
@@ -187,8 +187,15 @@ fn opened(found: &Found<'_>) -> Result<Record, BootstrapError> {
 }
 
 /// Opens a record, and seals it with the present secret if it was with an old one. `None`: somebody else did that.
-async fn take(store: &dyn Store, found: Found<'_>, secret: &Secret) -> Result<Option<Record>, BootstrapError> {
+async fn take(
+    store: &dyn Store,
+    found: Found<'_>,
+    secret: &Secret,
+    pin: Option<&str>,
+) -> Result<Option<Record>, BootstrapError> {
     let record = opened(&found)?;
+    // Before anything is written: another cluster's record stays as it is.
+    check_pin(pin, &record)?;
     if found.sealed_with == *secret {
         return Ok(Some(record));
     }

@@ -173,6 +173,26 @@ async fn records_of_old_k3s_servers_are_sealed_anew() {
     }
 }
 
+#[tokio::test]
+async fn a_token_of_another_cluster_leaves_an_old_record_as_it_lies() {
+    let (store, source, dir) = (Memory::new(), Scratch::new("boot-pin-source"), Scratch::new("boot-pin"));
+    start(&store, &source.0, Some("secret")).await.unwrap();
+    let entry = records(&store).await.unwrap().remove(0);
+    let content = Record::open(&Secret::new("secret"), &entry.value).unwrap();
+    let (store, old) = (Memory::new(), Secret::new(""));
+    create(&store, &record::key(&old), &content, &old).await.unwrap();
+    let shown = async || -> Vec<_> {
+        let all = records(&store).await.unwrap().into_iter();
+        all.map(|entry| (entry.key, entry.value, entry.revision)).collect()
+    };
+    let before = shown().await;
+    let foreign = format!("K10{}::server:secret", "0".repeat(64));
+    let error = start(&store, &dir.0, Some(&foreign)).await.err().unwrap();
+    assert!(matches!(error, BootstrapError::OtherCluster { .. }), "{error}");
+    assert_eq!(shown().await, before, "keys and values");
+    assert_eq!(std::fs::read_dir(&dir.0).unwrap().count(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_lock_of_a_k3s_server_that_died_is_waited_for_and_then_lifted() {
     let (store, dir) = (Memory::new(), Scratch::new("boot-lock"));
