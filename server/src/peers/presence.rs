@@ -59,6 +59,9 @@ impl Peers {
             // Between two renewals the others come and go.
             while Instant::now() < next {
                 tokio::select! {
+                    // After a stall of this process both are due, and the cache shows the others as they were before it:
+                    // who is judged by that looks dead. So first our own renewal, which brings the cache up to date.
+                    biased;
                     () = sleep_until(next) => break,
                     () = change(&self, &mut watch) => {}
                 }
