@@ -12,6 +12,7 @@ mod node;
 mod objects;
 mod patience;
 
+use std::error::Error;
 use std::future::Future;
 use std::io::{IsTerminal as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -474,23 +475,31 @@ fn write_kubeconfig(config: &Config, pki: &Pki, port: u16) -> anyhow::Result<()>
 }
 
 /// Looks after the server's own certificates while it runs. The clock may have jumped since the last look, and an
-/// operator may have taken files away (`k3s certificate rotate`): each look begins at what is on disk and what time it is.
+/// operator may have taken files away: each look begins at what is on disk and what time it is. So does the kubeconfig's:
+/// a write that failed, or a file that is gone, is made good at the next look, whichever certificates that one renews.
 async fn renew(config: Config, pki: Arc<Pki>, port: u16) {
     loop {
         sleep(LOOK).await;
         let (config, pki) = (config.clone(), Arc::clone(&pki));
-        let looked = tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<Own>> {
-            let renewed = pki.renew(Timestamp::now())?;
-            if renewed.contains(&Own::Admin) {
-                write_kubeconfig(&config, &pki, port)?;
-            }
-            Ok(renewed)
+        let looked = tokio::task::spawn_blocking(move || {
+            let renewed = pki.renew(Timestamp::now());
+            // Also when that failed: the administrator's may have been renewed before another one could not be.
+            (renewed, write_kubeconfig(&config, &pki, port))
         });
-        match looked.await {
-            Ok(Ok(renewed)) if renewed.is_empty() => {}
-            Ok(Ok(renewed)) => info!(certificates = ?renewed, "renewed the server's certificates; connections go on"),
-            Ok(Err(error)) => warn!(error = format!("{error:#}"), "cannot renew the server's certificates"),
-            Err(error) => warn!(error = %error, "the renewal of certificates was cut off"),
+        let (renewed, kubeconfig) = match looked.await {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                warn!(error = %error, "the renewal of certificates was cut off");
+                continue;
+            }
+        };
+        match renewed {
+            Ok(renewed) if renewed.is_empty() => {}
+            Ok(renewed) => info!(certificates = ?renewed, "renewed the server's certificates; connections go on"),
+            Err(error) => warn!(error = &error as &dyn Error, "cannot renew the server's certificates"),
+        }
+        if let Err(error) = kubeconfig {
+            warn!(error = format!("{error:#}"), "cannot bring the kubeconfig up to date");
         }
     }
 }
