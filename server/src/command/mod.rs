@@ -11,7 +11,7 @@ mod token;
 use agent::api::ApiError;
 use anyhow::anyhow;
 
-use crate::config::admin::{Admin, NodePasswordVerb, NodeVerb, TokenVerb};
+use crate::config::admin::{Admin, NodePasswordVerb, NodeVerb};
 
 /// Runs a command; the answer is to be printed.
 ///
@@ -19,10 +19,7 @@ use crate::config::admin::{Admin, NodePasswordVerb, NodeVerb, TokenVerb};
 /// What is wrong, and what to do.
 pub async fn run(admin: Admin) -> anyhow::Result<String> {
     match admin {
-        Admin::Token(command) => match command.verb {
-            TokenVerb::Generate => token::generate(),
-            verb => token::run(&kubeconfig::open(&command.cluster.kubeconfig)?, verb).await,
-        },
+        Admin::Token(command) => token::run(command).await,
         Admin::NodePassword(command) => {
             let cluster = kubeconfig::open(&command.cluster.kubeconfig)?;
             match command.verb {

@@ -9,20 +9,11 @@ use jiff::Timestamp;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde_json::{Value, json};
 
-use super::kubeconfig::Cluster;
-use super::{duration, failed, table};
-use crate::config::admin::{Output, TokenVerb};
+use super::{duration, failed, kubeconfig, table};
+use crate::config::admin::{Output, Token, TokenVerb};
 use crate::kinds::bootstrap_token::{self, BootstrapToken, PREFIX};
 
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
-
-/// A random token.
-///
-/// # Errors
-/// When the system has no randomness.
-pub fn generate() -> anyhow::Result<String> {
-    Ok(format!("{}\n", random()?.text().expose()))
-}
 
 fn random() -> anyhow::Result<Bootstrap> {
     let mut bytes = [0; 22];
@@ -31,13 +22,15 @@ fn random() -> anyhow::Result<Bootstrap> {
     Ok(bootstrap_token::from_random(bytes))
 }
 
-/// Runs what needs a server.
+/// Runs a verb; the answer is to be printed.
 ///
 /// # Errors
 /// What is wrong, and what to do.
-pub async fn run(cluster: &Cluster, verb: TokenVerb) -> anyhow::Result<String> {
-    match verb {
-        TokenVerb::Generate => generate(),
+pub async fn run(command: Token) -> anyhow::Result<String> {
+    // Not opened for all of them: a machine that only makes up a token may have no kubeconfig.
+    let open = || kubeconfig::open(&command.cluster.kubeconfig);
+    match command.verb {
+        TokenVerb::Generate => Ok(format!("{}\n", random()?.text().expose())),
         TokenVerb::Create {
             token,
             description,
@@ -45,6 +38,7 @@ pub async fn run(cluster: &Cluster, verb: TokenVerb) -> anyhow::Result<String> {
             ttl,
             usages,
         } => {
+            let cluster = open()?;
             let token = match token {
                 Some(text) => Bootstrap::parse(&text)
                     .context("a bootstrap token is six characters, a dot, and sixteen, of a-z and 0-9")?,
@@ -56,6 +50,7 @@ pub async fn run(cluster: &Cluster, verb: TokenVerb) -> anyhow::Result<String> {
             Ok(format!("{}\n", wanted.token.secure(&ca_hash(&cluster.ca)).expose()))
         }
         TokenVerb::List { output } => {
+            let cluster = open()?;
             let path = format!(
                 "{SECRETS}?fieldSelector=type%3D{}",
                 bootstrap_token::TYPE.replace('/', "%2F")
@@ -69,6 +64,7 @@ pub async fn run(cluster: &Cluster, verb: TokenVerb) -> anyhow::Result<String> {
             Ok(shown(&all, output, Timestamp::now()))
         }
         TokenVerb::Delete { tokens } => {
+            let cluster = open()?;
             let mut text = String::new();
             for token in tokens {
                 let id = id(&token)?;

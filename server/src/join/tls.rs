@@ -7,15 +7,14 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::CertificateDer;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 
-use super::certificate::{certificates, identity};
+use super::certificate::certificates;
 use super::pki::{Leaf, Own, Pki, PkiError};
-use crate::request::User;
 
 /// A certificate that handshakes show, and that can be replaced while connections are open.
 #[derive(Debug)]
@@ -93,18 +92,6 @@ impl Pki {
         Ok(Arc::new(config))
     }
 
-    /// Who holds this certificate chain (leaf first); `None` when the client authority did not sign it or it is not valid now.
-    pub fn identify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Option<User> {
-        let (leaf, intermediates) = chain.split_first()?;
-        self.verifier()
-            .ok()?
-            .verify_client_cert(leaf, intermediates, now)
-            .ok()?;
-        let (name, groups) = identity(leaf).ok()?;
-        let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
-        Some(User::new(&name, &groups))
-    }
-
     fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, PkiError> {
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots(self.client_authority())?), provider())
             .allow_unauthenticated()
@@ -133,12 +120,14 @@ fn fault(why: impl ToString) -> PkiError {
 mod tests {
     use rustls::client::WebPkiServerVerifier;
     use rustls::client::danger::ServerCertVerifier as _;
+    use rustls::pki_types::UnixTime;
 
     use super::*;
-    use crate::join::certificate::Wanted;
+    use crate::join::certificate::{Wanted, identity};
     use crate::join::files::Scratch;
     use crate::join::key::PrivateKey;
     use crate::join::pki::Names;
+    use crate::request::User;
 
     fn pki(scratch: &Scratch) -> Pki {
         let names = Names {
@@ -156,6 +145,16 @@ mod tests {
     }
 
     const NOW: u64 = 1_795_564_800;
+
+    /// Who a handshake with this chain (leaf first) makes the client, if it comes about.
+    fn caller(pki: &Pki, chain: &[CertificateDer<'_>], now: UnixTime) -> Option<User> {
+        let (leaf, intermediates) = chain.split_first()?;
+        let verifier = pki.verifier().unwrap();
+        verifier.verify_client_cert(leaf, intermediates, now).ok()?;
+        let (name, groups) = identity(leaf).unwrap();
+        let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+        Some(User::new(&name, &groups))
+    }
 
     #[test]
     fn clients_accept_the_serving_certificate_under_each_of_its_names() {
@@ -199,21 +198,21 @@ mod tests {
         let key = PrivateKey::generate().unwrap();
         let wanted = Wanted::client("system:node:box-2", &["system:nodes"]);
         let chain = certificates(&first.sign_client(&wanted, key.pair(), now).unwrap()).unwrap();
-        let user = first.identify(&chain, unix(NOW)).unwrap();
+        let user = caller(&first, &chain, unix(NOW)).unwrap();
         assert_eq!(user.name, "system:node:box-2");
         assert_eq!(user.groups, ["system:nodes", "system:authenticated"]);
-        assert_eq!(first.identify(&chain, unix(NOW + 366 * 86_400)), None, "expired");
-        assert_eq!(other.identify(&chain, unix(NOW)), None, "of another cluster");
-        assert_eq!(first.identify(&[], unix(NOW)), None);
+        assert_eq!(caller(&first, &chain, unix(NOW + 366 * 86_400)), None, "expired");
+        assert_eq!(caller(&other, &chain, unix(NOW)), None, "of another cluster");
+        assert_eq!(caller(&first, &[], unix(NOW)), None);
         let serving = certificates(&first.own(Own::Serving).unwrap().chain).unwrap();
         assert_eq!(
-            first.identify(&serving, unix(NOW)),
+            caller(&first, &serving, unix(NOW)),
             None,
             "a serving certificate is no client certificate"
         );
         let admin = certificates(&first.own(Own::Admin).unwrap().chain).unwrap();
         assert_eq!(
-            first.identify(&admin, unix(NOW)).unwrap().groups,
+            caller(&first, &admin, unix(NOW)).unwrap().groups,
             ["system:masters", "system:authenticated"]
         );
     }
