@@ -17,8 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::pulse::Pulse;
 use super::{EXPIRY, LEAD, NAMESPACE, Peers, RENEW, RETRY, held, stamp};
-use crate::cache::{Filter, From, Watch};
-use crate::request::What;
+use crate::cache::Filter;
 
 /// Name of the Lease.
 const NAME: &str = "k3s";
@@ -129,7 +128,7 @@ impl Peers {
             let until = end.map_or(wake, |end| end.min(wake));
             tokio::select! {
                 () = sleep_until(until) => {}
-                () = change(&self, &mut watch) => {}
+                () = self.change(filter(), &mut watch) => {}
             }
         }
     }
@@ -155,7 +154,7 @@ impl Peers {
         // A datastore that stalls must not keep us from noticing that our time is up.
         let deadline = election.leads_until().filter(|end| *end > sent).unwrap_or(sent + RENEW);
         match timeout_at(deadline, self.hold(lease.as_ref(), self.lead(lease.as_ref()))).await {
-            Ok(Ok(_)) => {
+            Ok(Ok(())) => {
                 election.won(sent);
                 sent + RENEW
             }
@@ -185,8 +184,8 @@ impl Peers {
             spec.insert("leaseDurationSeconds".to_owned(), 1.into());
         }
         match self.hold(Some(&lease), given_up).await {
-            Err(status) if !status.is(Reason::Conflict) => Err(status),
-            _ => Ok(()),
+            Err(status) if status.is(Reason::Conflict) => Ok(()),
+            outcome => outcome,
         }
     }
 
@@ -212,24 +211,10 @@ impl Peers {
     }
 }
 
-/// Resolves when the Lease has changed. Without a watch there is still the clock.
-async fn change(peers: &Peers, watch: &mut Option<Watch>) {
-    if watch.is_none() {
-        let filter = Filter {
-            fields: Fields::parse(&format!("metadata.name={NAME}")).unwrap_or_default(),
-            ..Filter::default()
-        };
-        let opened = peers.client.watch(What::LEASES, Some(NAMESPACE), filter, From::Now);
-        *watch = opened.await.ok();
-    }
-    match watch {
-        None => std::future::pending().await,
-        Some(open) => {
-            if open.next().await.is_none() {
-                *watch = None;
-                sleep_until(Instant::now() + RETRY).await;
-            }
-        }
+fn filter() -> Filter {
+    Filter {
+        fields: Fields::parse(&format!("metadata.name={NAME}")).unwrap_or_default(),
+        ..Filter::default()
     }
 }
 

@@ -23,9 +23,10 @@ use jiff::Timestamp;
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::warn;
 
+use crate::cache::{self, Filter, Watch};
 use crate::request::{Api, Client, DeleteOptions, What};
 
 pub use endpoints::reconcile as reconcile_endpoints;
@@ -99,9 +100,9 @@ impl Peers {
     }
 
     /// Writes a Lease of this server's over the one that is there, or where there is none; never over one that was not seen.
-    async fn hold(&self, present: Option<&Value>, mut wanted: Value) -> Result<Value, Status> {
+    async fn hold(&self, present: Option<&Value>, mut wanted: Value) -> Result<(), Status> {
         let name = text(&wanted, &["metadata", "name"]).to_owned();
-        match present {
+        let answer = match present {
             None => self.client.create(What::LEASES, NAMESPACE, wanted).await,
             Some(present) => {
                 let revision = text(present, &["metadata", "resourceVersion"]);
@@ -110,7 +111,8 @@ impl Peers {
                 }
                 self.client.update(What::LEASES, NAMESPACE, &name, wanted).await
             }
-        }
+        };
+        answer.map(drop)
     }
 
     /// A Lease, as the cache has it.
@@ -119,6 +121,25 @@ impl Peers {
             Ok(lease) => Ok(Some(lease)),
             Err(status) if status.is(Reason::NotFound) => Ok(None),
             Err(status) => Err(status),
+        }
+    }
+
+    /// Resolves when one of these Leases has changed. Without a watch nothing is lost: there is still the clock.
+    async fn change(&self, leases: Filter, watch: &mut Option<Watch>) {
+        if watch.is_none() {
+            let opened = self
+                .client
+                .watch(What::LEASES, Some(NAMESPACE), leases, cache::From::Now);
+            *watch = opened.await.ok();
+        }
+        match watch {
+            None => std::future::pending().await,
+            Some(open) => {
+                if open.next().await.is_none() {
+                    *watch = None;
+                    sleep(RETRY).await;
+                }
+            }
         }
     }
 

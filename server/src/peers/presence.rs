@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::pulse::Pulses;
 use super::{EXPIRY, NAMESPACE, Peers, RENEW, RETRY, endpoints, held, stamp};
-use crate::cache::{Filter, From, Watch};
+use crate::cache::Filter;
 use crate::request::What;
 
 const LABEL: &str = "apiserver.kubernetes.io/identity";
@@ -63,7 +63,7 @@ impl Peers {
                     // who is judged by that looks dead. So first our own renewal, which brings the cache up to date.
                     biased;
                     () = sleep_until(next) => break,
-                    () = change(&self, &mut watch) => {}
+                    () = self.change(filter(), &mut watch) => {}
                 }
                 if !trouble && let Err(status) = bounded(self.tend(&mut pulses)).await {
                     warn!(error = %status, "cannot correct the endpoints of the servers");
@@ -135,7 +135,7 @@ impl Peers {
                 "annotations": { ADDRESS: self.address.to_string() } },
             "spec": held(&self.holder, &acquired, 0),
         });
-        self.hold(present.as_ref(), lease).await.map(drop)
+        self.hold(present.as_ref(), lease).await
     }
 
     async fn leases(&self) -> Result<Vec<Value>, Status> {
@@ -160,21 +160,4 @@ fn filter() -> Filter {
 fn address(lease: &Value) -> Option<SocketAddr> {
     let annotations = lease.get("metadata")?.get("annotations")?;
     annotations.get(ADDRESS)?.as_str()?.parse().ok()
-}
-
-/// Resolves when a Lease of a server has changed. Without a watch nothing is lost: the next renewal looks, too.
-async fn change(peers: &Peers, watch: &mut Option<Watch>) {
-    if watch.is_none() {
-        let opened = peers.client.watch(What::LEASES, Some(NAMESPACE), filter(), From::Now);
-        *watch = opened.await.ok();
-    }
-    match watch {
-        None => std::future::pending().await,
-        Some(open) => {
-            if open.next().await.is_none() {
-                *watch = None;
-                sleep_until(Instant::now() + RETRY).await;
-            }
-        }
-    }
 }

@@ -162,9 +162,7 @@ async fn live_servers_are_the_endpoints_and_a_dead_one_is_missed_in_time() {
     assert!(took <= NOTICED, "{took:?}");
     let took = until(async || b.leads()).await;
     assert!(took <= NOTICED, "{took:?}");
-    let leases = b
-        .client
-        .list(What::LEASES, Some(NAMESPACE), crate::cache::Filter::default());
+    let leases = b.client.list(What::LEASES, Some(NAMESPACE), Filter::default());
     assert_eq!(leases.await.unwrap().items.len(), 2, "its own and the lead's");
     let a = Server::start(&store, A).await;
     assert_eq!(a.servers().await, both());
