@@ -62,6 +62,7 @@ mod tests {
                 "config",
                 "controllers",
                 "store",
+                "peers",
             ],
         ),
         ("addons", &["cache", "request"]),

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::wire::join::{NODE_IP, NODE_NAME, NODE_PASSWORD};
-use agent::wire::object::{list, text};
 use agent::wire::selector::is_dns_subdomain;
 use agent::wire::status::{Reason, Status};
 use bytes::Bytes;
@@ -33,7 +32,8 @@ use super::pki::Pki;
 use super::register::{Claim, Refusal, Register};
 use super::route::{self, Certificate, NODES_GROUP, Route};
 use crate::http::{Body, Front, Peer, Upgrades, empty, encode, full};
-use crate::request::{Client, User, What};
+use crate::peers;
+use crate::request::{Client, User};
 
 /// A certificate request is a few hundred bytes; RSA keys and long subjects a few thousand.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -162,11 +162,10 @@ impl Supervisor {
 
     /// `host:port` of all servers, from the endpoints of `default/kubernetes`; ourselves while there are none.
     async fn servers(&self) -> Vec<String> {
-        let endpoints = self.parts.client.get(What::ENDPOINTS, "default", "kubernetes").await;
-        let found = endpoints.map(|object| addresses(&object)).unwrap_or_default();
+        let found = peers::present_endpoints(&self.parts.client).await.unwrap_or_default();
         match found.is_empty() {
             true => vec![self.parts.advertised.clone()],
-            false => found,
+            false => found.iter().map(ToString::to_string).collect(),
         }
     }
 
@@ -321,24 +320,6 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     (!value.is_empty()).then_some(value)
 }
 
-/// `ip:port` of every address of an Endpoints object.
-fn addresses(endpoints: &Value) -> Vec<String> {
-    let mut all = Vec::new();
-    for subset in list(endpoints, &["subsets"]) {
-        let port = list(subset, &["ports"])
-            .first()
-            .and_then(|port| port.get("port")?.as_u64());
-        for address in list(subset, &["addresses"]) {
-            match (text(address, &["ip"]), port) {
-                ("", _) | (_, None) => {}
-                (v6, Some(port)) if v6.contains(':') => all.push(format!("[{v6}]:{port}")),
-                (v4, Some(port)) => all.push(format!("{v4}:{port}")),
-            }
-        }
-    }
-    all
-}
-
 /// Checks the opening handshake (RFC 6455, 4.2.1); answers with the value of `Sec-WebSocket-Accept`.
 fn websocket<B>(request: &Request<B>) -> Result<HeaderValue, Status> {
     let bad = |why: &str| Status::failure(Reason::BadRequest, why);
@@ -379,8 +360,6 @@ fn with_type(bytes: impl Into<Bytes>, kind: &'static str) -> Response<Body> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -432,14 +411,6 @@ mod tests {
         assert_eq!(own_name(&User::new("system:node:pi", &["system:nodes"])), Some("pi"));
         assert_eq!(own_name(&User::new("system:node:pi", &[])), None, "not in the group");
         assert_eq!(own_name(&User::new("node", &["k3s:agent"])), None);
-    }
-
-    #[test]
-    fn servers_are_read_from_the_endpoints() {
-        let object = json!({"subsets": [{"addresses": [{"ip": "192.0.2.1"}, {"ip": "fd00::1"}],
-            "ports": [{"name": "https", "port": 6443}]}, {"addresses": [{"ip": "192.0.2.3"}]}]});
-        assert_eq!(addresses(&object), ["192.0.2.1:6443", "[fd00::1]:6443"]);
-        assert!(addresses(&json!({})).is_empty());
     }
 
     #[test]

@@ -45,6 +45,9 @@ pub async fn reconcile(client: &Client, servers: &BTreeSet<SocketAddr>) -> Resul
 }
 
 /// The servers that the endpoints name now.
+///
+/// # Errors
+/// What the API says; that there are no endpoints is none.
 pub async fn present(client: &Client) -> Result<BTreeSet<SocketAddr>, Status> {
     match client.get(What::ENDPOINTS, NAMESPACE, NAME).await {
         Ok(endpoints) => Ok(addresses(&endpoints)),
@@ -191,6 +194,15 @@ mod tests {
         assert_eq!(slices.keys().collect::<Vec<_>>(), ["kubernetes"]);
         assert_eq!(slices["kubernetes"]["endpoints"].as_array().unwrap().len(), 2);
         assert_eq!(addresses(&endpoints), all, "and are read back");
+    }
+
+    #[test]
+    fn servers_are_read_from_the_endpoints() {
+        let object = json!({"subsets": [{"addresses": [{"ip": "192.0.2.1"}, {"ip": "fd00::1"}],
+            "ports": [{"name": "https", "port": 6443}]}, {"addresses": [{"ip": "192.0.2.3"}]}]});
+        let found: Vec<_> = addresses(&object).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["192.0.2.1:6443", "[fd00::1]:6443"]);
+        assert!(addresses(&json!({})).is_empty());
     }
 
     #[test]

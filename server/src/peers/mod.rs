@@ -29,7 +29,7 @@ use tracing::warn;
 use crate::cache::{self, Filter, Watch};
 use crate::request::{Api, Client, DeleteOptions, What};
 
-pub use endpoints::reconcile as reconcile_endpoints;
+pub use endpoints::{present as present_endpoints, reconcile as reconcile_endpoints};
 use fence::Fence;
 
 /// Between two writes of a Lease that this server holds: a few hundred bytes each in the shared datastore.
