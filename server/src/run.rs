@@ -1,8 +1,12 @@
 //! Starts the server's parts in order and stops them in reverse.
 //!
-//! data directory → store → the cluster's identity, certificates and secrets → cache → registry → API → listener → first objects → ready →
-//! controllers, scheduler, upkeep → this machine's node. [`Server`] is all but the node, so that tests run it whole;
-//! [`run`] is what `k3s server` does. Stopping leaves pods running: whoever starts next takes them up again.
+//! data directory → store → port → the cluster's identity, certificates and secrets → cache → registry → API → listener →
+//! first objects → ready → controllers, scheduler, upkeep → this machine's node. [`Server`] is all but the node, so that
+//! tests run it whole; [`run`] is what `k3s server` does. Stopping leaves pods running: whoever starts next takes them up
+//! again.
+//!
+//! While the store cannot be opened, connections are refused. Once it is open the port is bound, so that a port in use is
+//! told at once; should the datastore go away then, before the listener runs, connections hang in the port's backlog.
 
 mod address;
 mod data_dir;
