@@ -168,7 +168,8 @@ pub trait Store: Send + Sync + 'static {
     /// A range, as of now or as of `at`.
     fn list(&self, range: Range, at: Option<Revision>) -> BoxFuture<'_, Result<Snapshot, StoreError>>;
 
-    /// Every event after `from`, from the log and then live.
+    /// Every event after `from`, from the log and then live. What the log holds when this is asked is in the tail when
+    /// it is answered, to be had without waiting: who has taken that is as new as the log was.
     fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>>;
 
     /// Forgets what only revisions before `oldest` could show.

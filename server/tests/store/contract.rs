@@ -231,7 +231,8 @@ pub async fn a_watch_misses_and_repeats_nothing(backend: &dyn Backend) {
     let mut late = store.watch(from).await.unwrap();
     let last = shown.last().unwrap();
     loop {
-        let batch = late.recv().await.unwrap();
+        // What the log holds is there without waiting.
+        let batch = late.try_recv().unwrap();
         if batch.last().map(show).as_ref() == Some(last) {
             break;
         }

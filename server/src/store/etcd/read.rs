@@ -129,13 +129,13 @@ fn probe(at: Revision) -> RangeRequest {
     }
 }
 
-/// Whether the state at a revision can still be had.
+/// Whether the state at a revision can still be had. Returns the newest revision.
 ///
 /// # Errors
 /// [`StoreError::Compacted`], [`StoreError::Future`], or that etcd does not answer.
-pub async fn reachable(client: &Client, asked: Revision) -> Result<(), StoreError> {
+pub async fn reachable(client: &Client, asked: Revision) -> Result<Revision, StoreError> {
     match range(client, &probe(asked.max(Revision::new(1)))).await {
-        Ok(_) => Ok(()),
+        Ok(answer) => Ok(Revision::new(answer.revision())),
         Err(problem) => Err(explain(client, asked, problem).await),
     }
 }

@@ -92,8 +92,9 @@ struct Stream {
 }
 
 impl Stream {
-    /// Opens one for what follows `from`, and looks whether `from` can still be had.
-    async fn open(client: &Client, from: Revision) -> Result<Self, StoreError> {
+    /// Opens one for what follows `from`, and looks whether `from` can still be had. With it comes the revision that was
+    /// the newest once the stream was open.
+    async fn open(client: &Client, from: Revision) -> Result<(Self, Revision), StoreError> {
         let until = Instant::now() + PATIENCE;
         let opening = async {
             let mut stream = Self::begin(client, from, from.next(), until).await?;
@@ -102,20 +103,21 @@ impl Stream {
         };
         let late = || StreamError::Failure(Failure::Broken(format!("{METHOD}: no answer in time")));
         let opened = timeout_at(until.into(), opening).await.unwrap_or_else(|_| Err(late()));
-        let stream = match opened {
-            Ok(stream) => stream,
-            Err(StreamError::Ended(Ended::Compacted(oldest))) => {
-                return Err(StoreError::Compacted { asked: from, oldest });
-            }
-            Err(StreamError::Ended(Ended::Refused(why))) => {
-                return Err(StoreError::Unavailable(format!(
-                    "etcd ends the watch of all keys: {why}"
-                )));
-            }
-            Err(StreamError::Failure(failure)) => return Err(read::explain(client, from, failure).await),
-        };
-        read::reachable(client, from).await?;
-        Ok(stream)
+        match opened {
+            Ok(stream) => Ok((stream, read::reachable(client, from).await?)),
+            Err(error) => Err(error.explain(client, from).await),
+        }
+    }
+
+    /// The changes up to `newest`, which is committed: all of them come, if nothing breaks.
+    async fn backlog(&mut self, newest: Revision) -> Result<Vec<Change>, StreamError> {
+        let mut backlog = Vec::new();
+        // etcd begins at revision 1, and nothing was written in that.
+        while self.assembly.last < newest && newest > Revision::new(1) {
+            let late = |_| StreamError::Failure(Failure::Broken(format!("{METHOD}: the log does not come in time")));
+            backlog.extend(timeout(PATIENCE, self.answer()).await.map_err(late)??);
+        }
+        Ok(backlog)
     }
 
     async fn begin(client: &Client, last: Revision, start: Revision, until: Instant) -> Result<Self, StreamError> {
@@ -186,10 +188,31 @@ impl From<Failure> for StreamError {
     }
 }
 
+impl StreamError {
+    /// What it is to whoever asked for what follows `from`.
+    async fn explain(self, client: &Client, from: Revision) -> StoreError {
+        match self {
+            Self::Ended(Ended::Compacted(oldest)) => StoreError::Compacted { asked: from, oldest },
+            Self::Ended(Ended::Refused(why)) => {
+                StoreError::Unavailable(format!("etcd ends the watch of all keys: {why}"))
+            }
+            Self::Failure(failure) => read::explain(client, from, failure).await,
+        }
+    }
+}
+
 /// A watch, and what must run for it to go on.
 pub async fn watch(client: Arc<Client>, from: Revision) -> Result<(Tail, impl Future<Output = ()> + Send), StoreError> {
-    let stream = Stream::open(&client, from).await?;
+    let (mut stream, newest) = Stream::open(&client, from).await?;
+    let backlog = match stream.backlog(newest).await {
+        Ok(backlog) => backlog,
+        Err(error) => return Err(error.explain(&client, from).await),
+    };
     let (sender, tail) = mpsc::channel(BEHIND);
+    if !backlog.is_empty() {
+        // The channel is empty: there is room.
+        let _ = sender.try_send(keys::events(backlog).into());
+    }
     Ok((tail, follow(client, stream, sender)))
 }
 
@@ -233,7 +256,7 @@ async fn open_anew(client: &Client, last: Revision) -> Option<Stream> {
     let mut delay = RETRY_FIRST;
     loop {
         match Stream::open(client, last).await {
-            Ok(stream) => {
+            Ok((stream, _)) => {
                 info!(revision = %last, "following the log again");
                 return Some(stream);
             }
@@ -262,7 +285,7 @@ pub async fn find(
     let reading = async {
         loop {
             let mut stream = match Stream::open(client, since).await {
-                Ok(stream) => stream,
+                Ok((stream, _)) => stream,
                 Err(StoreError::Unavailable(_)) => {
                     tokio::time::sleep(RETRY_FIRST).await;
                     continue;

@@ -9,9 +9,11 @@ use agent::units::Revision;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::json;
+use server::cache::{Cache, Filter, Index};
 use server::store::endpoint::{self, Tls};
 use server::store::{Expect, OpenError, Store, StoreError, open};
 use tests::database::etcd::{Etcd, Form};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use self::cutter::Cutter;
@@ -185,6 +187,38 @@ async fn a_log_that_lost_what_was_seen_ends_its_watches() {
     assert!(over.is_none(), "it cannot go on from what is no more: {over:?}");
     assert!(matches!(store.watch(seen).await, Err(StoreError::Future { .. })));
     assert_eq!(state(&*store, "/a", None).await.unwrap(), [format!("/a=1@{first}")]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_shows_at_once_what_was_written_before_it_began() {
+    let etcd = Etcd::start().unwrap();
+    let store = open_at(&etcd.endpoint(), &etcd).await;
+    let empty = Cache::start(
+        Arc::clone(&store),
+        Arc::new(|_, _| Index::default()),
+        &mut JoinSet::new(),
+    )
+    .await;
+    assert_eq!(
+        empty.unwrap().revision(),
+        store.revision().await.unwrap(),
+        "no event to wait for"
+    );
+    for number in 0..50 {
+        let key = format!("/registry/things/{number:02}");
+        store
+            .write(put(&key, Expect::Absent, r#"{"metadata":{}}"#))
+            .await
+            .unwrap();
+    }
+    let another = open_at(&etcd.endpoint(), &etcd).await;
+    let mut tasks = JoinSet::new();
+    let cache = Cache::start(another, Arc::new(|_, _| Index::default()), &mut tasks)
+        .await
+        .unwrap();
+    let page = cache.list("/registry/", &Filter::default(), None, None, None).unwrap();
+    assert_eq!(page.items.len(), 50);
+    assert_eq!(page.revision, store.revision().await.unwrap());
 }
 
 #[tokio::test]
