@@ -89,6 +89,8 @@ struct Stream {
     _requests: mpsc::Sender<Bytes>,
     answers: Answers,
     assembly: Assembly,
+    /// Found behind a batch that was still given. etcd says once that a watch is over, and keeps the call open.
+    ended: Option<StreamError>,
 }
 
 impl Stream {
@@ -134,11 +136,15 @@ impl Stream {
             _requests: requests,
             answers,
             assembly: Assembly::new(last),
+            ended: None,
         })
     }
 
     /// The changes of the next answer: none if it has none.
     async fn answer(&mut self) -> Result<Vec<Change>, StreamError> {
+        if let Some(ended) = self.ended.take() {
+            return Err(ended);
+        }
         let broken = |why: String| StreamError::Failure(Failure::Broken(format!("{METHOD}: {why}")));
         let answer = self
             .answers
@@ -157,22 +163,33 @@ impl Stream {
     /// The next changes and all that are here with them.
     async fn batch(&mut self) -> Result<Vec<Change>, StreamError> {
         loop {
-            let mut batch = self.answer().await?;
-            while !batch.is_empty()
-                && batch.len() < BATCH
-                && let Some(answer) = self.answers.ready()?
-            {
-                match self.assemble(answer) {
-                    Ok(changes) => batch.extend(changes),
-                    // What came before it counts; the stream tells again.
-                    Err(_) => return Ok(batch),
-                }
-            }
-            if !batch.is_empty() {
+            let first = self.answer().await?;
+            if !first.is_empty() {
+                let (batch, ended) = with_what_is_here(first, || match self.answers.ready()? {
+                    Some(answer) => self.assemble(answer).map(Some),
+                    None => Ok(None),
+                });
+                self.ended = ended;
                 return Ok(batch);
             }
         }
     }
+}
+
+/// A batch with what can be added without waiting, and why no more will come, if that was found: what came before counts.
+/// Pure.
+fn with_what_is_here<E>(
+    mut batch: Vec<Change>,
+    mut next: impl FnMut() -> Result<Option<Vec<Change>>, E>,
+) -> (Vec<Change>, Option<E>) {
+    while batch.len() < BATCH {
+        match next() {
+            Ok(Some(changes)) => batch.extend(changes),
+            Ok(None) => break,
+            Err(error) => return (batch, Some(error)),
+        }
+    }
+    (batch, None)
 }
 
 /// Why a stream gives no more.
@@ -381,6 +398,23 @@ mod tests {
         let mut assembly = Assembly::new(Revision::new(6));
         assert_eq!(revisions(&assembly.take(answer(&[5, 6, 7, 7], false)).unwrap()), [7, 7]);
         assert!(assembly.take(answer(&[], false)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_came_before_the_end_of_a_watch_is_given_and_then_the_end() {
+        let mut assembly = Assembly::new(Revision::new(4));
+        let first = assembly.take(answer(&[5], false)).unwrap();
+        let compacted = WatchResponse {
+            canceled: true,
+            compact_revision: 9,
+            ..WatchResponse::default()
+        };
+        let mut here = vec![answer(&[6, 7], false), compacted, answer(&[8], false)].into_iter();
+        let (batch, ended) = with_what_is_here(first, || here.next().map(|next| assembly.take(next)).transpose());
+        assert_eq!(revisions(&batch), [5, 6, 7]);
+        assert_eq!(ended, Some(Ended::Compacted(Revision::new(9))));
+        let (batch, ended) = with_what_is_here(batch, || Ok::<_, Ended>(None));
+        assert_eq!((batch.len(), ended), (3, None));
     }
 
     #[test]
