@@ -10,7 +10,7 @@ use super::super::{Durability, StoreError, Write};
 use super::database::{Locked, Row, Stamp};
 
 /// A batch, decided.
-#[derive(Clone, Debug)]
+#[derive(Debug, Default)]
 pub struct Decided {
     /// The counter before.
     pub before: Revision,

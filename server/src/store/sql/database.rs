@@ -43,7 +43,7 @@ impl From<Fault> for StoreError {
 }
 
 /// Which batch of which server wrote a row: a row with the same revision and another stamp belongs to another history.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Stamp(pub i64);
 
 /// The named revisions.

@@ -132,18 +132,8 @@ impl<D: Database> Writer<D> {
                 Err(fault) if doubt.is_none() => return Err(fault),
                 Err(fault) => fault,
             };
-            match fault {
-                Fault::Refused(_) | Fault::Full => return Err(fault),
-                Fault::Lost(text) if Instant::now() >= deadline => {
-                    let undecided = if doubt.is_some() {
-                        "; the write may have happened"
-                    } else {
-                        ""
-                    };
-                    return Err(Fault::Lost(format!("{text}{undecided}")));
-                }
-                Fault::Again(_) if Instant::now() >= deadline => return Err(fault),
-                Fault::Lost(_) | Fault::Again(_) => {}
+            if let Some(answer) = verdict(fault, doubt.is_some(), Instant::now() >= deadline) {
+                return Err(answer);
             }
             let wait = self
                 .connector
@@ -164,6 +154,17 @@ impl<D: Database> Writer<D> {
             });
         }
         decided.answers
+    }
+}
+
+/// What writes are told after a failed attempt; `None`: try again. Pure.
+///
+/// While it is in doubt whether an earlier attempt was committed, no fault of a later one says that it was not.
+fn verdict(fault: Fault, in_doubt: bool, late: bool) -> Option<Fault> {
+    match fault {
+        fault if in_doubt => late.then(|| Fault::Lost(format!("{fault}; the write may have happened"))),
+        Fault::Refused(_) | Fault::Full => Some(fault),
+        Fault::Lost(_) | Fault::Again(_) => late.then_some(fault),
     }
 }
 
@@ -189,7 +190,7 @@ fn size_of(write: &Write) -> usize {
     write.key.len().saturating_add(value)
 }
 
-/// One transaction. Leaves in `doubt` what may have been committed when it fails.
+/// One transaction. Leaves in `doubt` what may have been committed when it fails, or is dropped.
 async fn attempt<L: Link>(
     link: &mut L,
     common: &Common,
@@ -201,7 +202,9 @@ async fn attempt<L: Link>(
         // Whoever had the lock is done: it is in the log now, or never will be.
         if link.stamp(decided.before.next()).await? == Some(decided.stamp) {
             link.release().await?;
-            return Ok(decided.clone());
+            let decided = std::mem::take(decided);
+            *doubt = None;
+            return Ok(decided);
         }
         *doubt = None;
     }
@@ -216,10 +219,50 @@ async fn attempt<L: Link>(
         link.release().await?;
         return Ok(decided);
     }
-    *doubt = Some(decided.clone());
+    let decided = doubt.insert(decided);
     let committed = link.commit(&decided.rows, decided.newest).await;
-    if !matches!(committed, Err(Fault::Lost(_))) {
-        *doubt = None;
+    match committed {
+        Ok(()) => {
+            let decided = std::mem::take(decided);
+            *doubt = None;
+            Ok(decided)
+        }
+        Err(fault @ Fault::Lost(_)) => Err(fault),
+        Err(fault @ (Fault::Again(_) | Fault::Refused(_) | Fault::Full)) => {
+            *doubt = None;
+            Err(fault)
+        }
     }
-    committed.map(|()| decided)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_fault_says_that_a_write_in_doubt_did_not_happen() {
+        let faults = || {
+            let text = || "gone".to_owned();
+            [
+                Fault::Lost(text()),
+                Fault::Again(text()),
+                Fault::Refused(text()),
+                Fault::Full,
+            ]
+        };
+        for fault in faults() {
+            assert!(verdict(fault.clone(), true, false).is_none(), "{fault:?}");
+            let told = verdict(fault.clone(), true, true);
+            let in_doubt = matches!(&told, Some(Fault::Lost(text)) if text.ends_with("; the write may have happened"));
+            assert!(in_doubt, "{fault:?}: {told:?}");
+        }
+        let told = |late| faults().map(|fault| verdict(fault, false, late).map(|fault| fault.to_string()));
+        let (gone, full) = (|| Some("gone".to_owned()), || Some(Fault::Full.to_string()));
+        assert_eq!(
+            told(false),
+            [None, None, gone(), full()],
+            "what cannot change ends at once"
+        );
+        assert_eq!(told(true), [gone(), gone(), gone(), full()]);
+    }
 }
