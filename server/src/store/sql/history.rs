@@ -73,7 +73,9 @@ pub fn step(position: Revision, page: &Page) -> Step {
         next = next.next();
         row.event.revision == next
     });
-    if dense && page.marks.oldest <= position {
+    // At the end of the log compaction leaves no later row that would show the hole: a tombstone may be gone.
+    let forgotten = page.rows.is_empty() && page.marks.compacted > position;
+    if dense && !forgotten && page.marks.oldest <= position {
         Step::GoOn
     } else {
         Step::Cut
@@ -162,5 +164,13 @@ mod tests {
         assert_eq!(step(at, &page(&[5, 7], 0)), Step::Cut);
         assert_eq!(step(at, &page(&[5, 6], 5)), Step::Cut);
         assert_eq!(step(at, &page(&[], 5)), Step::Cut);
+        let compacted = |rows: &[u64], compacted| {
+            let mut page = page(rows, 0);
+            page.marks.compacted = Revision::new(compacted);
+            page
+        };
+        assert_eq!(step(at, &compacted(&[], 4)), Step::GoOn);
+        assert_eq!(step(at, &compacted(&[], 5)), Step::Cut, "a tombstone was the last row");
+        assert_eq!(step(at, &compacted(&[5, 6], 5)), Step::GoOn);
     }
 }
