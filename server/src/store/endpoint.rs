@@ -53,8 +53,13 @@ pub enum Place {
         /// Port.
         port: u16,
     },
-    /// A socket: for MySQL the file, for PostgreSQL the folder it is in.
-    Unix(PathBuf),
+    /// A socket.
+    Unix {
+        /// For MySQL the file, for PostgreSQL the folder it is in.
+        path: PathBuf,
+        /// PostgreSQL's file is named after its port; if none is given, after the usual one.
+        port: Option<u16>,
+    },
 }
 
 /// `--datastore-cafile`, `--datastore-certfile` and `--datastore-keyfile`.
@@ -151,10 +156,13 @@ fn postgres(rest: &str) -> Result<Database, EndpointError> {
     let user = decoded(user)?;
     let mut places = Vec::new();
     for host in hosts.split(',') {
-        places.push(match decoded(host)? {
-            folder if folder.starts_with('/') => Place::Unix(folder.into()),
-            _ => tcp(host, "localhost", 5432).ok_or(wrong("a port that is not a number"))?,
-        });
+        let place = if decoded(host)?.starts_with('/') {
+            let (folder, number) = host.split_once(':').unwrap_or((host, ""));
+            folder_of_socket(decoded(folder)?, number)
+        } else {
+            tcp(host, "localhost", 5432)
+        };
+        places.push(place.ok_or(wrong("a port that is not a number"))?);
     }
     let mut database = Database {
         user: if user.is_empty() { "postgres".to_owned() } else { user },
@@ -170,7 +178,7 @@ fn postgres(rest: &str) -> Result<Database, EndpointError> {
             "user" => database.user = value,
             "password" => database.password = Some(Secret::new(value)),
             "dbname" => database.name = value,
-            "host" if value.starts_with('/') => database.places = vec![Place::Unix(value.into())],
+            "host" if value.starts_with('/') => database.places = folder_of_socket(value, "").into_iter().collect(),
             "host" => database.places = vec![tcp(&value, "localhost", 5432).ok_or(wrong("a host that is none"))?],
             "port" => port = Some(value.parse().map_err(|_| wrong("a port that is not a number"))?),
             _ => database.options.push((key, value)),
@@ -178,8 +186,9 @@ fn postgres(rest: &str) -> Result<Database, EndpointError> {
     }
     if let Some(number) = port {
         for place in &mut database.places {
-            if let Place::Tcp { port, .. } = place {
-                *port = number;
+            match place {
+                Place::Tcp { port, .. } => *port = number,
+                Place::Unix { port, .. } => *port = Some(number),
             }
         }
     }
@@ -211,10 +220,10 @@ fn mysql(rest: &str, has_tls: bool) -> Result<Database, EndpointError> {
         None => (place, ""),
     };
     let place = match (protocol, at) {
-        ("", "") if empty && !has_tls => Place::Unix("/var/run/mysqld/mysqld.sock".into()),
+        ("", "") if empty && !has_tls => socket("/var/run/mysqld/mysqld.sock"),
         ("" | "tcp", at) => tcp(at, "127.0.0.1", 3306).ok_or(wrong("a port that is not a number"))?,
-        ("unix", "") => Place::Unix("/tmp/mysql.sock".into()),
-        ("unix", at) => Place::Unix(at.into()),
+        ("unix", "") => socket("/tmp/mysql.sock"),
+        ("unix", at) => socket(at),
         _ => return Err(wrong("an address that is neither tcp(…) nor unix(…)")),
     };
     Ok(Database {
@@ -224,6 +233,23 @@ fn mysql(rest: &str, has_tls: bool) -> Result<Database, EndpointError> {
         name: if name.is_empty() { DATABASE } else { name }.to_owned(),
         options,
     })
+}
+
+/// Where PostgreSQL's sockets lie, and the port that one of them is named after, if it is said.
+fn folder_of_socket(folder: String, port: &str) -> Option<Place> {
+    let port = if port.is_empty() {
+        None
+    } else {
+        Some(port.parse().ok()?)
+    };
+    let path = folder.into();
+    Some(Place::Unix { path, port })
+}
+
+/// MySQL's socket.
+fn socket(file: &str) -> Place {
+    let path = file.into();
+    Place::Unix { path, port: None }
 }
 
 /// `host:port`, `[v6]:port`, `host` or nothing; a missing part is filled in.
@@ -317,7 +343,18 @@ mod tests {
             [tcp_place("a", 5432), tcp_place("fd00::2", 6000)]
         );
         let options = database("postgres://me@/x?host=/run/postgresql&sslmode=disable&options=-c%20a%3Db");
-        assert_eq!(options.places, [Place::Unix("/run/postgresql".into())]);
+        assert_eq!(options.places, [socket("/run/postgresql")]);
+        for text in [
+            "postgres://me@/x?host=/run/postgresql&port=5433",
+            "postgres://me@/x?port=5433&host=/run/postgresql",
+            "postgres://me@%2Frun%2Fpostgresql:5433/x",
+        ] {
+            let place = Place::Unix {
+                path: "/run/postgresql".into(),
+                port: Some(5433),
+            };
+            assert_eq!(database(text).places, [place], "{text}");
+        }
         assert_eq!(
             options.options,
             [
@@ -334,7 +371,7 @@ mod tests {
         assert_eq!(places, [tcp_place("db", 3307)]);
         assert_eq!(
             database("mysql://k3s@unix(/run/my.sock)/").places,
-            [Place::Unix("/run/my.sock".into())]
+            [socket("/run/my.sock")]
         );
         assert_eq!(
             database("mysql://k3s@tcp([fd00::2]:3306)/").places,
@@ -343,7 +380,7 @@ mod tests {
         assert_eq!(database("mysql://k3s@tcp/").places, [tcp_place("127.0.0.1", 3306)]);
         let nothing = database("mysql://");
         assert_eq!((&*nothing.user, &*nothing.name), ("root", "kubernetes"));
-        assert_eq!(nothing.places, [Place::Unix("/var/run/mysqld/mysqld.sock".into())]);
+        assert_eq!(nothing.places, [socket("/var/run/mysqld/mysqld.sock")]);
         let Ok(Endpoint::Mysql(over_tls)) = parse("mysql://", true) else {
             panic!()
         };
@@ -371,6 +408,7 @@ mod tests {
             "mysql://user:hidden@udp(db)/x",
             "mysql://user:hidden@tcp(db:none)/x",
             "postgres://user:hidden@db:port/x",
+            "postgres://user:hidden@%2Frun:port/x",
             "postgres://user:hidden%zz@db/x",
             "postgres://user:hidden@db/x?sslmode=%",
             "https://user:hidden@db/x",

@@ -114,7 +114,7 @@ impl Server {
             .init(SETTINGS.to_vec());
         opts = match endpoint.places.first() {
             Some(Place::Tcp { host, port }) => opts.ip_or_hostname(host).tcp_port(*port),
-            Some(Place::Unix(socket)) => opts.socket(Some(socket.to_string_lossy())),
+            Some(Place::Unix { path, .. }) => opts.socket(Some(path.to_string_lossy())),
             None => return Err(refused("the endpoint names no server".to_owned())),
         };
         Ok(Self {

@@ -77,7 +77,7 @@ impl Server {
         for place in &endpoint.places {
             match place {
                 Place::Tcp { host, port } => config.host(host).port(*port),
-                Place::Unix(folder) => config.host_path(folder).port(5432),
+                Place::Unix { path, port } => config.host_path(path).port(port.unwrap_or(5432)),
             };
         }
         let mut files = tls.clone();
@@ -208,5 +208,22 @@ fn judge(error: &tokio_postgres::Error) -> PrepareError {
         PrepareError::Never(OpenError::Refused { detail })
     } else {
         PrepareError::Later(Fault::Lost(detail))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_names_the_socket_in_its_folder() {
+        for (port, wanted) in [("", 5432), ("&port=5433", 5433)] {
+            let text = format!("postgres://me@/x?host=/run/postgresql{port}");
+            let Ok(endpoint::Endpoint::Postgres(endpoint)) = endpoint::parse(&text, false) else {
+                panic!("{text}")
+            };
+            let server = Server::new(&endpoint, &Tls::default()).unwrap();
+            assert_eq!(server.config.get_ports(), [wanted], "{text}");
+        }
     }
 }
