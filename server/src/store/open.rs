@@ -26,7 +26,7 @@ pub enum OpenError {
     /// etcd.
     #[error("cannot use etcd as datastore: {0}")]
     Etcd(StoreError),
-    /// A database that was not there all the time a start waits.
+    /// A database that is not there; it may come.
     #[error("the datastore does not answer: {detail}")]
     Away {
         /// What happened last.

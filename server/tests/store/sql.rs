@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use server::store::endpoint::{Tls, parse};
 use server::store::{OpenError, Store, open};
 use tests::database::SqlServer;
+use tokio::time::sleep;
 
 use crate::contract::Backend;
 use crate::trouble;
@@ -45,9 +47,19 @@ impl<S: SqlServer> Database<S> {
     }
 }
 
+/// A server that listens may still be coming up.
+const UP: Duration = Duration::from_secs(60);
+
+/// Opens it as a start of the program does: it waits while the database is away.
 pub async fn try_open(endpoint: &str, tls: &Tls) -> Result<Arc<dyn Store>, OpenError> {
     let endpoint = parse(endpoint, !tls.is_empty()).unwrap();
-    open(&endpoint, tls, Path::new("/nowhere")).await
+    let begun = Instant::now();
+    loop {
+        match open(&endpoint, tls, Path::new("/nowhere")).await {
+            Err(OpenError::Away { .. }) if begun.elapsed() < UP => sleep(Duration::from_millis(100)).await,
+            opened => return opened,
+        }
+    }
 }
 
 /// It is refused for good, in words of which one is `says`, and without the password.

@@ -1,7 +1,7 @@
 //! The log in a database that several servers share: the handle, and the tasks behind it.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agent::units::Revision;
 use futures_util::FutureExt;
@@ -9,13 +9,12 @@ use futures_util::future::BoxFuture;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tracing::warn;
 
 use super::super::{Entry, OpenError, Range, Snapshot, Store, StoreError, Tail, Write};
 use super::closed;
 use super::compaction;
 use super::connector::Common;
-use super::database::{Database, Link, PrepareError};
+use super::database::{Database, Fault, Link, PrepareError};
 use super::follower::{Follower, Watch};
 use super::readers::Readers;
 use super::writer::{Queued, Writer};
@@ -26,10 +25,6 @@ const WRITES: usize = 4096;
 const OWN: usize = 64;
 /// Those who wait to follow are few: one cache a server.
 const WATCHES: usize = 64;
-/// How long a start waits for the database. Source: K3s (kine `pkg/drivers/generic`: 300 attempts, a second apart).
-const START: Duration = Duration::from_secs(300);
-/// Between its attempts.
-const AGAIN: Duration = Duration::from_secs(1);
 /// A stop waits so long for writes that are on their way.
 const STOP: Duration = Duration::from_secs(20);
 
@@ -44,33 +39,25 @@ pub struct Shared<D: Database> {
 }
 
 impl<D: Database> Shared<D> {
-    /// Makes the tables if need be, waits for the database if it is away, and starts to follow the log.
+    /// Makes the tables if need be, and starts to follow the log. Tries once.
     ///
     /// # Errors
-    /// [`OpenError`] when waiting does not help, or has not helped for five minutes.
+    /// [`OpenError`]; [`OpenError::Away`] when it may help to wait.
     pub async fn open(database: D) -> Result<Self, OpenError> {
         let mut server = [0; 4];
         SystemRandom::new().fill(&mut server).map_err(|_| OpenError::CutShort)?;
         let common = Arc::new(Common::new(u32::from_ne_bytes(server)));
-        let (database, begun) = (Arc::new(database), Instant::now());
+        let database = Arc::new(database);
         let (writes, queue) = mpsc::channel(WRITES);
-        let follower = loop {
-            let fault = match database.prepare().await {
-                Ok(()) => match Follower::begin(Arc::clone(&database), Arc::clone(&common), writes.clone()).await {
-                    Ok(follower) => break follower,
-                    Err(fault) => fault,
-                },
-                Err(PrepareError::Later(fault)) => fault,
-                Err(PrepareError::Never(problem)) => return Err(problem),
-            };
-            if begun.elapsed() > START {
-                return Err(OpenError::Away {
-                    detail: fault.to_string(),
-                });
-            }
-            warn!(error = &fault as &dyn std::error::Error, "waiting for the database");
-            tokio::time::sleep(AGAIN).await;
+        let away = |fault: Fault| OpenError::Away {
+            detail: fault.to_string(),
         };
+        database.prepare().await.map_err(|error| match error {
+            PrepareError::Later(fault) => away(fault),
+            PrepareError::Never(problem) => problem,
+        })?;
+        let follower = Follower::begin(Arc::clone(&database), Arc::clone(&common), writes.clone()).await;
+        let follower = follower.map_err(away)?;
         let (closed, closing) = watch::channel(false);
         let (watches, waiting) = mpsc::channel(WATCHES);
         let (own, committed) = mpsc::channel(OWN);
