@@ -140,16 +140,22 @@ impl Server {
 }
 
 /// What the files ask for: the server's certificate verified, ours shown.
+///
+/// They are read here only to see whether they can serve: the driver reads them at each connection, and what it says of
+/// them then looks like a server that is away.
 fn encryption(tls: &Tls) -> Result<Option<SslOpts>, String> {
     if tls.is_empty() {
         return Ok(None);
     }
     let mut opts = SslOpts::default();
     if let Some(ca) = &tls.ca {
+        tls::authorities(ca).map_err(|error| error.whole())?;
         let roots = vec![ca.clone().into()];
         opts = opts.with_root_certs(roots).with_disable_built_in_roots(true);
     }
     if let Some((cert, key)) = tls::pair(tls).map_err(|error| error.whole())? {
+        tls::certificates(cert).map_err(|error| error.whole())?;
+        tls::private_key(key).map_err(|error| error.whole())?;
         let identity = ClientIdentity::new(cert.to_owned().into(), key.to_owned().into());
         opts = opts.with_client_identity(Some(identity));
     }
@@ -220,5 +226,37 @@ fn is_about_certificates(error: &Error) -> bool {
             matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_for_tls_that_cannot_serve_are_refused_before_anybody_connects() {
+        let Ok(endpoint::Endpoint::Mysql(endpoint)) = endpoint::parse("mysql://k3s:hidden@tcp(db)/", true) else {
+            panic!()
+        };
+        let (missing, no_pem) = (
+            "/nonexistent/file.pem",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
+        );
+        for bad in [missing, no_pem] {
+            let ca = Tls {
+                ca: Some(bad.into()),
+                ..Tls::default()
+            };
+            let pair = Tls {
+                cert: Some(bad.into()),
+                key: Some(bad.into()),
+                ..Tls::default()
+            };
+            for tls in [ca, pair] {
+                let problem = Server::new(&endpoint, &tls).unwrap_err();
+                let named = matches!(&problem, OpenError::Refused { detail } if detail.contains(bad));
+                assert!(named, "{problem}");
+            }
+        }
     }
 }
