@@ -1,7 +1,7 @@
 //! A few connections for reading what is now, and what was.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
@@ -12,6 +12,10 @@ use super::database::{Database, Fault};
 
 /// The API reads from memory; what comes here is a cache that loads and the odd look at the newest revision.
 const READERS: usize = 3;
+/// Another transaction may be in the way for so long.
+const COLLIDING: Duration = Duration::from_secs(5);
+/// Between attempts after a collision.
+const COLLISION: Duration = Duration::from_millis(20);
 
 /// Connections, made when first needed.
 #[derive(Debug)]
@@ -30,7 +34,8 @@ impl<D: Database> Readers<D> {
         }
     }
 
-    /// Reads, a second time on a new connection if the first was lost while it lay idle.
+    /// Reads, a second time on a new connection if the first was lost while it lay idle, and for a while again and again
+    /// if another transaction is in the way.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when the database is away.
@@ -58,9 +63,9 @@ impl<D: Database> Readers<D> {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => {
                     connector.lose(&fault);
-                    let again = matches!(fault, Fault::Again(_)) && begun.elapsed().as_secs() < 5;
-                    if !again && !std::mem::take(&mut idle) {
-                        return Err(fault.into());
+                    match pause(&fault, std::mem::take(&mut idle), begun.elapsed()) {
+                        Some(pause) => tokio::time::sleep(pause).await,
+                        None => return Err(fault.into()),
                     }
                 }
             }
@@ -69,6 +74,16 @@ impl<D: Database> Readers<D> {
 
     fn take(&self) -> Option<Connector<D>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+}
+
+/// How soon a read that failed is worth another attempt, if it is. `idle`: it was the first on a connection that lay
+/// idle. Pure.
+fn pause(fault: &Fault, idle: bool, elapsed: Duration) -> Option<Duration> {
+    match fault {
+        Fault::Lost(_) => idle.then_some(Duration::ZERO),
+        Fault::Again(_) => (elapsed < COLLIDING).then_some(COLLISION),
+        Fault::Refused(_) | Fault::Full => None,
     }
 }
 
@@ -93,5 +108,27 @@ impl<D: Database> Drop for Borrowed<'_, D> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(connector);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_succeed_is_asked_again() {
+        let text = || "why".to_owned();
+        for (fault, idle, seconds, wanted) in [
+            (Fault::Lost(text()), true, 0, Some(Duration::ZERO)),
+            (Fault::Lost(text()), false, 0, None),
+            (Fault::Again(text()), true, 0, Some(COLLISION)),
+            (Fault::Again(text()), false, 4, Some(COLLISION)),
+            (Fault::Again(text()), true, 5, None),
+            (Fault::Refused(text()), true, 0, None),
+            (Fault::Full, true, 0, None),
+        ] {
+            let found = pause(&fault, idle, Duration::from_secs(seconds));
+            assert_eq!(found, wanted, "{fault:?} {idle} {seconds}");
+        }
     }
 }
