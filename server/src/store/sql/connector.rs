@@ -11,7 +11,7 @@ use super::database::{Database, Fault, Link, Row, Stamp};
 use super::history::{Seen, is_broken, jump};
 
 /// A database that has not answered for so long is not there.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Between attempts to connect.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LONGEST: Duration = Duration::from_secs(2);
@@ -68,8 +68,13 @@ impl Common {
 
 /// Lets an operation take so long and no longer. What was cut off may have happened: the connection is lost.
 pub async fn within<T>(operation: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-    let text = || format!("the database has not answered for {} s", PATIENCE.as_secs());
-    let done = tokio::time::timeout(PATIENCE, operation).await;
+    within_time(PATIENCE, operation).await
+}
+
+/// As [`within`], for what may take another time.
+pub async fn within_time<T>(patience: Duration, operation: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let text = || format!("the database has not answered for {} s", patience.as_secs());
+    let done = tokio::time::timeout(patience, operation).await;
     done.unwrap_or_else(|_| Err(Fault::Lost(text())))
 }
 

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 use super::super::StoreError;
-use super::connector::{Common, Connector, within};
+use super::connector::{Common, Connector, PATIENCE, within_time};
 use super::database::{Database, Fault};
 
 /// The API reads from memory; what comes here is a cache that loads and the odd look at the newest revision.
@@ -41,6 +41,18 @@ impl<D: Database> Readers<D> {
     /// [`StoreError::Unavailable`] when the database is away.
     pub async fn read<T>(
         &self,
+        ask: impl for<'a> FnMut(&'a mut D::Link) -> BoxFuture<'a, Result<T, Fault>>,
+    ) -> Result<T, StoreError> {
+        self.read_within(PATIENCE, ask).await
+    }
+
+    /// As [`read`](Self::read), with `patience` for each attempt: for what is long.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub async fn read_within<T>(
+        &self,
+        patience: Duration,
         mut ask: impl for<'a> FnMut(&'a mut D::Link) -> BoxFuture<'a, Result<T, Fault>>,
     ) -> Result<T, StoreError> {
         let _place = self.room.acquire().await.map_err(|_| super::closed())?;
@@ -57,7 +69,7 @@ impl<D: Database> Readers<D> {
         loop {
             let link = connector.link().await?;
             borrowed.in_use = true;
-            let done = within(ask(link)).await;
+            let done = within_time(patience, ask(link)).await;
             borrowed.in_use = false;
             match done {
                 Ok(answer) => return Ok(answer),

@@ -14,7 +14,7 @@ use super::super::{Entry, OpenError, Range, Snapshot, Store, StoreError, Tail, W
 use super::closed;
 use super::compaction;
 use super::connector::Common;
-use super::database::{Database, Fault, Link, PrepareError};
+use super::database::{Database, Fault, Link, Marks, PrepareError};
 use super::follower::{Follower, Watch};
 use super::readers::Readers;
 use super::writer::{Queued, Writer};
@@ -25,6 +25,10 @@ const WRITES: usize = 4096;
 const OWN: usize = 64;
 /// Those who wait to follow are few: one cache a server.
 const WATCHES: usize = 64;
+/// For a list: the first is of the whole cluster, and may come over a slow link.
+const LIST: Duration = Duration::from_secs(60);
+/// Starts of a list that were overtaken by a compaction.
+const RESTARTS: usize = 3;
 /// A stop waits so long for writes that are on their way.
 const STOP: Duration = Duration::from_secs(20);
 
@@ -100,13 +104,13 @@ impl<D: Database> Shared<D> {
     async fn state(&self, range: Range, at: Option<Revision>) -> Result<Snapshot, StoreError> {
         self.still_open()?;
         let limit = range.limit;
-        let (marks, revision, entries, after) = loop {
+        for _ in 0..RESTARTS {
             // One more than asked for tells whether there are more.
             let range = Range {
                 limit: limit.map(|limit| limit.saturating_add(1)),
                 ..range.clone()
             };
-            let read = self.readers.read(move |link| {
+            let read = self.readers.read_within(LIST, move |link| {
                 let range = range.clone();
                 async move {
                     let marks = link.marks().await?;
@@ -119,22 +123,24 @@ impl<D: Database> Shared<D> {
                 }
                 .boxed()
             });
-            let read = read.await?;
-            // Compaction may have gone past it meanwhile.
-            if at.is_some() || read.1 >= read.3.floor() {
-                break read;
+            let (marks, revision, mut entries, after): (Marks, Revision, Vec<Entry>, Marks) = read.await?;
+            // It was current when the list began, and compaction has gone past it meanwhile.
+            if at.is_none() && revision < after.floor() {
+                continue;
             }
-        };
-        reachable(revision, marks.newest, after.floor())?;
-        let mut entries: Vec<Entry> = entries;
-        let limit = limit.unwrap_or(usize::MAX);
-        let more = entries.len() > limit;
-        entries.truncate(limit);
-        Ok(Snapshot {
-            revision,
-            entries,
-            more,
-        })
+            reachable(revision, marks.newest, after.floor())?;
+            let limit = limit.unwrap_or(usize::MAX);
+            let more = entries.len() > limit;
+            entries.truncate(limit);
+            return Ok(Snapshot {
+                revision,
+                entries,
+                more,
+            });
+        }
+        Err(StoreError::Unavailable(
+            "the list is overtaken by compactions again and again".to_owned(),
+        ))
     }
 }
 
