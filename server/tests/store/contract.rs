@@ -344,6 +344,8 @@ pub async fn a_closed_store_says_so_and_ends_its_watches(backend: &dyn Backend) 
     assert!(matches!(write, Err(StoreError::Unavailable(_))), "{write:?}");
     assert!(matches!(store.get("/a").await, Err(StoreError::Unavailable(_))));
     assert!(matches!(store.watch(from).await, Err(StoreError::Unavailable(_))));
+    let again = store.close().await;
+    assert!(matches!(again, Err(StoreError::Unavailable(_))), "{again:?}");
 }
 
 pub async fn a_clean_stop_and_a_start_change_nothing(backend: &dyn Backend) {

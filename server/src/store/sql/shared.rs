@@ -199,7 +199,9 @@ impl<D: Database> Store for Shared<D> {
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         async move {
-            self.closed.send_replace(true);
+            if self.closed.send_replace(true) {
+                return Err(closed());
+            }
             let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
             let ended = async { while tasks.join_next().await.is_some() {} };
             let ended = tokio::time::timeout(STOP, ended).await;
