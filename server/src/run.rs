@@ -226,6 +226,7 @@ struct Ground {
     passwd: Arc<Passwd>,
     store: Arc<dyn Store>,
     cache: Cache,
+    registry: Arc<Registry>,
     api: Arc<Api>,
     /// The API as the supervisor.
     client: Client,
@@ -251,15 +252,15 @@ impl Ground {
         let cache = patiently("state", away, start)
             .await
             .context("cannot read the cluster's state")?;
-        let registry = Registry::new(
+        let registry = Arc::new(Registry::new(
             Arc::clone(&store),
             cache.clone(),
             Arc::new(RealWorld),
             settings(config)?,
-        );
+        ));
         let authorizer = Arc::new(Authorizer::new(cache.clone()));
         serving.spawn(Arc::clone(&authorizer).follow());
-        let api = Arc::new(Api::new(Arc::new(registry), authorizer));
+        let api = Arc::new(Api::new(Arc::clone(&registry) as _, authorizer));
         let supervisor = User::new("system:k3s-supervisor", &["system:masters"]);
         Ok(Self {
             dir: dir.to_owned(),
@@ -267,6 +268,7 @@ impl Ground {
             passwd,
             store,
             cache,
+            registry,
             client: Client::new(Arc::clone(&api), supervisor),
             api,
         })
@@ -350,17 +352,19 @@ impl Ground {
             .map_err(|status| anyhow!("cannot make the cluster's first objects: {}", status.message))
     }
 
-    /// Controllers and scheduler: here, or on whichever server leads.
+    /// Controllers, scheduler and the repair of claims: here, or on whichever server leads.
     fn actors(&self, config: &Config, peers: Option<&Peers>) -> anyhow::Result<JoinSet<()>> {
         let mut acting = JoinSet::new();
         let settings = controllers::Settings {
             root_ca: self.pki.server_ca_pem().to_owned(),
             cluster_cidr: pod_range(config)?,
         };
-        let cache = self.cache.clone();
+        let (cache, registry) = (self.cache.clone(), Arc::clone(&self.registry));
         let start = move |api: &Arc<Api>, tasks: &mut JoinSet<()>| {
             controllers::start(api, &cache, settings.clone(), tasks);
             scheduler::start(api, tasks);
+            let registry = Arc::clone(&registry);
+            tasks.spawn(async move { registry.keep_addresses().await });
         };
         match peers {
             None => start(&self.api, &mut acting),

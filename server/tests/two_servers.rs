@@ -5,10 +5,12 @@
     reason = "what fails here fails the test"
 )]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use server::cache::{Filter, From, WatchEvent};
 use server::config::{self, Command};
@@ -173,6 +175,42 @@ async fn two_first_servers_started_at_once_are_one_cluster() {
     let mut both = [port(&a), port(&b)];
     both.sort_unstable();
     until("both are endpoints", async || servers(&a).await == both).await;
+    a.leave().await;
+    b.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_servers_hand_out_different_addresses_and_node_ports() {
+    let (machines, store) = (Machines::new("addresses"), store());
+    let a = machines.start("a", "secret", &store).await;
+    let b = machines.start("b", "secret", &store).await;
+    let making = (0..40).map(|number| {
+        let at = if number % 2 == 0 { &a } else { &b };
+        let service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": format!("s{number}") },
+            "spec": { "type": "NodePort", "ports": [{ "port": 80 }] } });
+        at.client.create(What::SERVICES, "default", service)
+    });
+    let (mut addresses, mut ports) = (BTreeSet::new(), BTreeSet::new());
+    for made in join_all(making).await {
+        let spec = &made.unwrap()["spec"];
+        addresses.insert(spec["clusterIP"].as_str().unwrap().to_owned());
+        ports.insert(spec["ports"][0]["nodePort"].as_i64().unwrap());
+    }
+    assert_eq!((addresses.len(), ports.len()), (40, 40));
+    addresses.insert("10.43.0.1".to_owned());
+    until("every address shows whose it is, on both servers", async || {
+        let shown = async |at: &Server| {
+            let page = at
+                .client
+                .list(What::IP_ADDRESSES, None, Filter::default())
+                .await
+                .unwrap();
+            let names = page.items.iter().map(|item| item.field("metadata.name").to_owned());
+            names.collect::<BTreeSet<_>>()
+        };
+        shown(&a).await == addresses && shown(&b).await == addresses
+    })
+    .await;
     a.leave().await;
     b.leave().await;
 }

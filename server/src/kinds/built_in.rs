@@ -294,7 +294,10 @@ fn networking_policy_rbac() -> Vec<Resource> {
             .subresources(ONLY_STATUS)
             .stored("ingress")
             .counted(),
-        cluster(NETWORKING, "IPAddress", "ipaddresses").short(&["ip"]),
+        cluster(NETWORKING, "IPAddress", "ipaddresses")
+            .rules(&network::Address)
+            .short(&["ip"])
+            .names(Names::PathSegment),
         namespaced(NETWORKING, "NetworkPolicy", "networkpolicies")
             .rules(&network::NetworkPolicy)
             .short(&["netpol"])

@@ -1,4 +1,4 @@
-//! Endpoints, endpoint slices, ingresses, network policies.
+//! Endpoints, endpoint slices, ingresses, network policies, IP addresses.
 //!
 //! Source: Kubernetes v1.36 `pkg/apis/{discovery,networking}/v1/defaults.go` and their validation.
 
@@ -29,6 +29,10 @@ pub(super) struct IngressClass;
 /// Rules of network policies.
 #[derive(Debug)]
 pub(super) struct NetworkPolicy;
+
+/// Rules of `IPAddress`: who has which address is `registry`'s.
+#[derive(Debug)]
+pub(super) struct Address;
 
 impl Rules for Endpoints {
     fn default(&self, endpoints: &mut Value) {
@@ -222,9 +226,64 @@ impl Rules for NetworkPolicy {
     }
 }
 
+impl Rules for Address {
+    fn check(&self, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+        let mut faults = Faults::default();
+        let name = text(new, &["metadata", "name"]);
+        match name.parse::<IpAddr>() {
+            Ok(address) if address.to_string() == name => {}
+            Ok(address) => {
+                let detail = format!("must be in canonical form (\"{address}\")");
+                faults.push(FieldError::invalid("metadata.name", &name.into(), &detail));
+            }
+            Err(_) => faults.push(FieldError::invalid("metadata.name", &name.into(), BAD_ADDRESS)),
+        }
+        if at(new, &["spec", "parentRef"]).is_none() {
+            faults.push(FieldError::required("spec.parentRef", ""));
+        } else {
+            faults.required(new, &["spec", "parentRef", "resource"], "");
+            faults.required(new, &["spec", "parentRef", "name"], "");
+        }
+        if let Some(old) = old {
+            faults.immutable(new, old, &["spec"]);
+        }
+        faults.all()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_ip_address_is_one_in_its_shortest_form_and_stays_whose_it_is() {
+        let address = |name: &str, parent: &str| json!({"metadata": {"name": name}, "spec": {"parentRef": {"resource": "services", "name": parent}}});
+        for (name, text) in [
+            ("10.43.0.9", ""),
+            ("fd00::9", ""),
+            (
+                "fd00:0::9",
+                "Invalid value: \"fd00:0::9\": must be in canonical form (\"fd00::9\")",
+            ),
+            (
+                "nine",
+                "Invalid value: \"nine\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            ),
+        ] {
+            let faults = Address.check(&address(name, "a"), None);
+            assert_eq!(faults.first().map_or("", |fault| fault.text.as_str()), text, "{name}");
+        }
+        let (old, new) = (address("10.43.0.9", "a"), address("10.43.0.9", "b"));
+        assert_eq!(
+            Address.check(&new, Some(&old)).first().map(|fault| &*fault.field),
+            Some("spec")
+        );
+        let bare = json!({"metadata": {"name": "10.43.0.9"}, "spec": {}});
+        assert_eq!(
+            Address.check(&bare, None).first().map(|fault| &*fault.field),
+            Some("spec.parentRef")
+        );
+    }
 
     #[test]
     fn a_policy_is_for_what_it_has_rules_for() {

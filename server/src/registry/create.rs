@@ -8,6 +8,7 @@ use crate::admission::{Request, Verb};
 use crate::request::{Answer, WriteOptions};
 use crate::store::{Change, Expect, StoreError};
 
+use super::addresses::{Claims, SERVICES};
 use super::{Context, Registry, meta, store_failure, stored};
 
 /// How many random names are tried. Source: apiserver v1.36 `registry/generic/registry/store.go`, `maxNameGenerationCreateAttempts`.
@@ -83,25 +84,27 @@ impl Registry {
         row.rules.prepare(&mut object, None);
         let mut faults = meta::check(&object, None, row);
         faults.extend(row.rules.check(&object, None));
-        let reserved = if faults.is_empty() {
-            self.addresses
-                .reserve(row, &mut object, None, self.world.random(), &mut faults)
-        } else {
-            None
-        };
+        let key = context.key(&name);
+        let mut claims = Claims::default();
+        if faults.is_empty() {
+            if row.prefix == SERVICES && self.cache.get(&key).is_some() {
+                return Ok(None);
+            }
+            claims = self.claim(row, &mut object, None, options.dry_run, &mut faults).await?;
+        }
         if !faults.is_empty() {
             return Err(context.invalid(&name, &faults));
         }
         let stored = stored::encode(&object);
-        let key = context.key(&name);
         if options.dry_run {
             return Ok(self.cache.get(&key).is_none().then_some((201, stored)));
         }
+        claims.still_good()?;
         let keep = row.rules.keep(&object, None);
         let written = self
             .write(&key, Expect::Absent, Change::Put(stored.clone()), keep)
             .await;
-        drop(reserved);
+        self.settle(claims, &written).await;
         match written {
             Ok(revision) => Ok(Some((201, stored::with_revision(&stored, revision)))),
             Err(StoreError::Conflict { .. }) => Ok(None),

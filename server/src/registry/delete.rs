@@ -10,6 +10,7 @@ use crate::admission::{Request, Verb};
 use crate::request::{Answer, DeleteOptions, ListOptions};
 use crate::store::{Change, Expect, StoreError};
 
+use super::addresses::Claims;
 use super::resource::Resource;
 use super::update::uid_mismatch;
 use super::{Context, Registry, meta, store_failure, stored};
@@ -64,7 +65,13 @@ impl Registry {
                 item.revision
             } else {
                 let keep = context.row.rules.keep(&old, Some(&old));
-                match self.write(&key, Expect::At(item.revision), change, keep).await {
+                let mut claims = Claims::default();
+                if fate == Fate::Gone {
+                    self.give_up(context.row, &old, None, &mut claims);
+                }
+                let written = self.write(&key, Expect::At(item.revision), change, keep).await;
+                self.settle(claims, &written).await;
+                match written {
                     Ok(revision) => revision,
                     Err(StoreError::Conflict { .. }) => continue,
                     Err(error) => return Err(store_failure(&error)),

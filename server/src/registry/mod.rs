@@ -35,7 +35,6 @@ use crate::request::{Answer, Call, FieldValidation, Operation, Pipeline, Target,
 use crate::schema;
 use crate::store::{Change, Expect, Store, StoreError, Write};
 
-use addresses::Addresses;
 pub use addresses::ServiceRange;
 pub(crate) use meta::{check_labels, name_fault, suffix as name_suffix};
 use resource::{FieldError, Keep, Resource, api_version};
@@ -77,7 +76,8 @@ pub struct Registry {
     store: Arc<dyn Store>,
     cache: Cache,
     admission: Admission,
-    addresses: Addresses,
+    /// Where cluster IPs and node ports come from.
+    services: ServiceRange,
     world: Arc<dyn World>,
 }
 
@@ -96,7 +96,7 @@ impl Registry {
     pub fn new(store: Arc<dyn Store>, cache: Cache, world: Arc<dyn World>, settings: Settings) -> Self {
         Self {
             admission: Admission::new(cache.clone(), Arc::clone(&world)),
-            addresses: Addresses::new(settings.services, cache.clone()),
+            services: settings.services,
             store,
             cache,
             world,

@@ -9,6 +9,7 @@ use crate::cache::Item;
 use crate::request::{Answer, Patch, WriteOptions};
 use crate::store::{Change, Expect, StoreError};
 
+use super::addresses::Claims;
 use super::resource::Keep;
 use super::subresource::Part;
 use super::{Context, Registry, meta, patch, store_failure, stored};
@@ -137,13 +138,13 @@ impl Registry {
             meta::raise(&mut new);
         }
         let mut faults = meta::check(&new, Some(old), row);
-        let mut reserved = None;
+        let mut claims = Claims::default();
         if part == Part::Main {
             faults.extend(row.rules.check(&new, Some(old)));
             if faults.is_empty() {
-                reserved = self
-                    .addresses
-                    .reserve(row, &mut new, Some(old), self.world.random(), &mut faults);
+                claims = self
+                    .claim(row, &mut new, Some(old), options.dry_run, &mut faults)
+                    .await?;
             }
         }
         if !faults.is_empty() {
@@ -163,13 +164,16 @@ impl Registry {
                 Change::Put(stored.clone())
             };
             let keep = row.rules.keep(&new, Some(old));
-            match self.write(&item.key, Expect::At(item.revision), change, keep).await {
+            claims.still_good()?;
+            self.give_up(row, old, (!gone).then_some(&new), &mut claims);
+            let written = self.write(&item.key, Expect::At(item.revision), change, keep).await;
+            self.settle(claims, &written).await;
+            match written {
                 Ok(revision) => revision,
                 Err(StoreError::Conflict { .. }) => return Ok(None),
                 Err(error) => return Err(store_failure(&error)),
             }
         };
-        drop(reserved);
         object::set(&mut new, &["metadata", "resourceVersion"], revision.to_string());
         Ok(Some(part.answer(stored::with_revision(&stored, revision), &new, row)))
     }

@@ -35,6 +35,7 @@ impl What {
         NODES = "", "v1", "nodes";
         NAMESPACES = "", "v1", "namespaces";
         SERVICES = "", "v1", "services";
+        IP_ADDRESSES = "networking.k8s.io", "v1", "ipaddresses";
         ENDPOINTS = "", "v1", "endpoints";
         SECRETS = "", "v1", "secrets";
         CONFIG_MAPS = "", "v1", "configmaps";

@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_kind_without_columns_of_its_own_shows_name_and_age() {
-        let row = kinds::find("networking.k8s.io", "v1", "ipaddresses").unwrap();
+        let row = kinds::find("networking.k8s.io", "v1", "servicecidrs").unwrap();
         let objects = [
             json!({"metadata": {"name": "a", "creationTimestamp": "1970-01-01T00:00:10Z"}}),
             json!({"metadata": {"name": "b"}}),

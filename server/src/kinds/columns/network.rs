@@ -52,6 +52,12 @@ const ENDPOINT_SLICES: &[Shown] = &[
     AGE,
 ];
 
+const ADDRESSES: &[Shown] = &[
+    NAME,
+    Shown::text("ParentRef", "Whose address it is", |object, _| parent(object)),
+    AGE,
+];
+
 const INGRESSES: &[Shown] = &[
     NAME,
     Shown::text("Class", "Who serves it", |object, _| {
@@ -102,9 +108,21 @@ pub fn columns(group: &str, plural: &str) -> Option<&'static [Shown]> {
         ("discovery.k8s.io", "endpointslices") => ENDPOINT_SLICES,
         ("networking.k8s.io", "ingresses") => INGRESSES,
         ("networking.k8s.io", "ingressclasses") => INGRESS_CLASSES,
+        ("networking.k8s.io", "ipaddresses") => ADDRESSES,
         ("networking.k8s.io", "networkpolicies") => NETWORK_POLICIES,
         _ => return None,
     })
+}
+
+fn parent(address: &Value) -> Value {
+    let part = |name: &str| text(address, &["spec", "parentRef", name]);
+    let resource = match part("group") {
+        "" => part("resource").to_owned(),
+        group => format!("{}.{group}", part("resource")),
+    };
+    let parts = [&resource, part("namespace"), part("name")];
+    let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    cell::or_none(parts.join("/"))
 }
 
 fn load_balancer(object: &Value) -> String {
@@ -190,6 +208,14 @@ mod tests {
             (external(&balanced), ports(&balanced)),
             ("<pending>".into(), "80:30080/TCP".into())
         );
+    }
+
+    #[test]
+    fn an_address_shows_whose_it_is() {
+        let address = json!({"spec": {"parentRef":
+            {"group": "", "resource": "services", "namespace": "default", "name": "kubernetes"}}});
+        assert_eq!(parent(&address), "services/default/kubernetes");
+        assert_eq!(parent(&json!({})), "<none>");
     }
 
     #[test]

@@ -331,6 +331,10 @@ fn example(kind: &str) -> Option<Value> {
         "CertificateSigningRequest" => {
             json!({"spec": {"signerName": "example.com/x", "request": "eA==", "usages": ["client auth"]}})
         }
+        "IPAddress" => {
+            let parent = json!({"resource": "services", "namespace": "default", "name": "x"});
+            return Some(json!({"metadata": {"name": "10.43.0.99"}, "spec": {"parentRef": parent}}));
+        }
         "ControllerRevision" => json!({"revision": 1}),
         "APIService" => {
             return Some(

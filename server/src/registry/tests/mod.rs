@@ -6,6 +6,7 @@ mod patch;
 mod pods;
 mod read;
 mod services;
+mod sharing;
 mod subresource;
 mod update;
 
@@ -23,6 +24,7 @@ use crate::kinds;
 use crate::request::{
     Answer, Call, DeleteOptions, FieldValidation, ListOptions, Operation, Patch, Target, User, WriteOptions,
 };
+use crate::store::Store;
 use crate::store::memory::Memory;
 
 /// A time that stands still and a chance that counts.
@@ -58,15 +60,7 @@ type Place<'p> = (&'p str, &'p str, &'p str, &'p str);
 
 impl Cluster {
     async fn new() -> Self {
-        let store = Arc::new(Memory::new());
-        let mut tasks = JoinSet::new();
-        let cache = Cache::start(store.clone(), kinds::indexer(), &mut tasks).await.unwrap();
-        let registry = Registry::new(store, cache, Arc::new(Still(AtomicU64::new(1))), Settings::default());
-        let cluster = Self {
-            registry,
-            user: Arc::new(User::new("admin", &["system:masters"])),
-            _tasks: tasks,
-        };
+        let cluster = Self::on(Arc::new(Memory::new()), 1, Settings::default()).await;
         cluster
             .create(("namespaces", "", "", ""), json!({"metadata": {"name": "default"}}))
             .await
@@ -77,6 +71,20 @@ impl Cluster {
             .await
             .unwrap();
         cluster
+    }
+
+    /// One server of a cluster: whatever else there is on the store. Servers have different `chance`s.
+    async fn on(store: Arc<dyn Store>, chance: u64, settings: Settings) -> Self {
+        let mut tasks = JoinSet::new();
+        let cache = Cache::start(Arc::clone(&store), kinds::indexer(), &mut tasks)
+            .await
+            .unwrap();
+        let registry = Registry::new(store, cache, Arc::new(Still(AtomicU64::new(chance))), settings);
+        Self {
+            registry,
+            user: Arc::new(User::new("admin", &["system:masters"])),
+            _tasks: tasks,
+        }
     }
 
     /// The same cluster in the eyes of somebody else.

@@ -1,22 +1,13 @@
-//! Cluster IPs and node ports: each unique, none leaked.
-//!
-//! Level, not edge: what is taken is read from the Services in the cache at each allocation, and what is being written
-//! right now is held beside it until the cache shows it. So nothing has to be released, and a crash leaks nothing. One
-//! process allocates; two servers on one database would need the allocation in the store's own transaction.
+//! Which cluster IP and node ports a Service gets, given what is taken. Pure; `claim.rs` makes them the Service's own.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use agent::wire::object::{self, at, integer, list, text};
 use serde_json::{Value, json};
 
-use crate::cache::{Cache, Filter};
-
-use super::resource::{FieldError, Resource};
-
-const SERVICES: &str = "/registry/services/specs/";
+use crate::registry::resource::FieldError;
 
 /// Where cluster IPs and node ports come from.
 #[derive(Clone, Debug)]
@@ -70,88 +61,15 @@ impl ServiceRange {
     }
 }
 
-/// Hands out addresses.
-pub(super) struct Addresses {
-    range: ServiceRange,
-    cache: Cache,
-    pending: Arc<Mutex<Taken>>,
-}
-
+/// What others have.
 #[derive(Clone, Debug, Default)]
-struct Taken {
-    addresses: BTreeSet<Ipv4Addr>,
-    ports: BTreeSet<u16>,
+pub(super) struct Taken {
+    pub addresses: BTreeSet<Ipv4Addr>,
+    pub ports: BTreeSet<u16>,
 }
 
-/// Holds what was allocated until the write is visible.
-pub(super) struct Reserved {
-    own: Taken,
-    pending: Arc<Mutex<Taken>>,
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending
-            .addresses
-            .retain(|address| !self.own.addresses.contains(address));
-        pending.ports.retain(|port| !self.own.ports.contains(port));
-    }
-}
-
-impl Addresses {
-    pub(super) fn new(range: ServiceRange, cache: Cache) -> Self {
-        Self {
-            range,
-            cache,
-            pending: Arc::default(),
-        }
-    }
-
-    /// Gives a Service what it needs and does not have; other kinds need nothing. Keep the result until the write is
-    /// visible.
-    pub(super) fn reserve(
-        &self,
-        row: &Resource,
-        service: &mut Value,
-        old: Option<&Value>,
-        random: [u8; 16],
-        faults: &mut Vec<FieldError>,
-    ) -> Option<Reserved> {
-        if row.prefix != SERVICES {
-            return None;
-        }
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let uid = text(service, &["metadata", "uid"]);
-        let mut taken = self.taken(uid);
-        taken.addresses.extend(&pending.addresses);
-        taken.ports.extend(&pending.ports);
-        let own = allocate(&self.range, &taken, service, old, random, faults);
-        pending.addresses.extend(&own.addresses);
-        pending.ports.extend(&own.ports);
-        Some(Reserved {
-            own,
-            pending: Arc::clone(&self.pending),
-        })
-    }
-
-    /// What all Services but one have.
-    fn taken(&self, but: &str) -> Taken {
-        let mut taken = Taken::default();
-        let Ok(page) = self.cache.list(SERVICES, &Filter::default(), None, None, None) else {
-            return taken;
-        };
-        for item in page.items.iter().filter(|item| *item.index.uid != *but) {
-            taken.addresses.extend(item.field("spec.clusterIP").parse::<Ipv4Addr>());
-            if matches!(item.field("spec.type"), "NodePort" | "LoadBalancer") {
-                taken.ports.extend(node_ports(&item.value()));
-            }
-        }
-        taken
-    }
-}
-
-fn node_ports(service: &Value) -> BTreeSet<u16> {
+/// The node ports that a Service names, the one of its health check among them.
+pub(super) fn node_ports(service: &Value) -> BTreeSet<u16> {
     let ports = list(service, &["spec", "ports"]).iter();
     let ports = ports.filter_map(|port| integer(port, &["nodePort"]));
     let health = integer(service, &["spec", "healthCheckNodePort"]);
@@ -162,24 +80,22 @@ fn node_ports(service: &Value) -> BTreeSet<u16> {
         .collect()
 }
 
-/// Fills the Service; pure. Returns what is new.
-fn allocate(
+/// Fills in what the Service needs and does not have; wishes that cannot be granted are faults.
+pub(super) fn allocate(
     range: &ServiceRange,
     taken: &Taken,
     service: &mut Value,
     old: Option<&Value>,
     random: [u8; 16],
     faults: &mut Vec<FieldError>,
-) -> Taken {
-    let mut own = Taken::default();
+) {
     let kind = text(service, &["spec", "type"]).to_owned();
     if kind != "ExternalName" {
-        address(range, taken, service, old, random, faults, &mut own);
+        address(range, taken, service, old, random, faults);
     }
     if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
-        ports(range, taken, service, old, random, faults, &mut own);
+        ports(range, taken, service, old, random, faults);
     }
-    own
 }
 
 fn address(
@@ -189,7 +105,6 @@ fn address(
     old: Option<&Value>,
     random: [u8; 16],
     faults: &mut Vec<FieldError>,
-    own: &mut Taken,
 ) {
     let asked = text(service, &["spec", "clusterIP"]).to_owned();
     if asked == "None" || old.is_some_and(|old| !asked.is_empty() && text(old, &["spec", "clusterIP"]) == asked) {
@@ -215,13 +130,11 @@ fn address(
                 format!("failed to allocate IP {asked}: provided IP is already allocated"),
             );
         }
-        own.addresses.insert(address);
         return;
     }
     let Some(address) = free_address(range, &taken.addresses, random) else {
         return refuse(faults, "failed to allocate a serviceIP: range is full".to_owned());
     };
-    own.addresses.insert(address);
     object::set(service, &["spec", "clusterIP"], address.to_string());
     object::set(service, &["spec", "clusterIPs"], json!([address.to_string()]));
 }
@@ -248,7 +161,6 @@ fn ports(
     old: Option<&Value>,
     random: [u8; 16],
     faults: &mut Vec<FieldError>,
-    own: &mut Taken,
 ) {
     let before = old.map(node_ports).unwrap_or_default();
     let mut used = taken.ports.clone();
@@ -273,17 +185,11 @@ fn ports(
             let detail = "provided port is already allocated";
             faults.push(FieldError::invalid(field, &(*number).into(), detail));
         } else if !range.ports.contains(number) && !before.contains(number) {
-            let detail = format!(
-                "provided port is not in the valid range. The range of valid ports is {}-{}",
-                range.ports.start(),
-                range.ports.end()
-            );
-            faults.push(FieldError::invalid(field, &(*number).into(), &detail));
+            faults.push(FieldError::invalid(field, &(*number).into(), &out_of_range(range)));
         }
     }
     for (number, _) in &mine {
         used.insert(*number);
-        own.ports.insert(*number);
     }
     let mut chosen = Vec::new();
     for (index, (number, protocol)) in asked.iter().enumerate() {
@@ -314,7 +220,6 @@ fn ports(
             return;
         };
         used.insert(number);
-        own.ports.insert(number);
         chosen.push((index, number, protocol.clone()));
     }
     for (index, number, _) in chosen {
@@ -323,11 +228,42 @@ fn ports(
             object::set(port, &["nodePort"], number);
         }
     }
-    let unset = integer(service, &["spec", "healthCheckNodePort"]).unwrap_or(0) == 0;
-    if let Some(number) = free_port(range, &used, random).filter(|_| health && unset) {
-        own.ports.insert(number);
-        object::set(service, &["spec", "healthCheckNodePort"], number);
+    if health {
+        health_port(range, &used, &before, service, random, faults);
     }
+}
+
+fn health_port(
+    range: &ServiceRange,
+    used: &BTreeSet<u16>,
+    before: &BTreeSet<u16>,
+    service: &mut Value,
+    random: [u8; 16],
+    faults: &mut Vec<FieldError>,
+) {
+    const FIELD: &str = "spec.healthCheckNodePort";
+    let asked = integer(service, &["spec", "healthCheckNodePort"]).unwrap_or(0);
+    let mut refuse = |detail: &str| faults.push(FieldError::invalid(FIELD, &asked.into(), detail));
+    if asked == 0 {
+        match free_port(range, used, random) {
+            Some(number) => object::set(service, &["spec", "healthCheckNodePort"], number),
+            None => refuse("failed to allocate a nodePort: range is full"),
+        }
+        return;
+    }
+    match u16::try_from(asked) {
+        Ok(number) if used.contains(&number) => refuse("provided port is already allocated"),
+        Ok(number) if range.ports.contains(&number) || before.contains(&number) => {}
+        Ok(_) | Err(_) => refuse(&out_of_range(range)),
+    }
+}
+
+fn out_of_range(range: &ServiceRange) -> String {
+    format!(
+        "provided port is not in the valid range. The range of valid ports is {}-{}",
+        range.ports.start(),
+        range.ports.end()
+    )
 }
 
 fn free_port(range: &ServiceRange, used: &BTreeSet<u16>, random: [u8; 16]) -> Option<u16> {
@@ -441,6 +377,32 @@ mod tests {
                 "Invalid value: 99: provided port is not in the valid range. The range of valid ports is 30000-32767"
             ]
         );
+    }
+
+    #[test]
+    fn the_port_of_a_health_check_is_as_unique_as_any_other() {
+        let mut taken = Taken::default();
+        taken.ports.insert(31000);
+        let balanced = |port: i64| {
+            json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port,
+                "ports": [{"port": 80, "nodePort": 31001}]}})
+        };
+        let (chosen, faults) = filled(&taken, balanced(0));
+        assert_eq!(faults, []);
+        let chosen = integer(&chosen, &["spec", "healthCheckNodePort"]).unwrap();
+        assert!((30_000..=32_767).contains(&chosen) && ![31000, 31001].contains(&chosen));
+        for (port, text) in [
+            (31002, ""),
+            (31000, "Invalid value: 31000: provided port is already allocated"),
+            (31001, "Invalid value: 31001: provided port is already allocated"),
+            (
+                99,
+                "Invalid value: 99: provided port is not in the valid range. The range of valid ports is 30000-32767",
+            ),
+        ] {
+            let (_, faults) = filled(&taken, balanced(port));
+            assert_eq!(faults.first().map_or("", |fault| fault.text.as_str()), text, "{port}");
+        }
     }
 
     #[test]
