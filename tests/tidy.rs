@@ -49,7 +49,10 @@ mod tests {
         ("controllers", &["cache", "request", "kinds", "registry"]),
         ("scheduler", &["cache", "request", "controllers"]),
         // The last three for its tests, which make a server of them.
-        ("peers", &["cache", "request", "registry", "auth", "kinds", "store"]),
+        (
+            "peers",
+            &["cache", "request", "tunnel", "registry", "auth", "kinds", "store"],
+        ),
         ("tunnel", &[]),
         (
             "join",

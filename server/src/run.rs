@@ -43,11 +43,11 @@ use crate::http::{self, ApiHttp, Kubelets};
 use crate::join::bootstrap::{self, BootstrapError};
 use crate::join::files;
 use crate::join::passwd::{Given, Passwd};
-use crate::join::pki::{Names, Own, Pki};
+use crate::join::pki::{Names, Own, Pki, SUPERVISOR};
 use crate::join::register::{Keeper, Register};
 use crate::join::supervisor::{Parts, Supervisor};
 use crate::kinds;
-use crate::peers::Peers;
+use crate::peers::{Link, Peers, Relay};
 use crate::registry::{RealWorld, Registry, ServiceRange, Settings};
 use crate::request::{Api, Client, User};
 use crate::store::{OpenError, Store, StoreError};
@@ -150,16 +150,16 @@ impl Server {
         let ground = Ground::lay(config, &dir, store, addresses, &mut serving).await?;
         let (stopping, stop) = watch::channel(false);
         let (ready, is_ready) = watch::channel(false);
-        let (http, keeper) = ground.doors(config, advertised, is_ready)?;
-        let mut listening = JoinSet::new();
-        listening.spawn(http::serve(listener, ground.pki.server_config()?, http, stop));
-
         let peers = match shared {
             true => Some(
                 Peers::new(ground.client.clone(), advertised).map_err(|_| anyhow!("the system has no randomness"))?,
             ),
             false => None,
         };
+        let (http, keeper) = ground.doors(config, advertised, peers.clone(), is_ready)?;
+        let mut listening = JoinSet::new();
+        listening.spawn(http::serve(listener, ground.pki.server_config()?, http, stop));
+
         ground.first_objects(config, advertised, peers.as_ref()).await?;
         ready.send_replace(true);
 
@@ -261,7 +261,7 @@ impl Ground {
         let authorizer = Arc::new(Authorizer::new(cache.clone()));
         serving.spawn(Arc::clone(&authorizer).follow());
         let api = Arc::new(Api::new(Arc::clone(&registry) as _, authorizer));
-        let supervisor = User::new("system:k3s-supervisor", &["system:masters"]);
+        let supervisor = User::new(SUPERVISOR, &["system:masters"]);
         Ok(Self {
             dir: dir.to_owned(),
             pki,
@@ -279,12 +279,15 @@ impl Ground {
         &self,
         config: &Config,
         advertised: SocketAddr,
+        peers: Option<Peers>,
         ready: watch::Receiver<bool>,
     ) -> anyhow::Result<(Arc<ApiHttp>, Keeper)> {
         let (register, keeper) = Register::new(self.client.clone(), &self.dir.join("cred"))
             .map_err(|_| anyhow!("the system has no randomness"))?;
         let sessions = Sessions::new();
-        let kubelets = Kubelets::new(Arc::clone(&sessions) as _, self.pki.client_config(Own::ApiServer)?);
+        let link = Link::new(self.pki.client_config(Own::Supervisor)?);
+        let relay = Relay::new(Arc::clone(&sessions), peers.map(|peers| (peers, link)));
+        let kubelets = Kubelets::new(Arc::new(relay), self.pki.client_config(Own::ApiServer)?);
         let who = self.who(config)?;
         let supervisor = Supervisor::new(Parts {
             pki: Arc::clone(&self.pki),
@@ -297,6 +300,7 @@ impl Ground {
             client: self.client.clone(),
             settings: cluster_settings(config, advertised.port()).to_json(),
             advertised: advertised.to_string(),
+            sessions: Arc::clone(&sessions),
             tunnels: Arc::new(move |node, socket| Arc::clone(&sessions).accept(node, socket).boxed()),
         });
         let http = ApiHttp::new(http::Parts {

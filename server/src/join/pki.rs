@@ -118,17 +118,15 @@ pub enum SharedKey {
 type Row = (Own, &'static str, &'static str, &'static [&'static str]);
 
 /// Which of them this process shows to others.
-const SHOWN: &[Own] = &[Own::Serving, Own::ApiServer];
+const SHOWN: &[Own] = &[Own::Serving, Own::ApiServer, Own::Supervisor];
+
+/// By this name servers know each other: nobody else is given a certificate with it.
+pub const SUPERVISOR: &str = "system:k3s-supervisor";
 
 /// File, subject. All are signed by the client authority, except the two that [`authority_of`] names.
 const OWN: &[Row] = &[
     (Own::Admin, "client-admin", "system:admin", &["system:masters"]),
-    (
-        Own::Supervisor,
-        "client-supervisor",
-        "system:k3s-supervisor",
-        &["system:masters"],
-    ),
+    (Own::Supervisor, "client-supervisor", SUPERVISOR, &["system:masters"]),
     (
         Own::Controller,
         "client-controller",

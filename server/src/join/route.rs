@@ -5,9 +5,13 @@
 use hyper::Method;
 
 use super::passwd::{AGENT_GROUP, SERVER_GROUP};
+use crate::peers;
 
 /// Group of every kubelet's certificate.
 pub const NODES_GROUP: &str = "system:nodes";
+
+/// Group of the servers among others; which of its members is a server is looked at beside.
+const MASTERS_GROUP: &str = "system:masters";
 
 /// Who may fetch what an agent needs.
 const AGENTS: &[&str] = &[AGENT_GROUP, SERVER_GROUP, NODES_GROUP, "system:bootstrappers"];
@@ -46,6 +50,8 @@ pub enum Route {
     Issue(Certificate),
     /// The tunnel.
     Connect,
+    /// A stream to a node, for another server.
+    Dial,
     /// Under our prefix, but nothing we offer.
     Unknown,
 }
@@ -65,6 +71,7 @@ pub fn find(path: &str) -> Option<Route> {
         "/v1-k3s/client-kube-proxy.crt" => Route::Issue(Certificate::KubeProxy),
         "/v1-k3s/client-k3s-controller.crt" => Route::Issue(Certificate::K3sController),
         "/v1-k3s/connect" => Route::Connect,
+        peers::DIAL => Route::Dial,
         other if other.starts_with("/v1-k3s/") => Route::Unknown,
         _ => return None,
     };
@@ -76,16 +83,22 @@ impl Route {
     pub fn takes(self, method: &Method) -> bool {
         match self {
             Self::Issue(_) => method == Method::POST || method == Method::GET,
-            Self::Connect => method == Method::GET,
+            Self::Connect | Self::Dial => method == Method::GET,
             Self::Unknown => true,
             _ => method == Method::GET || method == Method::HEAD,
         }
+    }
+
+    /// Whether only the certificate of a server opens it.
+    pub const fn is_for_servers(self) -> bool {
+        matches!(self, Self::Dial)
     }
 
     /// The groups of which a caller needs one; `None`: anyone may, without saying who.
     pub const fn groups(self) -> Option<&'static [&'static str]> {
         match self {
             Self::CaCerts | Self::Ping => None,
+            Self::Dial => Some(&[MASTERS_GROUP]),
             Self::Connect => Some(&[NODES_GROUP]),
             Self::Config
             | Self::Servers

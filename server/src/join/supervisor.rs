@@ -22,18 +22,21 @@ use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use rcgen::PublicKeyData as _;
 use serde_json::Value;
+use tokio::io::copy_bidirectional;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::{debug, info, warn};
 
 use super::certificate::{key_hash, requested_key};
 use super::issue::{Node, issue};
-use super::pki::Pki;
+use super::pki::{Pki, SUPERVISOR};
 use super::register::{Claim, Refusal, Register};
 use super::route::{self, Certificate, NODES_GROUP, Route};
+use crate::http::query::Query;
 use crate::http::{Body, Front, Peer, Upgrades, empty, encode, full};
 use crate::peers;
 use crate::request::{Client, User};
+use crate::tunnel::{DialError, Sessions};
 
 /// A certificate request is a few hundred bytes; RSA keys and long subjects a few thousand.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -63,6 +66,8 @@ pub struct Parts {
     pub advertised: String,
     /// The far end of tunnels.
     pub tunnels: Tunnels,
+    /// The nodes that have one.
+    pub sessions: Arc<Sessions>,
 }
 
 /// The supervisor.
@@ -97,6 +102,8 @@ impl Supervisor {
         let path = request.uri().path().to_owned();
         match self.serve(route, request, peer).await {
             Ok(response) => response,
+            // Every server that has no session of a node says so, each time it is asked.
+            Err(status) if route.is_for_servers() && status.code == 404 => encode::status(&status),
             Err(status) => {
                 warn!(peer = %peer.address, path, code = status.code, error = status.message, "refused a node's request");
                 encode::status(&status)
@@ -115,7 +122,10 @@ impl Supervisor {
                 _ => plain("pong"),
             });
         };
-        let user = self.who(request.headers(), peer)?;
+        let user = match route.is_for_servers() {
+            true => server_of(peer)?,
+            false => self.who(request.headers(), peer)?,
+        };
         if !user.groups.iter().any(|group| groups.contains(&group.as_str())) {
             let why = format!(
                 "forbidden: {:?} is in none of the groups {}",
@@ -135,6 +145,7 @@ impl Supervisor {
             )),
             Route::Issue(which) => self.issue(which, request, &user, peer).await,
             Route::Connect => self.connect(request, &user),
+            Route::Dial => self.dial(request),
             Route::Unknown => Err(Status::failure(
                 Reason::NotFound,
                 format!("this server does not offer {}", request.uri().path()),
@@ -243,24 +254,70 @@ impl Supervisor {
             .ok_or_else(|| Status::failure(Reason::Forbidden, "forbidden: only a node opens a tunnel"))?
             .to_owned();
         let accept = websocket(&request)?;
-        let upgrades = request.extensions_mut().remove::<Upgrades>();
-        let upgrades = upgrades.ok_or_else(|| Status::internal("this connection cannot be upgraded"))?;
-        let upgrade = hyper::upgrade::on(&mut request);
         let tunnels = Arc::clone(&self.parts.tunnels);
-        upgrades.run(async move {
-            match upgrade.await {
-                Ok(upgraded) => tunnels(node, TokioIo::new(upgraded)).await,
-                Err(error) => debug!(node, error = %error, "a node gave up its tunnel before it was open"),
-            }
-        });
-        let mut response = Response::new(empty());
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        let headers = response.headers_mut();
-        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert("sec-websocket-accept", accept);
+        let mut response = switch(&mut request, "websocket", move |stream| tunnels(node, stream))?;
+        response.headers_mut().insert("sec-websocket-accept", accept);
         Ok(response)
     }
+
+    /// Turns the connection of another server into a stream to a node that has a tunnel to this one.
+    fn dial(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Status> {
+        let bad = |why: &str| Status::failure(Reason::BadRequest, why);
+        let query = Query::parse(request.uri().query().unwrap_or_default())?;
+        let node = query.get("node").filter(|node| is_dns_subdomain(node));
+        let node = node.ok_or_else(|| bad("node: not the name of a node"))?.to_owned();
+        let port = query.get("port").and_then(|port| port.parse().ok());
+        let port = port.ok_or_else(|| bad("port: not a port"))?;
+        if header(request.headers(), "upgrade") != Some(peers::PROTOCOL) {
+            return Err(bad("a stream to a node is asked for with Upgrade"));
+        }
+        let far = self.parts.sessions.open(&node, port).map_err(|error| match error {
+            DialError::NoSession { .. } | DialError::Nowhere { .. } => {
+                Status::failure(Reason::NotFound, error.to_string())
+            }
+            DialError::Busy { .. } => Status::unavailable(error.to_string()),
+        })?;
+        switch(&mut request, peers::PROTOCOL, move |near| async move {
+            let (mut near, mut far) = (near, far);
+            if let Err(error) = copy_bidirectional(&mut near, &mut far).await {
+                debug!(node, error = %error, "a stream between another server and a node broke off");
+            }
+        })
+    }
+}
+
+/// Answers with 101 and gives the connection to `job`.
+fn switch<F: Future<Output = ()> + Send + 'static>(
+    request: &mut Request<Incoming>,
+    protocol: &'static str,
+    job: impl FnOnce(TokioIo<Upgraded>) -> F + Send + 'static,
+) -> Result<Response<Body>, Status> {
+    let upgrades = request.extensions_mut().remove::<Upgrades>();
+    let upgrades = upgrades.ok_or_else(|| Status::internal("this connection cannot be upgraded"))?;
+    let upgrade = hyper::upgrade::on(request);
+    upgrades.run(async move {
+        match upgrade.await {
+            Ok(upgraded) => job(TokioIo::new(upgraded)).await,
+            Err(error) => debug!(protocol, error = %error, "a connection was given up before it was upgraded"),
+        }
+    });
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(UPGRADE, HeaderValue::from_static(protocol));
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    Ok(response)
+}
+
+/// The caller if it is a server: by its certificate and by nothing else.
+fn server_of(peer: &Peer) -> Result<User, Status> {
+    let server = peer.certificate.clone().filter(|user| user.name == SUPERVISOR);
+    server.ok_or_else(|| {
+        Status::failure(
+            Reason::Forbidden,
+            "forbidden: this is between the servers of the cluster",
+        )
+    })
 }
 
 fn expired(id: &str, end: Timestamp) -> Status {
@@ -404,6 +461,24 @@ mod tests {
         ] {
             assert!(status.message.contains(part), "{part}: {}", status.message);
         }
+    }
+
+    #[test]
+    fn only_the_certificate_of_a_server_is_a_server() {
+        let peer = |user: Option<User>| Peer {
+            address: "192.0.2.1:1".parse().unwrap(),
+            certificate: user,
+            key: None,
+        };
+        for (name, groups, is) in [
+            ("system:k3s-supervisor", &["system:masters"][..], true),
+            ("system:admin", &["system:masters"], false),
+            ("system:apiserver", &["system:masters"], false),
+            ("system:node:pi", &["system:nodes"], false),
+        ] {
+            assert_eq!(server_of(&peer(Some(User::new(name, groups)))).is_ok(), is, "{name}");
+        }
+        assert_eq!(server_of(&peer(None)).unwrap_err().code, 403);
     }
 
     #[test]

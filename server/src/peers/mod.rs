@@ -1,15 +1,19 @@
 //! The servers of one cluster among themselves: which are alive, where they are, and which one leads.
 //!
-//! All of it goes through Leases in the shared datastore, so there is no protocol between servers and nothing to configure:
+//! All of that goes through Leases in the shared datastore, so there is nothing to configure:
 //! `presence.rs` keeps this server's Lease and the `kubernetes` endpoints, `leader.rs` decides who runs controllers and
 //! scheduler, `fence.rs` holds back a leader that is none any more. Nobody compares clocks: a Lease counts for as long as
 //! it is seen to change, by one's own monotonic clock (`pulse.rs`).
+//! What cannot wait for the datastore goes from server to server (`link.rs`): bytes for a node whose tunnel the other one has
+//! (`relay.rs`).
 
 mod endpoints;
 mod fence;
 mod leader;
+mod link;
 mod presence;
 mod pulse;
+mod relay;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,6 +35,8 @@ use crate::request::{Api, Client, DeleteOptions, What};
 
 pub use endpoints::{present as present_endpoints, reconcile as reconcile_endpoints};
 use fence::Fence;
+pub use link::{Link, PROTOCOL};
+pub use relay::{DIAL, Relay};
 
 /// Between two writes of a Lease that this server holds: a few hundred bytes each in the shared datastore.
 const RENEW: Duration = Duration::from_secs(3);

@@ -138,6 +138,13 @@ impl Peers {
         self.hold(present.as_ref(), lease).await
     }
 
+    /// Where the other servers are. One that has died may be among them for some seconds.
+    pub(super) async fn others(&self) -> Result<BTreeSet<SocketAddr>, Status> {
+        let mut all: BTreeSet<SocketAddr> = self.leases().await?.iter().filter_map(address).collect();
+        all.remove(&self.address);
+        Ok(all)
+    }
+
     async fn leases(&self) -> Result<Vec<Value>, Status> {
         let page = self.client.list(What::LEASES, Some(NAMESPACE), filter()).await?;
         Ok(page.items.iter().map(|item| item.value()).collect())

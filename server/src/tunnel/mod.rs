@@ -40,6 +40,14 @@ pub enum DialError {
         /// Node name.
         node: String,
     },
+    /// Its agent is connected to no server that answers.
+    #[error("no tunnel to node {node}: its agent is not connected to this server, nor to the others ({others})")]
+    Nowhere {
+        /// Node name.
+        node: String,
+        /// What each of them said.
+        others: String,
+    },
     /// Too many streams at once.
     #[error("too many streams to node {node}")]
     Busy {
@@ -107,7 +115,11 @@ impl Sessions {
         }
     }
 
-    fn open(&self, node: &str, port: u16) -> Result<Box<dyn Duplex>, DialError> {
+    /// A stream through one of this server's own sessions.
+    ///
+    /// # Errors
+    /// [`DialError::NoSession`] and [`DialError::Busy`].
+    pub fn open(&self, node: &str, port: u16) -> Result<Box<dyn Duplex>, DialError> {
         let nodes = self.lock();
         let sessions = nodes.get(node).map(Vec::as_slice).unwrap_or_default();
         let mut error = DialError::NoSession { node: node.to_owned() };

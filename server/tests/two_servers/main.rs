@@ -5,6 +5,8 @@
     reason = "what fails here fails the test"
 )]
 
+mod relay;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
