@@ -155,6 +155,13 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// Whether it changes nothing.
+    pub const fn reads(&self) -> bool {
+        matches!(self, Self::Get { .. } | Self::List(_) | Self::Watch { .. })
+    }
+}
+
 /// One call.
 #[derive(Clone)]
 pub struct Call {

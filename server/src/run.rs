@@ -447,6 +447,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
     let ports = base..=base.saturating_add(config.cluster.node_port_size.saturating_sub(1));
     Ok(Settings {
         services: ServiceRange { network, bits, ports },
+        ..Settings::default()
     })
 }
 

@@ -11,8 +11,8 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response};
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
 use tokio::sync::watch::Receiver;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::connect::Kubelets;
 use super::encode::{self, Style};
@@ -29,8 +29,10 @@ use crate::request::{Api, User};
 
 /// Upstream's `RequestTimeout`.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// Upstream's sum of `MaxRequestsInFlight` and `MaxMutatingRequestsInFlight`; watches and streams do not count.
-const IN_FLIGHT: usize = 600;
+/// Upstream's `MaxRequestsInFlight`; watches and streams do not count.
+const READS: usize = 400;
+/// Upstream's `MaxMutatingRequestsInFlight`. Apart from the others: writes that wait for a datastore keep no reader waiting.
+const WRITES: usize = 200;
 /// Who has waited so long for its turn is sent away to come again.
 const QUEUE_WAIT: Duration = Duration::from_secs(15);
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
@@ -54,7 +56,8 @@ pub struct Parts {
 /// The API over HTTP.
 pub struct ApiHttp {
     pub(super) parts: Parts,
-    slots: Semaphore,
+    reads: Semaphore,
+    writes: Semaphore,
 }
 
 /// One request, understood.
@@ -100,7 +103,8 @@ impl ApiHttp {
     pub fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             parts,
-            slots: Semaphore::new(IN_FLIGHT),
+            reads: Semaphore::new(READS),
+            writes: Semaphore::new(WRITES),
         })
     }
 
@@ -171,23 +175,13 @@ impl ApiHttp {
         };
         let _slot = match exempt(&ask.user, &route) {
             true => None,
-            false => Some(self.turn().await?),
+            false => Some(turn(if ask.reads() { &self.reads } else { &self.writes }).await?),
         };
         let answer = tokio::time::timeout(limit, self.dispatch(ask, route, request)).await;
         answer.unwrap_or_else(|_| {
             let text = "Timeout: request did not complete within requested timeout";
             Err(Status::failure(Reason::Timeout, text))
         })
-    }
-
-    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Status> {
-        match tokio::time::timeout(QUEUE_WAIT, self.slots.acquire()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) | Err(_) => {
-                let text = "Too many requests, please try again later.";
-                Err(Status::failure(Reason::TooManyRequests, text).retry_after(1))
-            }
-        }
     }
 
     /// Who asks, or in whose name.
@@ -239,6 +233,16 @@ impl ApiHttp {
             return Err(Status::failure(Reason::MethodNotAllowed, text));
         }
         self.meta(&ask, &route)
+    }
+}
+
+async fn turn(slots: &Semaphore) -> Result<SemaphorePermit<'_>, Status> {
+    match tokio::time::timeout(QUEUE_WAIT, slots.acquire()).await {
+        Ok(Ok(permit)) => Ok(permit),
+        Ok(Err(_)) | Err(_) => {
+            let text = "Too many requests, please try again later.";
+            Err(Status::failure(Reason::TooManyRequests, text).retry_after(1))
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use tokio::time::Instant;
 
 use crate::registry::resource::Resource;
-use crate::request::{Answer, Call, Operation, Pipeline};
+use crate::request::{Answer, Call, Pipeline};
 
 /// Until when this server leads; shared by whoever extends it and whoever asks.
 #[derive(Clone, Debug, Default)]
@@ -44,14 +44,14 @@ struct Fenced {
 
 impl Pipeline for Fenced {
     fn run(&self, call: Call) -> BoxFuture<'_, Result<Answer, Status>> {
-        let reads = matches!(
-            call.operation,
-            Operation::Get { .. } | Operation::List(_) | Operation::Watch { .. }
-        );
-        if reads || self.fence.is_open(Instant::now()) {
+        if call.operation.reads() || self.fence.is_open(Instant::now()) {
             return self.inner.run(call);
         }
         ready(Err(Status::unavailable("this server leads no longer"))).boxed()
+    }
+
+    fn settled(&self) -> BoxFuture<'_, ()> {
+        self.inner.settled()
     }
 
     fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {

@@ -2,7 +2,7 @@
 //!
 //! Comes after authorization: what enters here may be done if admission and the rules of the kind agree. Reads are served
 //! from the cache and never touch the store; a write is answered once the cache shows it, so that whoever reads next in
-//! this process sees it. Trees live as long as one call.
+//! this process sees it; should the cache be late, in process it is waited for, and clients are answered. Trees live as long as one call.
 
 mod addresses;
 mod binding;
@@ -20,6 +20,8 @@ mod tests;
 mod update;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use agent::units::Revision;
 use agent::wire::status::{Reason, Status};
@@ -27,6 +29,8 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
+use tokio::time::timeout;
+use tracing::debug;
 
 use crate::admission::Admission;
 use crate::cache::Cache;
@@ -38,6 +42,9 @@ use crate::store::{Change, Expect, Store, StoreError, Write};
 pub use addresses::ServiceRange;
 pub(crate) use meta::{check_labels, name_fault, suffix as name_suffix};
 use resource::{FieldError, Keep, Resource, api_version};
+
+/// Seconds until a client tries again that a full datastore has refused.
+const FULL_RETRY_S: u32 = 10;
 
 /// Time and chance, so that tests decide both.
 pub trait World: Send + Sync + 'static {
@@ -69,6 +76,27 @@ impl World for RealWorld {
 pub struct Settings {
     /// Where cluster IPs and node ports come from.
     pub services: ServiceRange,
+    /// How long a write is waited for.
+    pub patience: Patience,
+}
+
+/// How long a client waits for his write; what takes longer is answered, not denied.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For the datastore. One that takes longer may yet do it, and the client is told so. The stores settle their own
+    /// doubts in at most 30 s, and a request has 60.
+    pub commit: Duration,
+    /// For the cache to show what is committed. Source: apiserver v1.36 `storage/cacher`, `blockTimeout`.
+    pub shown: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            commit: Duration::from_secs(35),
+            shown: Duration::from_secs(3),
+        }
+    }
 }
 
 /// One path per verb over all resources.
@@ -78,6 +106,9 @@ pub struct Registry {
     admission: Admission,
     /// Where cluster IPs and node ports come from.
     services: ServiceRange,
+    patience: Patience,
+    /// The newest revision that was acknowledged here.
+    acknowledged: AtomicU64,
     world: Arc<dyn World>,
 }
 
@@ -97,6 +128,8 @@ impl Registry {
         Self {
             admission: Admission::new(cache.clone(), Arc::clone(&world)),
             services: settings.services,
+            patience: settings.patience,
+            acknowledged: AtomicU64::new(0),
             store,
             cache,
             world,
@@ -148,7 +181,8 @@ impl Registry {
         }
     }
 
-    /// Writes, and waits until the cache shows it.
+    /// Writes, and waits for the cache to show it. What is committed is acknowledged even if the cache is late: whoever
+    /// must see his own writes waits on with [`Pipeline::settled`], and a client has the revision to ask for.
     async fn write(&self, key: &str, expect: Expect, change: Change, keep: Keep) -> Result<Revision, StoreError> {
         let write = Write {
             key: key.into(),
@@ -157,22 +191,58 @@ impl Registry {
             ttl: keep.ttl,
             durability: keep.durability,
         };
-        let written = self.store.write(write).await;
-        match &written {
-            Ok(revision) => self.cache.reached(*revision).await,
+        let written = timeout(self.patience.commit, self.store.write(write)).await;
+        let written = written.unwrap_or_else(|_| {
+            let seconds = self.patience.commit.as_secs_f32();
+            let text = format!("no answer within {seconds} s; the write may have happened");
+            Err(StoreError::Unavailable(text))
+        });
+        match written {
+            Ok(revision) => {
+                self.acknowledged.fetch_max(revision.get(), Ordering::AcqRel);
+                if !self.shows(async || Ok(revision)).await {
+                    debug!(%revision, "a write is acknowledged before it can be read here");
+                }
+                Ok(revision)
+            }
             // Whoever tries again must see what it lost against.
-            Err(StoreError::Conflict {
-                current: Some(revision),
-            }) => self.cache.reached(*revision).await,
-            Err(_) => {}
+            Err(StoreError::Conflict { current }) => {
+                let lost = async || match current {
+                    Some(revision) => Ok(revision),
+                    // Removed: the revision of that is not said.
+                    None => self.store.revision().await,
+                };
+                match self.shows(lost).await {
+                    true => Err(StoreError::Conflict { current }),
+                    false => Err(StoreError::Unavailable(
+                        "this server does not follow the datastore's changes at present".to_owned(),
+                    )),
+                }
+            }
+            Err(error) => Err(error),
         }
-        written
+    }
+
+    /// Whether the cache comes to a revision in time.
+    async fn shows(&self, revision: impl AsyncFnOnce() -> Result<Revision, StoreError>) -> bool {
+        let reached = async {
+            self.cache.reached(revision().await?).await;
+            Ok::<_, StoreError>(())
+        };
+        matches!(timeout(self.patience.shown, reached).await, Ok(Ok(())))
     }
 }
 
 impl Pipeline for Registry {
     fn run(&self, call: Call) -> BoxFuture<'_, Result<Answer, Status>> {
         Box::pin(Self::run(self, call))
+    }
+
+    fn settled(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let acknowledged = self.acknowledged.load(Ordering::Acquire);
+            self.cache.reached(Revision::new(acknowledged)).await;
+        })
     }
 
     fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
@@ -303,7 +373,8 @@ impl<'c> Context<'c> {
 fn store_failure(error: &StoreError) -> Status {
     match error {
         StoreError::Unavailable(_) => Status::unavailable(error.to_string()),
-        StoreError::Full => Status::internal(error),
+        // It takes a person to make room.
+        StoreError::Full => Status::unavailable(error.to_string()).retry_after(FULL_RETRY_S),
         StoreError::TooLarge(_) => Status::failure(Reason::RequestEntityTooLarge, error.to_string()),
         StoreError::Conflict { .. } | StoreError::Compacted { .. } | StoreError::Future { .. } => {
             Status::internal(format!("unexpected answer of the datastore: {error}"))

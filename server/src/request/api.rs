@@ -20,6 +20,9 @@ pub trait Pipeline: Send + Sync {
     /// Admission and the verb's pipeline.
     fn run(&self, call: Call) -> BoxFuture<'_, Result<Answer, Status>>;
 
+    /// Resolves once reads show everything that was acknowledged in this process, however long that takes.
+    fn settled(&self) -> BoxFuture<'_, ()>;
+
     /// The row of a served resource, custom ones included.
     fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>>;
 
@@ -48,6 +51,11 @@ impl Api {
             pipeline: wrap(Arc::clone(&self.pipeline)),
             authorizer: Arc::clone(&self.authorizer),
         }
+    }
+
+    /// Resolves once reads show every write that was acknowledged in this process, however long that takes.
+    pub async fn settled(&self) {
+        self.pipeline.settled().await;
     }
 
     /// Who may do what.

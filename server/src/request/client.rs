@@ -244,13 +244,18 @@ impl Client {
             subresource: subresource.map(ToOwned::to_owned),
         };
         let user = self.user.clone();
-        self.api
-            .call(Call {
-                user,
-                target,
-                operation,
-            })
-            .await
+        let reads = operation.reads();
+        let call = Call {
+            user,
+            target,
+            operation,
+        };
+        let answer = self.api.call(call).await?;
+        if !reads {
+            // Controllers decide anew from what they read: a plan must not miss what the one before it did.
+            self.api.settled().await;
+        }
+        Ok(answer)
     }
 
     async fn object(

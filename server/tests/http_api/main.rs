@@ -7,8 +7,10 @@
 
 mod client;
 mod controllers;
+mod faulty;
 mod generators;
 mod kubectl;
+mod outage;
 mod protobuf;
 mod refusals;
 mod rig;

@@ -67,6 +67,10 @@ async fn age(store: &dyn Store) {
 
 impl Rig {
     pub async fn start() -> Self {
+        Self::on(Arc::new(Memory::new()), Settings::default()).await
+    }
+
+    pub async fn on(store: Arc<dyn Store>, settings: Settings) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("amphipod-http-api-{}-{number}", std::process::id()));
@@ -79,12 +83,11 @@ impl Rig {
         };
         let pki = Arc::new(Pki::load_or_create(&dir, &names, Timestamp::now()).unwrap());
         let mut tasks = JoinSet::new();
-        let store: Arc<dyn Store> = Arc::new(Memory::new());
         age(&*store).await;
         let cache = Cache::start(Arc::clone(&store), kinds::indexer(), &mut tasks)
             .await
             .unwrap();
-        let registry = Registry::new(store, cache.clone(), Arc::new(RealWorld), Settings::default());
+        let registry = Registry::new(store, cache.clone(), Arc::new(RealWorld), settings);
         let authorizer = Arc::new(Authorizer::new(cache.clone()));
         tasks.spawn(Arc::clone(&authorizer).follow());
         let api = Arc::new(Api::new(Arc::new(registry), authorizer));

@@ -10,16 +10,16 @@ use tokio::task::JoinSet;
 
 use crate::rig::Rig;
 
-const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+pub const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
 /// Events as lines, one at a time.
-struct Lines {
+pub struct Lines {
     body: Incoming,
     rest: Vec<u8>,
 }
 
 impl Lines {
-    fn of(response: Response<Incoming>) -> Self {
+    pub fn of(response: Response<Incoming>) -> Self {
         assert_eq!(response.status(), 200);
         Self {
             body: response.into_body(),
@@ -44,7 +44,7 @@ impl Lines {
         }
     }
 
-    async fn names(&mut self, count: usize) -> Vec<String> {
+    pub async fn names(&mut self, count: usize) -> Vec<String> {
         let mut names = Vec::new();
         for _ in 0..count {
             let event = self.next().await.unwrap();
@@ -55,7 +55,7 @@ impl Lines {
     }
 }
 
-fn map(name: &str) -> Value {
+pub fn map(name: &str) -> Value {
     json!({"metadata": {"name": name, "labels": {"app": name}}, "data": {"a": "1"}})
 }
 

@@ -68,6 +68,7 @@ fn tight() -> Settings {
             bits: 28,
             ports: 30_000..=30_007,
         },
+        ..Settings::default()
     }
 }
 

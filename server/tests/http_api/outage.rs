@@ -1,0 +1,186 @@
+//! The datastore stalls, goes, is read-only or full: reads go on, writes are told to come again, watches miss nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use server::registry::{Patience, Settings};
+use server::request::{Client, User, What};
+use server::store::{Change, Durability, Expect, Store, Write};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::faulty::{Faulty, Mode};
+use crate::rig::Rig;
+use crate::watching::{Lines, MAPS, map};
+
+/// Ends a hopeless wait.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn rig(store: &Arc<Faulty>) -> Rig {
+    let patience = Patience {
+        commit: Duration::from_millis(500),
+        shown: Duration::from_millis(300),
+    };
+    let settings = Settings {
+        patience,
+        ..Settings::default()
+    };
+    Rig::on(Arc::clone(store) as _, settings).await
+}
+
+/// Another server, which the fault does not touch, writes an object.
+async fn elsewhere(store: &Faulty, name: &str) {
+    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"by": "another"},
+        "metadata": {"name": name, "namespace": "default", "uid": name}});
+    let write = Write {
+        key: format!("/registry/configmaps/default/{name}").into(),
+        expect: Expect::Any,
+        change: Change::Put(object.to_string().into()),
+        ttl: None,
+        durability: Durability::Durable,
+    };
+    store.inner.write(write).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_datastore_is_away_reads_go_on_and_writes_are_told_to_come_again() {
+    for (mode, words) in [
+        (Mode::Stalls, "may have happened"),
+        (Mode::Gone, "connection refused"),
+        (Mode::ReadOnly, "readonly"),
+        (Mode::Full, "full"),
+    ] {
+        let store = Faulty::new();
+        let rig = rig(&store).await;
+        let admin = rig.administrator();
+        assert_eq!(admin.post(MAPS, &map("before")).await.code, 201);
+        let mut tasks = JoinSet::new();
+        let watch = admin.send(&mut tasks, "GET", &format!("{MAPS}?watch=1"), &[], "").await;
+        let mut lines = Lines::of(watch);
+        assert_eq!(lines.names(1).await, ["ADDED before"]);
+
+        store.be(mode);
+        let one = format!("{MAPS}/before");
+        let merge = [("content-type", "application/merge-patch+json")];
+        let (begun, during) = (Instant::now(), map("during"));
+        let (created, patched, deleted) = tokio::join!(
+            admin.post(MAPS, &during),
+            admin.call("PATCH", &one, &merge, r#"{"data":{"a":"2"}}"#),
+            admin.call("DELETE", &one, &[], ""),
+        );
+        assert!(begun.elapsed() < PATIENCE, "{mode:?}: a request has 60 s");
+        for refused in [created, patched, deleted] {
+            let (code, reason, message) = refused.refusal();
+            assert_eq!((code, &*reason), (503, "ServiceUnavailable"), "{mode:?}: {message}");
+            assert!(message.contains(words), "{mode:?}: {message}");
+            let seconds: u32 = refused.header("retry-after").parse().unwrap();
+            assert!((1..=30).contains(&seconds), "{mode:?}");
+        }
+        let listed = admin.get(MAPS).await;
+        let items = listed.json()["items"].as_array().unwrap().len();
+        assert_eq!((listed.code, items), (200, 1), "{mode:?}: reads come from the cache");
+        assert_eq!(admin.get(&one).await.json()["data"]["a"], "1");
+        assert_eq!(
+            admin.get("/livez").await.code,
+            200,
+            "{mode:?}: nobody restarts a server for this"
+        );
+        elsewhere(&store, "meanwhile").await;
+
+        store.be(Mode::Works);
+        let back = async {
+            while admin.post(MAPS, &map("after")).await.code != 201 {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, back).await.unwrap();
+        let seen = lines.names(2).await;
+        assert_eq!(
+            seen,
+            ["ADDED meanwhile", "ADDED after"],
+            "{mode:?}: the open watch goes on without a gap"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_committed_write_is_acknowledged_although_the_server_cannot_show_it_yet() {
+    let store = Faulty::new();
+    let rig = rig(&store).await;
+    let admin = rig.administrator();
+    let mut tasks = JoinSet::new();
+    let watch = admin.send(&mut tasks, "GET", &format!("{MAPS}?watch=1"), &[], "").await;
+    let mut lines = Lines::of(watch);
+    assert_eq!(admin.post(MAPS, &map("contested")).await.code, 201);
+    assert_eq!(lines.names(1).await, ["ADDED contested"]);
+
+    store.be(Mode::Silent);
+    let made = timeout(PATIENCE, admin.post(MAPS, &map("durable"))).await.unwrap();
+    assert_eq!(made.code, 201, "{}", made.text());
+    assert!(
+        store
+            .inner
+            .get("/registry/configmaps/default/durable")
+            .await
+            .unwrap()
+            .is_some()
+    );
+    let revision = made.json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+
+    // Who asks for at least that state is not shown an older one.
+    let one = format!("{MAPS}/durable?resourceVersion={revision}");
+    let (code, reason, message) = admin.get(&one).await.refusal();
+    assert_eq!((code, &*reason), (504, "Timeout"), "{message}");
+
+    // What was lost against cannot be seen, so nothing can be decided: come again.
+    elsewhere(&store, "contested").await;
+    let merge = [("content-type", "application/merge-patch+json")];
+    let patched = admin
+        .call("PATCH", &format!("{MAPS}/contested"), &merge, r#"{"data":{"a":"2"}}"#)
+        .await;
+    assert_eq!(patched.refusal().0, 503, "{}", patched.text());
+    assert_ne!(patched.header("retry-after"), "");
+    store
+        .inner
+        .write(Write {
+            key: "/registry/configmaps/default/contested".into(),
+            expect: Expect::Any,
+            change: Change::Delete,
+            ttl: None,
+            durability: Durability::Durable,
+        })
+        .await
+        .unwrap();
+    let deleted = timeout(PATIENCE, admin.call("DELETE", &format!("{MAPS}/contested"), &[], ""))
+        .await
+        .unwrap();
+    assert_eq!(deleted.refusal().0, 503, "{}", deleted.text());
+
+    // In process nobody goes on before he can see what he did.
+    let root = Client::new(Arc::clone(&rig.api), User::new("system:apiserver", &["system:masters"]));
+    let mut acting: JoinSet<Value> = JoinSet::new();
+    acting.spawn(async move {
+        let body = json!({"metadata": {"name": "acting"}});
+        root.create(What::CONFIG_MAPS, "default", body).await.unwrap()
+    });
+    sleep(Duration::from_secs(1)).await;
+    assert!(
+        acting.try_join_next().is_none(),
+        "a controller would decide on what it cannot see"
+    );
+
+    store.be(Mode::Works);
+    timeout(PATIENCE, acting.join_next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(admin.get(&one).await.code, 200);
+    let seen = lines.names(4).await;
+    assert_eq!(
+        seen,
+        [
+            "ADDED durable",
+            "MODIFIED contested",
+            "DELETED contested",
+            "ADDED acting"
+        ]
+    );
+}
