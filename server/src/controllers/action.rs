@@ -27,6 +27,8 @@ pub enum Action {
         what: What,
         /// The object, with its namespace.
         object: Value,
+        /// What people are told once it is there; its name, which the server may have made up, is put after the text.
+        told: Option<Note>,
     },
     /// Replaces an object, if it is still as it was seen.
     Update {

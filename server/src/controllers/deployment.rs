@@ -44,6 +44,7 @@ impl Controller for Deployments {
         vec![
             Source::own(What::DEPLOYMENTS),
             Source::of(What::REPLICA_SETS, keys_of_set),
+            Source::of(What::PODS, keys_of_pod),
         ]
     }
 
@@ -83,6 +84,25 @@ fn keys_of_set(world: &dyn World, _: ChangeKind, item: &Item) -> Vec<Key> {
     }
 }
 
+/// The Deployment of a pod that is gone: a Recreate waits for that, and the ReplicaSet stopped counting the pod when its
+/// end began.
+fn keys_of_pod(world: &dyn World, change: ChangeKind, item: &Item) -> Vec<Key> {
+    match change {
+        ChangeKind::Deleted => deployment_of(world, &Meta::of(&item.value())).into_iter().collect(),
+        ChangeKind::Added | ChangeKind::Modified => Vec::new(),
+    }
+}
+
+fn deployment_of(world: &dyn World, pod: &Meta) -> Option<Key> {
+    let owner = pod.controller().filter(|owner| owner.kind == "ReplicaSet")?;
+    let set = Meta::of(&world.get(What::REPLICA_SETS, &pod.namespace, &owner.name)?);
+    let owner = set.controller().filter(|owner| owner.kind == "Deployment")?;
+    Some(Key {
+        namespace: set.namespace.clone(),
+        name: owner.name.clone(),
+    })
+}
+
 /// The Deployment's sets, oldest first; matching ones without an owner are adopted.
 fn claim(plan: &mut Plan, deployment: &Value, selector: &Labels, sets: Vec<Value>) -> Vec<Value> {
     let owner = Meta::of(deployment);
@@ -112,6 +132,9 @@ fn reconcile(plan: &mut Plan, deployment: &Value, sets: Vec<Value>, pods: impl F
     let current = sets.iter().position(|one| template_of(one) == template_of(deployment));
     let mut old = sets;
     let new = current.map(|index| old.remove(index));
+    if new.as_ref().is_some_and(|new| describe(plan, deployment, new, &old)) {
+        return; // the cache shows it before the next pass, which then looks at sizes
+    }
     let paused = at(deployment, &["spec", "paused"]) == Some(&Value::Bool(true));
     let recreate = text(deployment, &["spec", "strategy", "type"]) == "Recreate";
     if paused || scale::is_scaling(deployment, new.iter().chain(&old)) {
@@ -119,7 +142,8 @@ fn reconcile(plan: &mut Plan, deployment: &Value, sets: Vec<Value>, pods: impl F
         return;
     }
     let limits = Limits::of(deployment);
-    if recreate && (old.iter().any(|one| replicas(one) > 0) || new.is_none() && pods().iter().any(live_elsewhere)) {
+    let in_the_way = |pod: &Value| holds_up(pod, &old);
+    if recreate && (old.iter().any(|one| replicas(one) > 0) || pods().iter().any(in_the_way)) {
         let busy: Vec<&Value> = old.iter().filter(|one| replicas(one) > 0).collect();
         busy.iter().for_each(|one| scale_to(plan, deployment, one, 0));
         return; // the new one begins when the last pod of the old ones is gone
@@ -127,7 +151,6 @@ fn reconcile(plan: &mut Plan, deployment: &Value, sets: Vec<Value>, pods: impl F
     match &new {
         None => create(plan, deployment, &old, limits),
         Some(new) => {
-            keep_revision(plan, deployment, new, &old);
             if recreate {
                 scale_to(plan, deployment, new, limits.wanted);
             } else {
@@ -138,9 +161,11 @@ fn reconcile(plan: &mut Plan, deployment: &Value, sets: Vec<Value>, pods: impl F
     forget_oldest(plan, deployment, &old);
 }
 
-/// A pod that still holds what a Recreate waits for.
-fn live_elsewhere(pod: &Value) -> bool {
-    active(pod) || pod["metadata"].get("deletionTimestamp").is_some()
+/// A pod of an older set that still holds what a Recreate waits for, also while it ends.
+fn holds_up(pod: &Value, old: &[Value]) -> bool {
+    let meta = Meta::of(pod);
+    let ours = |set: &Value| meta.controller().is_some_and(|owner| owner.uid == Meta::of(set).uid);
+    (active(pod) || terminating(&meta)) && old.iter().any(ours)
 }
 
 /// The pod template without the label that tells sets apart.
@@ -206,6 +231,7 @@ fn create(plan: &mut Plan, deployment: &Value, old: &[Value], limits: Limits) {
     plan.push(Action::Create {
         what: What::REPLICA_SETS,
         object,
+        told: None,
     });
     if first > 0 {
         plan.push(note(
@@ -226,18 +252,34 @@ fn inherited(deployment: &Value) -> Value {
         .collect()
 }
 
-/// A template that comes back (a rollback) gets the newest revision, and the Deployment shows the set's.
-fn keep_revision(plan: &mut Plan, deployment: &Value, new: &Value, old: &[Value]) {
-    let newest = next_revision(old);
-    let revision = revision_of(new).max(newest);
-    if revision != revision_of(new) {
-        let change = json!({"metadata": {"annotations": {REVISION: revision.to_string()}}});
+/// What the Deployment says of its present set reaches it: annotations (`kubernetes.io/change-cause`),
+/// `minReadySeconds`, and the newest revision when a template comes back (a rollback); the Deployment shows the set's.
+/// Whether the set is written.
+///
+/// Source: Kubernetes v1.36 `sync.go` (`getNewReplicaSet`), `SetNewReplicaSetAnnotations`: nothing is taken away.
+fn describe(plan: &mut Plan, deployment: &Value, new: &Value, old: &[Value]) -> bool {
+    let revision = revision_of(new).max(next_revision(old)).to_string();
+    let mut wanted = inherited(deployment);
+    set(&mut wanted, &[REVISION], revision.clone());
+    let mut change = json!({});
+    for (key, value) in wanted.as_object().into_iter().flatten() {
+        if at(new, &["metadata", "annotations", key]) != Some(value) {
+            set(&mut change, &["metadata", "annotations", key], value.clone());
+        }
+    }
+    let min_ready = |object: &Value| integer(object, &["spec", "minReadySeconds"]).unwrap_or(0);
+    if min_ready(new) != min_ready(deployment) {
+        set(&mut change, &["spec", "minReadySeconds"], min_ready(deployment));
+    }
+    let stale = change != json!({});
+    if stale {
         plan.push(Action::merge(What::REPLICA_SETS, &Meta::of(new), change));
     }
-    if revision != revision_of(deployment) {
-        let change = json!({"metadata": {"annotations": {REVISION: revision.to_string()}}});
+    if text(deployment, &["metadata", "annotations", REVISION]) != revision {
+        let change = json!({"metadata": {"annotations": {REVISION: revision}}});
         plan.push(Action::merge(What::DEPLOYMENTS, &Meta::of(deployment), change));
     }
+    stale
 }
 
 /// Scales a set, and notes for which size of the Deployment that was right.

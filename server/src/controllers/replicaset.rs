@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use agent::wire::object::{Meta, at, integer, list, remove, set, text};
 use agent::wire::selector::Labels;
+use agent::wire::status::Status;
 use agent::wire::time;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -42,6 +43,26 @@ impl Controller for ReplicaSets {
         };
         let pods = world.list(What::PODS, Some(&key.namespace), &Labels::everything());
         reconcile(&set, &selector, &pods, world.now())
+    }
+
+    /// A quota or an admission step refuses pods: people read why, and the status goes on counting those there are.
+    fn refused(&self, world: &dyn World, key: &Key, what: What, why: &Status) -> Vec<Action> {
+        let Some(set) = world.get(What::REPLICA_SETS, &key.namespace, &key.name) else {
+            return Vec::new();
+        };
+        let Some(selector) = selector_of(&set).filter(|_| what == What::PODS) else {
+            return Vec::new();
+        };
+        let pods = world.list(What::PODS, Some(&key.namespace), &Labels::everything());
+        let message = format!("Error creating: {}", why.message);
+        let mut plan = Plan::default();
+        plan.push(Action::Event(Note {
+            kind: "Warning",
+            ..about(&set, "FailedCreate", message)
+        }));
+        let owned = owned(&set, &selector, &pods);
+        update_status(&mut plan, &set, &owned, Some(&why.message), world.now());
+        plan.actions
     }
 }
 
@@ -93,17 +114,25 @@ fn reconcile(set: &Value, selector: &Labels, pods: &[Value], now: Timestamp) -> 
                 live.sort_by_key(|pod| deletion_rank(pod));
                 for pod in live.iter().take(live.len() - wanted) {
                     plan.push(Action::delete(What::PODS, pod));
-                    plan.push(note(
-                        set,
-                        "SuccessfulDelete",
-                        format!("Deleted pod: {}", text(pod, &["metadata", "name"])),
-                    ));
+                    let name = text(pod, &["metadata", "name"]);
+                    let note = about(set, "SuccessfulDelete", format!("Deleted pod: {name}"));
+                    plan.push(Action::Event(note));
                 }
             }
         }
     }
-    update_status(&mut plan, set, &owned, now);
+    update_status(&mut plan, set, &owned, None, now);
     plan
+}
+
+/// The pods that are the set's already.
+fn owned<'p>(set: &Value, selector: &Labels, pods: &'p [Value]) -> Vec<&'p Value> {
+    let uid = Meta::of(set).uid;
+    let ours = |pod: &&Value| {
+        let meta = Meta::of(pod);
+        meta.controller().is_some_and(|owner| owner.uid == uid) && selects(selector, &meta)
+    };
+    pods.iter().filter(ours).collect()
 }
 
 fn create(plan: &mut Plan, set: &Value, missing: usize) {
@@ -111,11 +140,8 @@ fn create(plan: &mut Plan, set: &Value, missing: usize) {
         plan.push(Action::Create {
             what: What::PODS,
             object: pod_of(set),
+            told: Some(about(set, "SuccessfulCreate", "Created pod: ".into())),
         });
-    }
-    if missing > 0 {
-        let pods = if missing == 1 { "pod" } else { "pods" };
-        plan.push(note(set, "SuccessfulCreate", format!("Created {missing} {pods}")));
     }
     if missing > BURST {
         plan.after(Duration::ZERO);
@@ -233,7 +259,8 @@ fn deletion_rank(pod: &Value) -> impl Ord + use<> {
     )
 }
 
-fn update_status(plan: &mut Plan, set: &Value, owned: &[&Value], now: Timestamp) {
+/// `failure`: why the last creation was refused, `None` when all there should be could be made.
+fn update_status(plan: &mut Plan, set: &Value, owned: &[&Value], failure: Option<&str>, now: Timestamp) {
     let live: Vec<&Value> = owned.iter().copied().filter(|pod| active(pod)).collect();
     let min_ready = integer(set, &["spec", "minReadySeconds"]).unwrap_or(0);
     let template = at(set, &["spec", "template", "metadata", "labels"])
@@ -269,8 +296,8 @@ fn update_status(plan: &mut Plan, set: &Value, owned: &[&Value], now: Timestamp)
             set_in(&mut status, &[field], count);
         }
     }
-    let conditions = at(set, &["status", "conditions"]).cloned();
-    if let Some(conditions) = conditions {
+    let conditions = conditions(set, failure, now);
+    if !conditions.is_empty() {
         set_in(&mut status, &["conditions"], conditions);
     }
     if set.get("status") != Some(&status) {
@@ -281,14 +308,35 @@ fn update_status(plan: &mut Plan, set: &Value, owned: &[&Value], now: Timestamp)
     }
 }
 
-fn note(set: &Value, reason: &'static str, message: String) -> Action {
-    Action::Event(Note {
+/// The set's conditions: `ReplicaFailure` while pods are refused. The same refusal is not a new one.
+fn conditions(set: &Value, failure: Option<&str>, now: Timestamp) -> Vec<Value> {
+    let before = list(set, &["status", "conditions"]);
+    let (failures, mut kept): (Vec<Value>, Vec<Value>) = before
+        .iter()
+        .cloned()
+        .partition(|one| text(one, &["type"]) == "ReplicaFailure");
+    if let Some(message) = failure {
+        kept.push(failures.into_iter().next().unwrap_or_else(|| {
+            json!({
+                "type": "ReplicaFailure",
+                "status": "True",
+                "reason": "FailedCreate",
+                "message": message,
+                "lastTransitionTime": time::seconds(now),
+            })
+        }));
+    }
+    kept
+}
+
+fn about(set: &Value, reason: &'static str, message: String) -> Note {
+    Note {
         kind: "Normal",
         reason,
         message,
         about: reference(set),
         component: COMPONENT,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -364,6 +412,34 @@ mod tests {
             })
             .collect();
         assert_eq!(deleted, ["b"]);
+    }
+
+    #[test]
+    fn refused_pods_are_told_of_and_the_status_goes_on_until_they_can_be_made() {
+        let mut seen = set(2);
+        let pods = [pod("a", Some("set-uid"), true)];
+        let key = Key::of(&seen);
+        let why = Status::failure(agent::wire::status::Reason::Forbidden, "exceeded quota: q");
+        let world =
+            |seen: &Value| Objects::new(vec![(What::REPLICA_SETS, seen.clone()), (What::PODS, pods[0].clone())]);
+        let actions = ReplicaSets.refused(&world(&seen), &key, What::PODS, &why);
+        let [Action::Event(note), Action::Update { object, .. }] = actions.as_slice() else {
+            panic!("{actions:?}")
+        };
+        assert_eq!((note.kind, note.reason), ("Warning", "FailedCreate"));
+        assert_eq!(note.message, "Error creating: exceeded quota: q");
+        assert_eq!(object["status"]["readyReplicas"], 1);
+        assert_eq!(object["status"]["conditions"][0]["type"], "ReplicaFailure");
+        seen["status"] = object["status"].clone();
+        let again = ReplicaSets.refused(&world(&seen), &key, What::PODS, &why);
+        assert!(
+            matches!(again.as_slice(), [Action::Event(_)]),
+            "the same refusal is no news: {again:?}"
+        );
+        let Some(Action::Update { object, .. }) = plan(seen, &pods).actions.pop() else {
+            panic!("the plan ends with the status")
+        };
+        assert_eq!(object["status"].get("conditions"), None);
     }
 
     #[test]

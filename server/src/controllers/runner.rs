@@ -86,6 +86,10 @@ pub trait Controller: Send + Sync + 'static {
     fn sources(&self) -> Vec<Source>;
     /// What is to be done for a key, given the present state.
     fn plan(&self, world: &dyn World, key: &Key) -> Plan;
+    /// What is to be done when a creation was refused and the plan ended there, beside trying again.
+    fn refused(&self, _world: &dyn World, _key: &Key, _what: What, _why: &Status) -> Vec<Action> {
+        Vec::new()
+    }
 }
 
 /// Runs a controller until the task set is shut down. `client` acts as the controller.
@@ -121,9 +125,16 @@ pub async fn run(controller: Arc<dyn Controller>, client: Client, cache: Cache) 
         let plan = controller.plan(&Live::now(&cache), &key);
         match carry_out(&client, plan).await {
             Ok(again) => queue.done(key, again.map(|delay| Instant::now() + delay)),
-            Err(status) => {
+            Err(Failure { creating, status }) => {
                 let delay = queue.failed(key.clone(), Instant::now());
                 log_failure(controller.name(), &key, &status, delay);
+                let actions = creating
+                    .map(|what| controller.refused(&Live::now(&cache), &key, what, &status))
+                    .unwrap_or_default();
+                let plan = Plan { actions, again: None };
+                if let Err(Failure { status, .. }) = carry_out(&client, plan).await {
+                    log_failure(controller.name(), &key, &status, delay);
+                }
             }
         }
     }
@@ -221,18 +232,49 @@ fn back_off(failures: u32) -> Duration {
         .min(SLOWEST)
 }
 
-async fn carry_out(client: &Client, plan: Plan) -> Result<Option<Duration>, Status> {
-    for action in plan.actions {
-        act(client, action).await?;
-    }
-    Ok(plan.again)
+/// What ended a plan early.
+struct Failure {
+    /// The kind that was to be created, if it was that.
+    creating: Option<What>,
+    status: Status,
 }
 
-async fn act(client: &Client, action: Action) -> Result<(), Status> {
+/// More creations of one plan are not told of one by one. Source: client-go v1.36 `tools/record`, `defaultSpamBurst`.
+const TOLD: usize = 25;
+
+async fn carry_out(client: &Client, plan: Plan) -> Result<Option<Duration>, Failure> {
+    let mut told = Vec::new();
+    let mut result = Ok(plan.again);
+    for action in plan.actions {
+        let creating = match &action {
+            Action::Create { what, .. } => Some(*what),
+            _ => None,
+        };
+        if let Err(status) = act(client, action, &mut told).await {
+            result = Err(Failure { creating, status });
+            break;
+        }
+    }
+    for note in told {
+        tell(client, &note, Timestamp::now()).await;
+    }
+    result
+}
+
+async fn act(client: &Client, action: Action, told: &mut Vec<Note>) -> Result<(), Status> {
     match action {
-        Action::Create { what, object } => {
+        Action::Create {
+            what,
+            object,
+            told: note,
+        } => {
             let namespace = text(&object, &["metadata", "namespace"]).to_owned();
-            unless(Reason::AlreadyExists, client.create(what, &namespace, object).await)
+            let made = client.create(what, &namespace, object).await;
+            if let (Ok(made), Some(note), true) = (&made, note, told.len() < TOLD) {
+                let message = format!("{}{}", note.message, text(made, &["metadata", "name"]));
+                told.push(Note { message, ..note });
+            }
+            unless(Reason::AlreadyExists, made)
         }
         Action::Update {
             what,

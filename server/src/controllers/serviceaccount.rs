@@ -48,6 +48,7 @@ impl Controller for ServiceAccounts {
             plan.push(Action::Create {
                 what: What::SERVICE_ACCOUNTS,
                 object,
+                told: None,
             });
         }
         let data = json!({"ca.crt": self.root_ca});
@@ -62,6 +63,7 @@ impl Controller for ServiceAccounts {
                     },
                     "data": data,
                 }),
+                told: None,
             }),
             Some(mut present) if present.get("data") != Some(&data) => {
                 agent::wire::object::set(&mut present, &["data"], data);

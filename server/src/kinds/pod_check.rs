@@ -19,9 +19,15 @@ const MOST_NAMESERVERS: usize = 3;
 
 /// Checks the spec of a pod or of a template; `root` is where errors say it is.
 pub(super) fn spec(pod: &Value, root: &str, faults: &mut Faults) {
+    spec_with(pod, root, &[], faults);
+}
+
+/// The same, where more volumes will be there: those of a StatefulSet's claim templates, by `claims`, their names.
+fn spec_with(pod: &Value, root: &str, claims: &[&str], faults: &mut Faults) {
     let empty = Value::Null;
     let spec = at(pod, &["spec"]).unwrap_or(&empty);
-    let volumes = volumes(spec, root, faults);
+    let mut volumes = volumes(spec, root, faults);
+    volumes.extend(claims);
     containers(spec, root, &volumes, faults);
     faults.one_of(spec, &["restartPolicy"], root, &["Always", "OnFailure", "Never"]);
     dns(spec, root, faults);
@@ -35,6 +41,11 @@ pub(super) fn spec(pod: &Value, root: &str, faults: &mut Faults) {
 
 /// Checks a template: labels and spec.
 pub(super) fn template(object: &Value, path: &[&str], faults: &mut Faults) {
+    template_with(object, path, &[], faults);
+}
+
+/// The same, where claim templates of these names become volumes of each pod.
+pub(super) fn template_with(object: &Value, path: &[&str], claims: &[&str], faults: &mut Faults) {
     let Some(template) = at(object, path) else { return };
     let root = join("", path);
     let mut labels = Vec::new();
@@ -45,7 +56,7 @@ pub(super) fn template(object: &Value, path: &[&str], faults: &mut Faults) {
         &mut labels,
     );
     labels.into_iter().for_each(|fault| faults.push(fault));
-    spec(template, &format!("{root}.spec"), faults);
+    spec_with(template, &format!("{root}.spec"), claims, faults);
 }
 
 fn containers(spec: &Value, root: &str, volumes: &BTreeSet<&str>, faults: &mut Faults) {

@@ -2,7 +2,7 @@
 //!
 //! Source: Kubernetes v1.36 `pkg/apis/apps/v1/defaults.go`, `pkg/apis/apps/validation/validation.go`.
 
-use agent::wire::object::{at, integer, text};
+use agent::wire::object::{at, integer, list, text};
 use serde_json::{Value, json};
 
 use super::fault::{Faults, same, selects};
@@ -267,7 +267,9 @@ fn template(new: &Value, selector: &Value, faults: &mut Faults) {
         let labels = labels.cloned().unwrap_or_default();
         faults.push(FieldError::invalid("spec.template.metadata.labels", &labels, detail));
     }
-    pod_check::template(new, TEMPLATE, faults);
+    let claims = list(new, &["spec", "volumeClaimTemplates"]).iter();
+    let claims: Vec<&str> = claims.map(|claim| text(claim, &["metadata", "name"])).collect();
+    pod_check::template_with(new, TEMPLATE, &claims, faults);
     let policy = text(new, &["spec", "template", "spec", "restartPolicy"]);
     if !matches!(policy, "" | "Always") {
         let supported = std::collections::BTreeSet::from(["Always"]);
@@ -433,6 +435,22 @@ mod tests {
         assert!(!Deployment.changed(&new, &old));
         new["metadata"]["annotations"] = json!({"a": "b"});
         assert!(Deployment.changed(&new, &old));
+    }
+
+    #[test]
+    fn a_stateful_sets_claims_are_volumes_of_its_pods() {
+        let mut set = web();
+        object::remove(&mut set, &["spec", "strategy"]);
+        set["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] =
+            json!([{"name": "data", "mountPath": "/data"}]);
+        StatefulSet.default(&mut set);
+        assert_eq!(
+            texts(&StatefulSet.check(&set, None)).len(),
+            1,
+            "there is no such volume"
+        );
+        set["spec"]["volumeClaimTemplates"] = json!([{"metadata": {"name": "data"}, "spec": {}}]);
+        assert_eq!(texts(&StatefulSet.check(&set, None)), Vec::<String>::new());
     }
 
     #[test]

@@ -98,6 +98,7 @@ impl Walk {
         match (shape.shape(), value) {
             (Shape::Object, Value::Object(map)) => self.object(shape, map),
             (Shape::IntOrString, value) => {
+                whole(value);
                 let fits = value.is_string() || value.as_i64().is_some_and(|number| i32::try_from(number).is_ok());
                 self.need(fits, "integer or string", value);
             }
@@ -162,6 +163,9 @@ impl Walk {
     }
 
     fn one(&mut self, kind: Kind, value: &mut Value) {
+        if matches!(kind, Kind::Int32 | Kind::Int64) {
+            whole(value);
+        }
         match kind {
             Kind::Message(shape) => self.message(shape, value),
             Kind::String => self.need(value.is_string(), "string", value),
@@ -185,6 +189,21 @@ impl Walk {
         }
     }
 }
+
+/// `1.0` is the integer 1, as apimachinery reads it; other fractions stay what they are.
+fn whole(value: &mut Value) {
+    if !value.is_f64() {
+        return;
+    }
+    let exact = |number: &f64| number.fract() == 0.0 && number.abs() < MOST_EXACT;
+    let digits = value.as_f64().filter(exact).map(|number| format!("{number:.0}"));
+    if let Some(integer) = digits.and_then(|digits| digits.parse::<i64>().ok()) {
+        *value = integer.into();
+    }
+}
+
+/// 2^53: beyond it not every integer has a double of its own.
+const MOST_EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// A null in a list or map is the zero value of its type, as in Go.
 fn void(kind: Kind, value: &mut Value) {
@@ -302,6 +321,21 @@ mod tests {
         let crd = json!({"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}});
         let kind = ("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
         assert_eq!(check(kind, crd.clone()), (crd, vec![], vec![]));
+    }
+
+    #[test]
+    fn an_integer_may_be_written_with_a_point_and_nothing_behind_it() {
+        let pod = json!({"spec": {"priority": 1.0, "terminationGracePeriodSeconds": 3e1,
+            "containers": [{"name": "c", "readinessProbe": {"tcpSocket": {"port": 80.0}}}]}});
+        let (pod, _, mistyped) = check(POD, pod);
+        assert_eq!(mistyped, [""; 0]);
+        let spec = &pod["spec"];
+        let port = &spec["containers"][0]["readinessProbe"]["tcpSocket"]["port"];
+        let read = [&spec["priority"], &spec["terminationGracePeriodSeconds"], port];
+        assert_eq!(read, [&json!(1), &json!(30), &json!(80)]);
+        for beyond in [1e300, 1e16, -1e16, 0.1] {
+            assert_eq!(check(POD, json!({"spec": {"priority": beyond}})).2.len(), 1, "{beyond}");
+        }
     }
 
     #[test]

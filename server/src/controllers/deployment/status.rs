@@ -16,6 +16,8 @@ use super::scale::Limits;
 use super::{replicas, template_of};
 use crate::request::What;
 
+const EXCEEDED: &str = "ProgressDeadlineExceeded";
+
 /// The write that brings the status up to date, if it is not; `again` is when a deadline passes.
 pub fn update(deployment: &Value, world: &dyn World, again: &mut Option<Duration>) -> Option<Action> {
     let meta = Meta::of(deployment);
@@ -48,6 +50,7 @@ pub fn update(deployment: &Value, world: &dyn World, again: &mut Option<Duration
     let conditions = vec![
         available(deployment, &counts, now),
         progressing(deployment, &counts, new, now, again),
+        failing(&ours, new),
     ];
     set(
         &mut status,
@@ -139,7 +142,35 @@ fn progressing(
             now,
         ));
     }
-    let Some(new) = new else { return before.cloned() };
+    let reason = before.map_or("", |before| text(before, &["reason"]));
+    let fresh = |status: &str, reason: &str, message: &str| {
+        let mut fresh = condition("Progressing", status, reason, message, before, now);
+        set(&mut fresh, &["lastUpdateTime"], time::seconds(now));
+        Some(fresh)
+    };
+    if reason == "DeploymentPaused" {
+        // The pause does not count towards the deadline.
+        return fresh("Unknown", "DeploymentResumed", "Deployment is resumed");
+    }
+    let seen = |field: &str| integer(deployment, &["status", field]).unwrap_or(0);
+    let moved = counts.updated > seen("updatedReplicas")
+        || counts.ready > seen("readyReplicas")
+        || counts.available > seen("availableReplicas")
+        || counts.total - counts.updated < seen("replicas") - seen("updatedReplicas");
+    let Some(new) = new else {
+        // A Recreate waits for the pods of the older sets; what is said of those is not said of what comes.
+        return match before {
+            Some(_) if moved || reason == EXCEEDED => {
+                let name = text(deployment, &["metadata", "name"]);
+                fresh(
+                    "True",
+                    "ReplicaSetUpdated",
+                    &format!("Deployment \"{name}\" is progressing."),
+                )
+            }
+            before => before.cloned(),
+        };
+    };
     let name = text(new, &["metadata", "name"]);
     let wanted = replicas(deployment);
     let complete = counts.updated == wanted && counts.total == wanted && counts.available == wanted;
@@ -154,19 +185,23 @@ fn progressing(
             now,
         ));
     }
-    let seen = |field: &str| integer(deployment, &["status", field]).unwrap_or(0);
-    let moved = counts.updated > seen("updatedReplicas")
-        || counts.ready > seen("readyReplicas")
-        || counts.available > seen("availableReplicas")
-        || counts.total - counts.updated < seen("replicas") - seen("updatedReplicas");
-    let finished_before = before.is_some_and(|before| text(before, &["reason"]) == "NewReplicaSetAvailable");
-    if before.is_none() || moved || finished_before {
+    // Each text names its set, so one that does not is about an older one.
+    let of_another = !before.is_some_and(|before| text(before, &["message"]).contains(&format!("\"{name}\"")));
+    if of_another && reason != "DeploymentResumed" {
+        let message = format!("Created new replica set \"{name}\"");
+        return fresh("True", "NewReplicaSetCreated", &message);
+    }
+    if moved || reason == "NewReplicaSetAvailable" {
         let message = format!("ReplicaSet \"{name}\" is progressing.");
-        let mut fresh = condition("Progressing", "True", "ReplicaSetUpdated", &message, before, now);
-        set(&mut fresh, &["lastUpdateTime"], time::seconds(now));
-        return Some(fresh);
+        return fresh("True", "ReplicaSetUpdated", &message);
     }
     overdue(deployment, before?, name, now, again)
+}
+
+/// That pods cannot be made, as the sets say it: the present one first.
+fn failing(sets: &[&Value], new: Option<&Value>) -> Option<Value> {
+    let of = |one: &Value| existing(one, "ReplicaFailure").cloned();
+    new.and_then(of).or_else(|| sets.iter().find_map(|one| of(one)))
 }
 
 /// The condition as it was, or that the deadline has passed.
@@ -182,14 +217,7 @@ fn overdue(
     let left = deadline - (now.as_second() - since.as_second());
     if left <= 0 {
         let message = format!("ReplicaSet \"{name}\" has timed out progressing.");
-        return Some(condition(
-            "Progressing",
-            "False",
-            "ProgressDeadlineExceeded",
-            &message,
-            Some(before),
-            now,
-        ));
+        return Some(condition("Progressing", "False", EXCEEDED, &message, Some(before), now));
     }
     let left = Duration::from_secs(u64::try_from(left).unwrap_or(1));
     *again = Some(again.map_or(left, |again| again.min(left)));

@@ -81,7 +81,7 @@ impl Play {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Create { what, mut object } => {
+            Action::Create { what, mut object, .. } => {
                 object["metadata"]["creationTimestamp"] = json!(format!("2026-11-25T11:00:{:02}Z", self.objects.len()));
                 object["metadata"]["generation"] = json!(1);
                 self.objects.push((what, object));
@@ -219,4 +219,124 @@ fn old_sets_beyond_the_history_are_forgotten() {
         play.settle(|_| true);
     }
     assert_eq!(play.sets().len(), 3, "two old ones and the present one");
+}
+
+/// A pod of the set, on its way out.
+fn ending_pod(set: &Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "web-1", "namespace": "default", "uid": "pod", "labels": {"app": "web"},
+            "deletionTimestamp": "2026-11-25T11:59:00Z",
+            "ownerReferences": [controller_reference(set)],
+        },
+        "status": {"phase": "Running"},
+    })
+}
+
+#[test]
+fn recreate_waits_for_a_pod_that_ends_and_goes_on_when_it_is_gone() {
+    let mut first = deployment(1, "a");
+    first["spec"]["strategy"] = json!({"type": "Recreate"});
+    let mut play = Play::new(first);
+    play.settle(|_| true);
+    let set = play.objects.iter_mut().find(|(what, _)| *what == What::REPLICA_SETS);
+    set.unwrap().1["metadata"]["uid"] = json!("old-set");
+    let pod = ending_pod(play.sets()[0]);
+    play.objects.push((What::PODS, pod.clone()));
+    play.deployment()["spec"]["template"]["spec"]["containers"][0]["image"] = json!("b");
+    play.settle(|_| true);
+    assert_eq!(sizes(&play), [0], "the pod is still there");
+    let gone = deployment_of(&Objects::new(play.objects.clone()), &Meta::of(&pod));
+    assert_eq!(gone, Some(Key::of(play.deployment())), "its end is heard of");
+    play.objects.retain(|(what, _)| *what != What::PODS);
+    play.settle(|_| true);
+    assert_eq!(sizes(&play), [0, 1]);
+}
+
+#[test]
+fn pods_are_followed() {
+    assert!(
+        Deployments
+            .sources()
+            .iter()
+            .any(|source| source.what == Some(What::PODS))
+    );
+}
+
+#[test]
+fn recreate_does_not_wait_for_pods_of_others() {
+    let mut first = deployment(1, "a");
+    first["spec"]["strategy"] = json!({"type": "Recreate"});
+    let mut play = Play::new(first);
+    let mut stray = ending_pod(&json!({"metadata": {"name": "other", "uid": "other"}}));
+    remove(&mut stray, &["metadata", "deletionTimestamp"]);
+    play.objects.push((What::PODS, stray));
+    play.settle(|_| true);
+    assert_eq!(sizes(&play), [1]);
+}
+
+#[test]
+fn annotations_and_min_ready_seconds_reach_the_set_that_is_there() {
+    let mut play = Play::new(deployment(2, "a"));
+    play.settle(|_| true);
+    play.deployment()["metadata"]["annotations"]["kubernetes.io/change-cause"] = json!("why");
+    play.deployment()["spec"]["minReadySeconds"] = json!(7);
+    play.settle(|_| true);
+    let set = play.sets()[0];
+    assert_eq!(set["metadata"]["annotations"]["kubernetes.io/change-cause"], "why");
+    assert_eq!(set["spec"]["minReadySeconds"], 7);
+    assert_eq!(set["metadata"]["annotations"][REVISION], "1");
+}
+
+fn progress(play: &mut Play) -> Value {
+    let conditions = play.deployment()["status"]["conditions"].as_array().unwrap().clone();
+    conditions.into_iter().find(|one| one["type"] == "Progressing").unwrap()
+}
+
+#[test]
+fn neither_a_pause_nor_an_older_template_uses_up_the_time_of_a_rollout() {
+    let mut play = Play::new(deployment(2, "a"));
+    play.settle(|_| false);
+    let late = |play: &mut Play, reason: &str| {
+        let conditions = play.deployment()["status"]["conditions"].as_array_mut().unwrap();
+        let one = conditions.iter_mut().find(|one| one["type"] == "Progressing").unwrap();
+        one["lastUpdateTime"] = json!("2026-11-25T10:00:00Z");
+        one["reason"] = json!(reason);
+    };
+    late(&mut play, "ReplicaSetUpdated");
+    play.settle(|_| false);
+    assert_eq!(progress(&mut play)["reason"], "ProgressDeadlineExceeded");
+    play.deployment()["spec"]["template"]["spec"]["containers"][0]["image"] = json!("b");
+    play.settle(|_| false);
+    let fresh = progress(&mut play);
+    assert_eq!(
+        (&fresh["status"], &fresh["lastUpdateTime"]),
+        (&json!("True"), &json!("2026-11-25T12:00:00Z"))
+    );
+    play.deployment()["spec"]["paused"] = json!(true);
+    play.settle(|_| false);
+    late(&mut play, "DeploymentPaused");
+    play.deployment()["spec"]["paused"] = json!(false);
+    play.settle(|_| false);
+    let fresh = progress(&mut play);
+    assert_eq!(
+        (&fresh["reason"], &fresh["lastUpdateTime"]),
+        (&json!("DeploymentResumed"), &json!("2026-11-25T12:00:00Z"))
+    );
+}
+
+#[test]
+fn a_deployment_says_that_its_pods_are_refused() {
+    let mut play = Play::new(deployment(1, "a"));
+    play.settle(|_| true);
+    let mut world = play.objects.clone();
+    let failure = json!({"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "quota"});
+    world[1].1["status"]["conditions"] = json!([failure]);
+    let key = Key::of(play.deployment());
+    let plan = Deployments.plan(&Objects::new(world), &key);
+    let Some(Action::Update { object, .. }) = plan.actions.last() else {
+        panic!("{plan:?}")
+    };
+    assert_eq!(object["status"]["conditions"][2], failure);
 }
