@@ -284,7 +284,7 @@ impl Ground {
     ) -> anyhow::Result<(Arc<ApiHttp>, Keeper)> {
         let (register, keeper) = Register::new(self.client.clone(), &self.dir.join("cred"))
             .map_err(|_| anyhow!("the system has no randomness"))?;
-        let sessions = Sessions::new();
+        let (sessions, store) = (Sessions::new(), Arc::clone(&self.store));
         let link = Link::new(self.pki.client_config(Own::Supervisor)?);
         let relay = Relay::new(Arc::clone(&sessions), peers.map(|peers| (peers, link)));
         let kubelets = Kubelets::new(Arc::new(relay), self.pki.client_config(Own::ApiServer)?);
@@ -301,6 +301,7 @@ impl Ground {
             settings: cluster_settings(config, advertised.port()).to_json(),
             advertised: advertised.to_string(),
             sessions: Arc::clone(&sessions),
+            hint: Arc::new(move |revision| store.hint(revision)),
             tunnels: Arc::new(move |node, socket| Arc::clone(&sessions).accept(node, socket).boxed()),
         });
         let http = ApiHttp::new(http::Parts {
@@ -375,6 +376,10 @@ impl Ground {
             Some(peers) => {
                 let api = peers.leaders_api(&self.api);
                 acting.spawn(peers.clone().stay());
+                if let Some(commits) = self.store.commits() {
+                    let link = Link::new(self.pki.client_config(Own::Supervisor)?);
+                    acting.spawn(peers.clone().tell(link, commits));
+                }
                 acting.spawn(peers.clone().stand(move |tasks| start(&api, tasks)));
             }
         }

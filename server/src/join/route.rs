@@ -52,6 +52,8 @@ pub enum Route {
     Connect,
     /// A stream to a node, for another server.
     Dial,
+    /// Another server's news of its commits.
+    Hints,
     /// Under our prefix, but nothing we offer.
     Unknown,
 }
@@ -72,6 +74,7 @@ pub fn find(path: &str) -> Option<Route> {
         "/v1-k3s/client-k3s-controller.crt" => Route::Issue(Certificate::K3sController),
         "/v1-k3s/connect" => Route::Connect,
         peers::DIAL => Route::Dial,
+        peers::HINTS => Route::Hints,
         other if other.starts_with("/v1-k3s/") => Route::Unknown,
         _ => return None,
     };
@@ -83,7 +86,7 @@ impl Route {
     pub fn takes(self, method: &Method) -> bool {
         match self {
             Self::Issue(_) => method == Method::POST || method == Method::GET,
-            Self::Connect | Self::Dial => method == Method::GET,
+            Self::Connect | Self::Dial | Self::Hints => method == Method::GET,
             Self::Unknown => true,
             _ => method == Method::GET || method == Method::HEAD,
         }
@@ -91,14 +94,14 @@ impl Route {
 
     /// Whether only the certificate of a server opens it.
     pub const fn is_for_servers(self) -> bool {
-        matches!(self, Self::Dial)
+        matches!(self, Self::Dial | Self::Hints)
     }
 
     /// The groups of which a caller needs one; `None`: anyone may, without saying who.
     pub const fn groups(self) -> Option<&'static [&'static str]> {
         match self {
             Self::CaCerts | Self::Ping => None,
-            Self::Dial => Some(&[MASTERS_GROUP]),
+            Self::Dial | Self::Hints => Some(&[MASTERS_GROUP]),
             Self::Connect => Some(&[NODES_GROUP]),
             Self::Config
             | Self::Servers

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent::units::Revision;
 use agent::wire::join::{NODE_IP, NODE_NAME, NODE_PASSWORD};
 use agent::wire::selector::is_dns_subdomain;
 use agent::wire::status::{Reason, Status};
@@ -50,6 +51,9 @@ pub type ByHeader = Arc<dyn Fn(&HeaderMap) -> Result<Option<User>, Option<(Strin
 /// Takes a node's websocket, already upgraded, and returns when it has ended.
 pub type Tunnels = Arc<dyn Fn(String, TokioIo<Upgraded>) -> BoxFuture<'static, ()> + Send + Sync>;
 
+/// Is told of a revision that another server has committed.
+pub type Hint = Arc<dyn Fn(Revision) + Send + Sync>;
+
 /// What the supervisor works with.
 pub struct Parts {
     /// Certificates.
@@ -68,6 +72,8 @@ pub struct Parts {
     pub tunnels: Tunnels,
     /// The nodes that have one.
     pub sessions: Arc<Sessions>,
+    /// Who wants to know what other servers have committed.
+    pub hint: Hint,
 }
 
 /// The supervisor.
@@ -146,6 +152,7 @@ impl Supervisor {
             Route::Issue(which) => self.issue(which, request, &user, peer).await,
             Route::Connect => self.connect(request, &user),
             Route::Dial => self.dial(request),
+            Route::Hints => self.hints(request),
             Route::Unknown => Err(Status::failure(
                 Reason::NotFound,
                 format!("this server does not offer {}", request.uri().path()),
@@ -260,6 +267,15 @@ impl Supervisor {
         Ok(response)
     }
 
+    /// Turns the connection of another server into one that tells of its commits.
+    fn hints(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Status> {
+        asks_for_bytes(&request)?;
+        let hint = Arc::clone(&self.parts.hint);
+        switch(&mut request, peers::PROTOCOL, move |stream| async move {
+            peers::take_hints(stream, |revision| hint(revision)).await;
+        })
+    }
+
     /// Turns the connection of another server into a stream to a node that has a tunnel to this one.
     fn dial(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Status> {
         let bad = |why: &str| Status::failure(Reason::BadRequest, why);
@@ -268,9 +284,7 @@ impl Supervisor {
         let node = node.ok_or_else(|| bad("node: not the name of a node"))?.to_owned();
         let port = query.get("port").and_then(|port| port.parse().ok());
         let port = port.ok_or_else(|| bad("port: not a port"))?;
-        if header(request.headers(), "upgrade") != Some(peers::PROTOCOL) {
-            return Err(bad("a stream to a node is asked for with Upgrade"));
-        }
+        asks_for_bytes(&request)?;
         let far = self.parts.sessions.open(&node, port).map_err(|error| match error {
             DialError::NoSession { .. } | DialError::Nowhere { .. } => {
                 Status::failure(Reason::NotFound, error.to_string())
@@ -318,6 +332,14 @@ fn server_of(peer: &Peer) -> Result<User, Status> {
             "forbidden: this is between the servers of the cluster",
         )
     })
+}
+
+/// What is between servers is a stream of bytes.
+fn asks_for_bytes<B>(request: &Request<B>) -> Result<(), Status> {
+    match header(request.headers(), "upgrade") {
+        Some(peers::PROTOCOL) => Ok(()),
+        _ => Err(Status::failure(Reason::BadRequest, "this is asked for with Upgrade")),
+    }
 }
 
 fn expired(id: &str, end: Timestamp) -> Status {

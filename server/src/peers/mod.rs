@@ -5,10 +5,11 @@
 //! scheduler, `fence.rs` holds back a leader that is none any more. Nobody compares clocks: a Lease counts for as long as
 //! it is seen to change, by one's own monotonic clock (`pulse.rs`).
 //! What cannot wait for the datastore goes from server to server (`link.rs`): bytes for a node whose tunnel the other one has
-//! (`relay.rs`).
+//! (`relay.rs`), and news of commits where the datastore has none to give (`hint.rs`).
 
 mod endpoints;
 mod fence;
+mod hint;
 mod leader;
 mod link;
 mod presence;
@@ -35,6 +36,7 @@ use crate::request::{Api, Client, DeleteOptions, What};
 
 pub use endpoints::{present as present_endpoints, reconcile as reconcile_endpoints};
 use fence::Fence;
+pub use hint::{HINTS, take as take_hints};
 pub use link::{Link, PROTOCOL};
 pub use relay::{DIAL, Relay};
 

@@ -157,7 +157,8 @@ async fn bounded(work: impl Future<Output = Result<(), Status>>) -> Result<(), S
     outcome.unwrap_or_else(|_| Err(Status::unavailable("the datastore does not answer")))
 }
 
-fn filter() -> Filter {
+/// The Leases of servers.
+pub(super) fn filter() -> Filter {
     Filter {
         labels: Labels::parse(&format!("{LABEL}=kube-apiserver")).unwrap_or_default(),
         ..Filter::default()

@@ -20,7 +20,7 @@ use std::time::Duration;
 use agent::units::Revision;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use open::{OpenError, open};
 
@@ -177,6 +177,14 @@ pub trait Store: Send + Sync + 'static {
 
     /// The newest committed revision: every write acknowledged before this call, on any server, is at most this.
     fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>>;
+
+    /// The newest revision committed by this server, for it to tell the others; `None` where the datastore does that.
+    fn commits(&self) -> Option<watch::Receiver<Revision>> {
+        None
+    }
+
+    /// Another server says that it has committed up to here: a reason to look now, and no more than that.
+    fn hint(&self, _revision: Revision) {}
 
     /// Flushes what is volatile and ends; later calls are [`StoreError::Unavailable`].
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;

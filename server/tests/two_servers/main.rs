@@ -5,6 +5,7 @@
     reason = "what fails here fails the test"
 )]
 
+mod hints;
 mod relay;
 
 use std::collections::BTreeSet;

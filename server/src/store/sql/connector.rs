@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent::units::Revision;
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::database::{Database, Fault, Link, Row, Stamp};
@@ -22,6 +23,10 @@ pub struct Common {
     seen: Mutex<Seen>,
     server: u32,
     batches: AtomicU32,
+    /// The newest revision that this server has committed.
+    commits: watch::Sender<Revision>,
+    /// The newest one that another server has told of.
+    hints: watch::Sender<Revision>,
 }
 
 impl Common {
@@ -31,6 +36,8 @@ impl Common {
             seen: Mutex::default(),
             server,
             batches: AtomicU32::new(0),
+            commits: watch::Sender::default(),
+            hints: watch::Sender::default(),
         }
     }
 
@@ -43,6 +50,26 @@ impl Common {
     pub fn saw(&self, rows: &[Row]) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         *seen = rows.iter().fold(*seen, Seen::after);
+    }
+
+    /// This server's own commits, as they come.
+    pub fn commits(&self) -> watch::Receiver<Revision> {
+        self.commits.subscribe()
+    }
+
+    /// This server has committed up to here.
+    pub fn committed(&self, newest: Revision) {
+        self.commits.send_replace(newest);
+    }
+
+    /// What other servers tell, as it comes.
+    pub fn hints(&self) -> watch::Receiver<Revision> {
+        self.hints.subscribe()
+    }
+
+    /// Another server has committed up to here.
+    pub fn hint(&self, newest: Revision) {
+        self.hints.send_replace(newest);
     }
 
     /// What was seen before is void: the log goes on after `newest`.

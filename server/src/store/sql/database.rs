@@ -130,6 +130,8 @@ pub struct Polling {
 pub trait Database: fmt::Debug + Send + Sync + 'static {
     /// A connection to it.
     type Link: Link;
+    /// It tells of commits by itself, to who listens.
+    const TELLS: bool;
 
     /// Connects, to the server that takes writes.
     fn connect(&self) -> impl Future<Output = Result<Self::Link, Fault>> + Send;

@@ -117,6 +117,7 @@ impl<D: Database> Follower<D> {
         mut own: mpsc::Receiver<Committed>,
         mut closed: watch::Receiver<bool>,
     ) {
+        let mut hints = self.stream.common.hints();
         loop {
             let (poll, expiry) = (self.next_read(), self.stream.expiry.next());
             tokio::select! {
@@ -133,6 +134,12 @@ impl<D: Database> Follower<D> {
                     }
                     None => return,
                 },
+                // The sender lives in `common`: it never ends.
+                Ok(()) = hints.changed() => {
+                    if *hints.borrow_and_update() > self.stream.position {
+                        self.read_on().await;
+                    }
+                }
                 () = told(self.connector.open()) => self.read_on().await,
                 () = sleep_until(Some(poll)) => self.read_on().await,
                 () = sleep_until(expiry) => self.expire(),

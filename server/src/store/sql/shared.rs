@@ -38,6 +38,7 @@ pub struct Shared<D: Database> {
     writes: mpsc::Sender<Queued>,
     watches: mpsc::Sender<Watch>,
     readers: Arc<Readers<D>>,
+    common: Arc<Common>,
     closed: watch::Sender<bool>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -67,13 +68,14 @@ impl<D: Database> Shared<D> {
         let (own, committed) = mpsc::channel(OWN);
         let readers = Arc::new(Readers::new(&database, &common));
         let mut tasks = JoinSet::new();
-        tasks.spawn(Writer::new(database, common, own).run(queue, closing.clone()));
+        tasks.spawn(Writer::new(database, Arc::clone(&common), own).run(queue, closing.clone()));
         tasks.spawn(follower.run(waiting, committed, closing.clone()));
         tasks.spawn(compaction::run(Arc::clone(&readers), closing));
         Ok(Self {
             writes,
             watches,
             readers,
+            common,
             closed,
             tasks: Mutex::new(tasks),
         })
@@ -195,6 +197,14 @@ impl<D: Database> Store for Shared<D> {
             Ok(marks.await?.newest)
         }
         .boxed()
+    }
+
+    fn commits(&self) -> Option<watch::Receiver<Revision>> {
+        (!D::TELLS).then(|| self.common.commits())
+    }
+
+    fn hint(&self, revision: Revision) {
+        self.common.hint(revision);
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {

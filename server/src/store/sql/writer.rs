@@ -146,7 +146,8 @@ impl<D: Database> Writer<D> {
     /// The rows are in the log.
     fn tell(&mut self, decided: Decided) -> Vec<Result<Revision, StoreError>> {
         self.common.saw(&decided.rows);
-        if !decided.rows.is_empty() {
+        if let Some(last) = decided.rows.last() {
+            self.common.committed(last.event.revision);
             // If it cannot take them now it reads them from the log.
             let _ = self.follower.try_send(Committed {
                 before: decided.before,

@@ -147,6 +147,7 @@ impl Server {
 
 impl Database for Server {
     type Link = Link;
+    const TELLS: bool = true;
 
     async fn connect(&self) -> Result<Link, Fault> {
         self.open().await.map_err(|error| fault(&error))
