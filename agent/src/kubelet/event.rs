@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::clock;
 use super::ports::{Api, ApiFailure};
 use crate::wire::object;
 use crate::wire::pod::{Container, Pod};
@@ -121,7 +122,7 @@ pub fn recorder(api: Arc<dyn Api>, node_name: String) -> (Recorder, impl Future<
     let writing = async move {
         let mut ledger = Ledger::new(node_name);
         while let Some(happening) = from.recv().await {
-            let Some(write) = ledger.note(&happening, Instant::now(), Timestamp::now()) else {
+            let Some(write) = ledger.note(&happening, clock::now(), Timestamp::now()) else {
                 continue;
             };
             if let Err(error) = send(api.as_ref(), &mut ledger, &happening, write).await {
@@ -145,7 +146,7 @@ async fn send(api: &dyn Api, ledger: &mut Ledger, happening: &Happening, write: 
             // It has expired: begin again.
             Err(error) if error.code() == 404 => {
                 ledger.forget(happening);
-                match ledger.note(happening, Instant::now(), Timestamp::now()) {
+                match ledger.note(happening, clock::now(), Timestamp::now()) {
                     Some(Write::Create { path, body }) => api.create(&path, &body).await.map(|_| ()),
                     _ => Ok(()),
                 }

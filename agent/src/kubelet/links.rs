@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
+use super::clock;
 use super::env::service_links;
 use super::ports::{Api, ApiFailure};
 use crate::wire::object::{list, text};
@@ -37,7 +38,7 @@ impl Links {
             services.extend(seen.get(namespace).into_iter().flat_map(|(_, all)| all.clone()));
         }
         // An empty namespace is nobody's: the key of the one service that every pod hears of.
-        let since = Instant::now().checked_sub(KUBERNETES_KEPT).unwrap_or(came);
+        let since = clock::now().checked_sub(KUBERNETES_KEPT).unwrap_or(came);
         let kubernetes = api.get("/api/v1/namespaces/default/services/kubernetes");
         refresh(&mut seen, "", since, kubernetes).await;
         if namespace != "default" || services.is_empty() {
@@ -59,7 +60,7 @@ async fn refresh(
     if seen.get(key).is_some_and(|(at, _)| *at >= since) {
         return;
     }
-    let now = Instant::now();
+    let now = clock::now();
     match asking.await {
         Ok(answer) if text(&answer, &["kind"]) == "Service" => {
             seen.insert(key.into(), (now, vec![answer]));

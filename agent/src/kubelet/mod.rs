@@ -7,6 +7,7 @@
 mod act;
 pub mod adapt;
 mod blindly;
+mod clock;
 pub mod disk;
 pub mod downward;
 pub mod env;

@@ -155,7 +155,9 @@ impl Life {
     pub fn step(self, seen: &PodSeen, now: Instant) -> (Self, Plan) {
         match (self, seen.wanted) {
             (Self::Live, Wanted::Run) => live(seen, now),
-            (Self::Live, Wanted::End { grace } | Wanted::Delete { grace }) => stop(seen, now + grace),
+            (Self::Live, Wanted::End { grace } | Wanted::Delete { grace }) => {
+                stopping(seen, now + grace, seen.wanted, now)
+            }
             (Self::Stopping { deadline }, wanted) => stopping(seen, deadline, wanted, now),
             (Self::Finished, Wanted::Delete { .. }) if !seen.remains => (Self::Gone, Plan::only(Action::Farewell)),
             (Self::Finished, _) if seen.remains => (self, Plan::only(Action::TearDown)),
@@ -166,7 +168,7 @@ impl Life {
 
 fn live(seen: &PodSeen, now: Instant) -> (Life, Plan) {
     match containers(seen, now) {
-        Standing::Over => stop(seen, now + SIDECAR_GRACE),
+        Standing::Over => stopping(seen, now + SIDECAR_GRACE, seen.wanted, now),
         Standing::Open(plan) if seen.sandbox => (Life::Live, plan),
         Standing::Open(_) => (Life::Live, set_up(seen, now)),
     }
@@ -409,6 +411,29 @@ mod tests {
         assert_eq!(plan.actions, [Action::TearDown]);
         it.remains = false;
         assert_eq!(life.step(&it, now), (Life::Gone, Plan::only(Action::Farewell)));
+    }
+
+    #[test]
+    fn a_pod_of_which_nothing_runs_is_taken_away_without_a_wait() {
+        let now = Instant::now();
+        for wanted in [
+            DELETE,
+            Wanted::End {
+                grace: Duration::from_secs(30),
+            },
+        ] {
+            let it = seen(
+                wanted,
+                RestartPolicy::Always,
+                vec![container(Role::Main, State::Absent)],
+            );
+            let (life, plan) = Life::Live.step(&it, now);
+            assert!(matches!(life, Life::Stopping { .. }), "{life:?}");
+            assert_eq!(plan.actions, [Action::TearDown], "{wanted:?}");
+        }
+        let done = vec![container(Role::Main, State::Exited { code: 0 })];
+        let it = seen(Wanted::Run, RestartPolicy::Never, done);
+        assert_eq!(Life::Live.step(&it, now).1.actions, [Action::TearDown]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::translate::log_dir;
 use super::volume;
 use super::worker::{Desired, work};
 use crate::wire::object;
-use crate::wire::pod::Pod;
+use crate::wire::pod::{Pod, RestartPolicy};
 
 /// Updates read ahead of the workers.
 const QUEUE: usize = 64;
@@ -72,7 +72,7 @@ impl Pods {
             let Some(pod) = read_json(&path).await.as_ref().and_then(Pod::of) else {
                 continue;
             };
-            self.want(Arc::new(pod), false);
+            self.want(Arc::new(pod), true);
         }
     }
 
@@ -123,13 +123,14 @@ impl Pods {
         Some(uid)
     }
 
-    fn want(&mut self, pod: Arc<Pod>, gone: bool) {
+    fn want(&mut self, pod: Arc<Pod>, kept: bool) {
         let uid = pod.meta.uid.clone();
         self.host.roll.enter(&pod);
-        let desired = Desired { pod, gone };
+        let desired = Desired { pod, gone: false, kept };
         if let Some(handle) = self.workers.get(&uid) {
             handle.desired.send_if_modified(|known| {
-                let news = known.gone != desired.gone || matters(&known.pod, &desired.pod);
+                let news =
+                    known.gone != desired.gone || known.kept != desired.kept || matters(&known.pod, &desired.pod);
                 *known = desired;
                 news
             });
@@ -222,11 +223,23 @@ impl Pods {
     }
 }
 
-/// Whether what is kept on disk must be written anew. A status never is worth a write: our own is known when it counts.
+/// Whether what is kept on disk must be written anew. A status is not worth a write, but for its end and for what must not run
+/// twice: after a reboot only the kept status tells that it has been running.
 fn is_news(known: &Pod, new: &Pod) -> bool {
+    let once = new.spec.restart_policy != RestartPolicy::Always;
     known.spec != new.spec
         || known.meta.deletion_timestamp != new.meta.deletion_timestamp
         || known.is_terminal() != new.is_terminal()
+        || (once && attempts(known) != attempts(new))
+}
+
+/// Which attempts of its containers a pod's status knows of.
+fn attempts(pod: &Pod) -> Vec<&str> {
+    let status = &pod.status;
+    let all = status.init_container_statuses.iter().chain(&status.container_statuses);
+    all.map(|it| it.container_id.as_str())
+        .filter(|id| !id.is_empty())
+        .collect()
 }
 
 /// Whether a worker should look: our own status coming back is no reason to.

@@ -12,6 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 
+use super::clock;
 use super::ports::{Api, ApiFailure};
 use crate::wire::object;
 use crate::wire::pod::{Pod, PodStatus};
@@ -35,13 +36,13 @@ pub struct Reporter {
 impl Reporter {
     /// This is the pod's status now.
     pub fn report(&self, pod: &Pod, status: &PodStatus) {
-        self.book().report(pod, status, Instant::now());
+        self.book().report(pod, status, clock::now());
         self.wake.notify_one();
     }
 
     /// Nothing of the pod is left here: once its last status is told, its object may go.
     pub fn finish(&self, pod: &Pod) {
-        self.book().finish(pod, Instant::now());
+        self.book().finish(pod, clock::now());
         self.wake.notify_one();
     }
 
@@ -55,7 +56,7 @@ impl Reporter {
         let mut flying = FuturesUnordered::new();
         loop {
             let room = PARALLEL.saturating_sub(flying.len());
-            let (calls, wake) = self.book().due(Instant::now(), room);
+            let (calls, wake) = self.book().due(clock::now(), room);
             for (uid, call) in calls {
                 flying.push(async move { (uid, send(api, &call).await) });
             }
@@ -66,7 +67,7 @@ impl Reporter {
                 }
             };
             tokio::select! {
-                Some((uid, outcome)) = flying.next() => self.book().done(&uid, outcome, Instant::now()),
+                Some((uid, outcome)) = flying.next() => self.book().done(&uid, outcome, clock::now()),
                 () = self.wake.notified() => {}
                 () = sleep => {}
             }

@@ -1,10 +1,14 @@
-//! Folders and neighbours for tests.
+//! Folders and neighbours for tests: a runtime that is played here, an API in [`api`], a whole node in [`node`].
+
+pub mod api;
+pub mod node;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
@@ -37,6 +41,13 @@ impl Drop for TempDir {
     }
 }
 
+/// How a command behaves: its exit code, and how long it takes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Behaviour {
+    pub code: i32,
+    pub lasts: Duration,
+}
+
 /// A runtime without processes: containers run until they are signalled, or end as told.
 pub struct Fake {
     pods: Mutex<BTreeMap<String, PodState>>,
@@ -47,6 +58,12 @@ pub struct Fake {
     pub processes: Mutex<VecDeque<Process>>,
     /// Commands run and attachments made, as `container command…`.
     pub commands: Mutex<Vec<String>>,
+    /// What a command (its words) does; others end well at once.
+    pub behaviour: Mutex<BTreeMap<String, Behaviour>>,
+    /// Starts that were made, as `container attempt`.
+    pub started: Mutex<Vec<String>>,
+    /// How long a start takes.
+    pub start_takes: Mutex<Duration>,
     /// Whether a container ends on SIGTERM.
     pub obedient: Mutex<bool>,
     events: broadcast::Sender<RuntimeEvent>,
@@ -60,6 +77,9 @@ impl Default for Fake {
             signals: Mutex::default(),
             processes: Mutex::default(),
             commands: Mutex::default(),
+            behaviour: Mutex::default(),
+            started: Mutex::default(),
+            start_takes: Mutex::default(),
             obedient: Mutex::new(true),
             events: broadcast::channel(16).0,
         }
@@ -93,9 +113,17 @@ impl Fake {
         self.pods().entry(uid.into()).or_default().containers.clear();
     }
 
-    fn process(&self, asked: String) -> Process {
-        self.commands.lock().unwrap().push(asked);
-        self.processes.lock().unwrap().pop_front().unwrap_or_else(silent)
+    fn process(&self, container: &str, command: &str) -> Process {
+        let asked = format!("{container} {command}");
+        self.commands.lock().unwrap().push(asked.trim_end().to_owned());
+        let behaviour = self.behaviour.lock().unwrap().get(command).copied();
+        let prepared = self.processes.lock().unwrap().pop_front();
+        prepared.unwrap_or_else(|| played(behaviour.unwrap_or_default()))
+    }
+
+    /// Takes everything away, as a reboot does.
+    pub fn reboot(&self) {
+        self.pods().clear();
     }
 
     /// What is there of a pod.
@@ -104,22 +132,25 @@ impl Fake {
     }
 }
 
-struct Ended;
+struct Played(Behaviour);
 
-impl Control for Ended {
+impl Control for Played {
     fn resize(&self, _width: u16, _height: u16) {}
 
     fn wait(&mut self) -> BoxFuture<'_, Result<i32, RuntimeError>> {
-        Box::pin(async { Ok(0) })
+        Box::pin(async {
+            tokio::time::sleep(self.0.lasts).await;
+            Ok(self.0.code)
+        })
     }
 }
 
-fn silent() -> Process {
+fn played(behaviour: Behaviour) -> Process {
     Process {
         stdin: None,
         stdout: Box::new(&b"out"[..]),
         stderr: Some(Box::new(&b"err"[..])),
-        control: Box::new(Ended),
+        control: Box::new(Played(behaviour)),
     }
 }
 
@@ -144,6 +175,10 @@ impl Containers for Fake {
 
     fn start<'a>(&'a self, pod_uid: &'a str, spec: &'a ContainerSpec) -> BoxFuture<'a, Result<(), RuntimeError>> {
         Box::pin(async move {
+            let takes = *self.start_takes.lock().unwrap();
+            if !takes.is_zero() {
+                tokio::time::sleep(takes).await;
+            }
             let mut pods = self.pods();
             let pod = pods
                 .get_mut(pod_uid)
@@ -151,6 +186,8 @@ impl Containers for Fake {
             if spec.command.first().is_some_and(|it| it == "/no/such/program") {
                 return Err(RuntimeError::Start("no such file or directory".into()));
             }
+            let asked = format!("{} {}", spec.name, spec.attempt);
+            self.started.lock().unwrap().push(asked);
             pod.containers.push(ContainerState {
                 name: spec.name.clone(),
                 attempt: spec.attempt,
@@ -223,7 +260,7 @@ impl Containers for Fake {
         container: &'a str,
         spec: ExecSpec,
     ) -> BoxFuture<'a, Result<Process, RuntimeError>> {
-        Box::pin(async move { Ok(self.process(format!("{container} {}", spec.command.join(" ")))) })
+        Box::pin(async move { Ok(self.process(container, &spec.command.join(" "))) })
     }
 
     fn attach<'a>(
@@ -232,7 +269,7 @@ impl Containers for Fake {
         container: &'a str,
         _stdin: bool,
     ) -> BoxFuture<'a, Result<Process, RuntimeError>> {
-        Box::pin(async move { Ok(self.process(container.into())) })
+        Box::pin(async move { Ok(self.process(container, "")) })
     }
 
     fn events(&self) -> Box<dyn Events> {

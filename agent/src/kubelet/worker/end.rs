@@ -1,20 +1,22 @@
 //! Ends containers: hook, signal, and the kill when time is up. Also their last words.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::care::Hook;
 use super::{DEFAULT_GRACE, Done, RETRY, Worker};
-use crate::kubelet::act::act;
-use crate::kubelet::disk::blocking;
+use crate::kubelet::act::{Target, act};
+use crate::kubelet::clock;
+use crate::kubelet::disk::{self, blocking};
 use crate::kubelet::event::About;
 use crate::kubelet::log_file;
 use crate::kubelet::pod::Life;
 use crate::kubelet::ports::{Attempt, Containers};
 use crate::kubelet::status::newest;
 use crate::kubelet::translate::log_path;
+use crate::kubelet::volume;
 use crate::kubelet::volume::mounts::message_file;
-use crate::wire::pod::Container;
+use crate::wire::pod::{Container, Handler};
 
 /// Kubernetes' bound on a termination message.
 const LONGEST_MESSAGE: u64 = 4096;
@@ -40,9 +42,10 @@ impl Worker {
         let (target, signal) = (self.target(&it.name), running.stop_signal);
         let hook = it.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone());
         let (events, about) = (self.host.events.clone(), About::container(&pod, it));
+        let note = hook_note(&self.host.settings.root, &pod.meta.uid, &it.name, running.attempt);
         self.background.spawn(async move {
             if let Some(hook) = hook.filter(|_| !grace.is_zero())
-                && let Err(why) = act(&target, &hook, grace).await
+                && let Err(why) = pre_stop(&target, &hook, grace, note).await
             {
                 events.warning(about, "FailedPreStopHook", format!("PreStopHook failed: {why}"));
             }
@@ -83,7 +86,7 @@ impl Worker {
             return false;
         };
         if let Some(care) = self.cares.get_mut(&it.name) {
-            care.kill_at = Some(Instant::now() + RETRY);
+            care.kill_at = Some(clock::now() + RETRY);
         }
         kill(self.host.containers.as_ref(), &pod.meta.uid, &it.name).await;
         false
@@ -117,6 +120,32 @@ impl Worker {
             }
         }
     }
+}
+
+/// Runs a `preStop` hook unless it has run: an agent that restarts while a container ends asks the container to end once
+/// more, and the note tells it what has been done. A hook that the restart cut off runs again, as Kubernetes has it.
+async fn pre_stop(target: &Target, hook: &Handler, grace: Duration, note: PathBuf) -> Result<(), String> {
+    let known = note.clone();
+    if blocking(move || known.try_exists()).await.unwrap_or(false) {
+        return Ok(());
+    }
+    let result = act(target, hook, grace).await;
+    let kept = blocking(move || {
+        if let Some(folder) = note.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        disk::replace(&note, b"", 0o600)
+    });
+    if let Err(error) = kept.await {
+        tracing::warn!(pod = %target.pod.key(), %error, "an agent that restarts now runs a preStop hook again");
+    }
+    result
+}
+
+/// The file that is there once the `preStop` hook of an attempt has come to its end.
+fn hook_note(root: &Path, uid: &str, container: &str, attempt: u32) -> PathBuf {
+    let folder = volume::pod_dir(root, uid).join("hooks");
+    folder.join(format!("{container}-{attempt}.pre-stop"))
 }
 
 async fn kill(containers: &dyn Containers, uid: &str, container: &str) {

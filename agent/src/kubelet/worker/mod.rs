@@ -8,6 +8,8 @@ mod care;
 mod end;
 mod setup;
 mod start;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -22,6 +24,7 @@ use tokio::time::sleep_until;
 use self::care::{Care, Hook, again, role};
 use self::setup::SetUp;
 use super::act::{Target, act};
+use super::clock;
 use super::event::About;
 use super::host::Host;
 use super::objects::Objects;
@@ -42,6 +45,8 @@ pub struct Desired {
     pub pod: Arc<Pod>,
     /// The API does not have it any more.
     pub gone: bool,
+    /// It is from the disk: the API has not been heard yet, and may know better how the pod was.
+    pub kept: bool,
 }
 
 /// Looks at the runtime after this, even if it has not called.
@@ -76,10 +81,10 @@ enum Turn {
 pub async fn work(host: Arc<Host>, mut desired: watch::Receiver<Desired>, nudge: Arc<Notify>) {
     let first = desired.borrow_and_update().clone();
     let mut network = host.network.clone();
-    let mut worker = Worker::new(host, first, Instant::now(), Timestamp::now());
+    let mut worker = Worker::new(host, first, clock::now(), Timestamp::now());
     loop {
-        let wake = match worker.turn(Instant::now()).await {
-            Turn::Again => Instant::now(),
+        let wake = match worker.turn(clock::now()).await {
+            Turn::Again => clock::now(),
             Turn::Wait(at) => at,
             Turn::Over => return,
         };
@@ -89,7 +94,7 @@ pub async fn work(host: Arc<Host>, mut desired: watch::Receiver<Desired>, nudge:
                 Err(_) => return, // the kubelet stops; the pod goes on
             },
             () = nudge.notified() => {}
-            Some(done) = worker.background.join_next() => worker.hear(done, Instant::now()),
+            Some(done) = worker.background.join_next() => worker.hear(done, clock::now()),
             Ok(()) = network.changed() => worker.setup.forgive(),
             () = sleep_until(wake.into()) => {}
         }
@@ -100,6 +105,7 @@ struct Worker {
     host: Arc<Host>,
     pod: Arc<Pod>,
     gone: bool,
+    kept: bool,
     life: Life,
     cares: BTreeMap<String, Care>,
     /// As last computed.
@@ -124,6 +130,7 @@ impl Worker {
         Self {
             host,
             gone: desired.gone,
+            kept: desired.kept,
             life: if desired.pod.is_terminal() {
                 Life::Finished
             } else {
@@ -144,8 +151,21 @@ impl Worker {
     }
 
     fn want(&mut self, desired: Desired) {
+        if self.kept && !desired.kept && !desired.gone {
+            self.recall(&desired.pod);
+        }
+        self.kept = desired.kept;
         self.pod = desired.pod;
         self.gone = desired.gone;
+    }
+
+    /// Takes over what the API remembers: an agent that has started again must not say that what was in service is not.
+    fn recall(&mut self, pod: &Pod) {
+        self.status = pod.status.clone();
+        self.reported = false;
+        for care in self.cares.values_mut().filter(|care| care.kill_at.is_none()) {
+            care.attempt = None; // looked at anew, with this status before its eyes
+        }
     }
 
     /// Looks and acts once.
@@ -284,7 +304,7 @@ impl Worker {
         self.status = status;
         self.reported = true;
         self.host.roll.report(&self.pod.meta.uid, &self.status);
-        if !self.gone {
+        if !self.gone && !self.kept {
             self.host.reports.report(&self.pod, &self.status);
         }
     }

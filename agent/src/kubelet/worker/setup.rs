@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Done, RETRY, Worker};
 use crate::kubelet::adapt::chain;
+use crate::kubelet::clock;
 use crate::kubelet::disk::blocking;
 use crate::kubelet::event::About;
 use crate::kubelet::host::NetworkState;
@@ -143,7 +144,7 @@ impl Worker {
         };
         let found = fetch(host.api.as_ref(), &pod, &names, &self.objects, &kept).await;
         let objects = found.map_err(|error| failed("what volumes refer to", error))?;
-        let renewed = self.tokens.renew(host.api.as_ref(), &pod, Instant::now()).await;
+        let renewed = self.tokens.renew(host.api.as_ref(), &pod, clock::now()).await;
         renewed.map_err(|error| failed("a service account token", error))?;
         let addresses = host.addresses(None);
         let made = volume::set_up(&host.settings.root, &pod, &objects, &addresses, &self.tokens).await;

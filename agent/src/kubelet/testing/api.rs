@@ -1,0 +1,244 @@
+//! An API that is played: objects in memory, lists and watches of pods, and a cable that can be pulled.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+
+use futures_util::future::BoxFuture;
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+
+use crate::kubelet::ports::{Api, ApiFailure, Change, Watch};
+use crate::wire::object::{self, text};
+use crate::wire::status::{Reason, Status};
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    objects: BTreeMap<String, Value>,
+    /// Pods that were deleted.
+    gone: Vec<Value>,
+    watches: Vec<mpsc::UnboundedSender<Change>>,
+    unplugged: bool,
+    /// Status patches, by uid.
+    patches: BTreeMap<String, u32>,
+}
+
+/// The API. Pods live under their paths; whatever else a kubelet asks for is there once it was [`FakeApi::put`].
+#[derive(Default)]
+pub struct FakeApi(Mutex<State>);
+
+impl FakeApi {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// Puts an object where it belongs, and tells the watches if it is a pod.
+    pub fn put(&self, path: &str, object: Value) {
+        self.state().put(path, object);
+    }
+
+    /// Deletes as the API does: at once, or by a mark that the kubelet acts on.
+    pub fn delete_pod(&self, path: &str, grace: i64) {
+        let mut state = self.state();
+        let Some(mut pod) = state.objects.get(path).cloned() else {
+            return;
+        };
+        if grace == 0 {
+            return state.remove(path);
+        }
+        object::set(&mut pod, &["metadata", "deletionTimestamp"], "2026-01-01T00:00:00Z");
+        object::set(&mut pod, &["metadata", "deletionGracePeriodSeconds"], grace);
+        state.put(path, pod);
+    }
+
+    /// What is under a path.
+    pub fn object(&self, path: &str) -> Option<Value> {
+        self.state().objects.get(path).cloned()
+    }
+
+    /// Pulls the cable: watches end, and nobody answers.
+    pub fn unplug(&self) {
+        let mut state = self.state();
+        state.unplugged = true;
+        state.watches.clear();
+    }
+
+    /// Plugs it in again.
+    pub fn plug(&self) {
+        self.state().unplugged = false;
+    }
+
+    /// Reasons of the events that were written, in their order.
+    pub fn events(&self) -> Vec<String> {
+        let state = self.state();
+        let events = state.objects.iter().filter(|(path, _)| path.contains("/events/"));
+        let mut all: Vec<_> = events
+            .map(|(_, event)| (object::integer(event, &["serial"]), text(event, &["reason"]).to_owned()))
+            .collect();
+        all.sort();
+        all.into_iter().map(|(_, reason)| reason).collect()
+    }
+
+    /// How often the status of a pod was patched.
+    pub fn patches(&self, uid: &str) -> u32 {
+        self.state().patches.get(uid).copied().unwrap_or_default()
+    }
+}
+
+impl State {
+    fn put(&mut self, path: &str, mut object: Value) {
+        self.version += 1;
+        object::set(&mut object, &["metadata", "resourceVersion"], self.version.to_string());
+        self.objects.insert(path.into(), object.clone());
+        if is_pod(path) {
+            self.watches
+                .retain(|watch| watch.send(Change::Set(object.clone())).is_ok());
+        }
+    }
+
+    fn remove(&mut self, path: &str) {
+        self.version += 1;
+        let gone = self.objects.remove(path);
+        for object in gone.into_iter().filter(|_| is_pod(path)) {
+            let told = |watch: &mpsc::UnboundedSender<Change>| watch.send(Change::Gone(object.clone())).is_ok();
+            self.watches.retain(told);
+            self.gone.push(object);
+        }
+    }
+
+    fn reach(&self) -> Result<(), ApiFailure> {
+        match self.unplugged {
+            true => Err(ApiFailure::Unreachable("the cable is out".into())),
+            false => Ok(()),
+        }
+    }
+
+    fn find(&self, path: &str) -> Result<Value, ApiFailure> {
+        self.reach()?;
+        let missing = || ApiFailure::Status(Status::failure(Reason::NotFound, format!("{path} not found")));
+        self.objects.get(path).cloned().ok_or_else(missing)
+    }
+}
+
+fn is_pod(path: &str) -> bool {
+    path.split('/').nth_back(1) == Some("pods")
+}
+
+/// A patch as far as a kubelet's status needs one: objects merge, lists are replaced but for what deletes from them.
+fn merge(old: &mut Value, patch: &Value) {
+    match (old, patch) {
+        (Value::Object(old), Value::Object(patch)) => {
+            for (key, value) in patch {
+                match value {
+                    Value::Null => drop(old.remove(key)),
+                    value => merge(old.entry(key.clone()).or_insert(Value::Object(Map::new())), value),
+                }
+            }
+        }
+        (old, Value::Array(items)) => {
+            let kept = items.iter().filter(|item| item.get("$patch").is_none());
+            *old = Value::Array(kept.cloned().collect());
+        }
+        (old, value) => *old = value.clone(),
+    }
+}
+
+struct Changes(mpsc::UnboundedReceiver<Change>);
+
+impl Watch for Changes {
+    fn next(&mut self) -> BoxFuture<'_, Option<Change>> {
+        Box::pin(self.0.recv())
+    }
+}
+
+impl Api for FakeApi {
+    fn get<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Value, ApiFailure>> {
+        Box::pin(async move {
+            let state = self.state();
+            let (plain, query) = path.split_once('?').unwrap_or((path, ""));
+            if query.is_empty() && !plain.ends_with("/services") {
+                return state.find(plain);
+            }
+            state.reach()?;
+            let items: Vec<Value> = match plain {
+                "/api/v1/pods" => {
+                    let pods = state.objects.iter().filter(|(path, _)| is_pod(path));
+                    pods.map(|(_, pod)| pod.clone()).collect()
+                }
+                _ => vec![],
+            };
+            Ok(json!({"kind": "List", "metadata": {"resourceVersion": state.version.to_string()}, "items": items}))
+        })
+    }
+
+    fn create<'a>(&'a self, path: &'a str, body: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {
+        Box::pin(async move {
+            let mut state = self.state();
+            state.reach()?;
+            let mut object = body.clone();
+            object::set(&mut object, &["serial"], state.version);
+            let name = text(body, &["metadata", "name"]);
+            state.put(&format!("{path}/{name}"), object.clone());
+            Ok(object)
+        })
+    }
+
+    fn update<'a>(&'a self, path: &'a str, body: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {
+        Box::pin(async move {
+            let mut state = self.state();
+            state.find(path)?;
+            state.put(path, body.clone());
+            Ok(body.clone())
+        })
+    }
+
+    fn patch<'a>(&'a self, path: &'a str, body: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {
+        Box::pin(async move {
+            let mut state = self.state();
+            let path = path.strip_suffix("/status").unwrap_or(path);
+            let mut object = state.find(path)?;
+            let uid = text(&object, &["metadata", "uid"]).to_owned();
+            if !matches!(text(body, &["metadata", "uid"]), wanted if wanted == uid || wanted.is_empty()) {
+                return Err(ApiFailure::Status(Status::failure(
+                    Reason::Conflict,
+                    "another pod of that name",
+                )));
+            }
+            *state.patches.entry(uid).or_default() += 1;
+            merge(&mut object, body);
+            state.put(path, object.clone());
+            Ok(object)
+        })
+    }
+
+    fn delete<'a>(&'a self, path: &'a str, options: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {
+        Box::pin(async move {
+            let mut state = self.state();
+            let object = state.find(path)?;
+            assert_eq!(
+                text(options, &["preconditions", "uid"]),
+                text(&object, &["metadata", "uid"]),
+                "only the pod that has ended here may go"
+            );
+            state.remove(path);
+            Ok(object)
+        })
+    }
+
+    fn watch<'a>(&'a self, _path: &'a str) -> BoxFuture<'a, Result<Box<dyn Watch>, ApiFailure>> {
+        Box::pin(async move {
+            let mut state = self.state();
+            state.reach()?;
+            let (to, from) = mpsc::unbounded_channel();
+            // What happened between list and watch comes again: a state twice is none too many.
+            for pod in &state.gone {
+                let _ = to.send(Change::Gone(pod.clone()));
+            }
+            for (_, pod) in state.objects.iter().filter(|(path, _)| is_pod(path)) {
+                let _ = to.send(Change::Set(pod.clone()));
+            }
+            state.watches.push(to);
+            Ok(Box::new(Changes(from)) as Box<dyn Watch>)
+        })
+    }
+}

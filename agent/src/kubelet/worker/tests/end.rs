@@ -1,0 +1,146 @@
+//! How pods are brought to their end.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{about, exec, named, one, seconds};
+use crate::kubelet::testing::node::Rig;
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_pod_is_asked_to_end_and_leaves_nothing() {
+    let rig = Rig::start();
+    rig.run("web", one("Always", json!({})));
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    rig.delete("web", 30);
+    let took = rig.until_gone("web").await;
+    assert!(took < seconds(1), "{took:?}");
+    assert_eq!(rig.signals(), ["c 15"]);
+    assert!(rig.api.events().contains(&"Killing".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_end_in_time_is_killed() {
+    let rig = Rig::start();
+    *rig.fake.obedient.lock().unwrap() = false;
+    rig.run("web", one("Always", json!({})));
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    rig.delete("web", 7);
+    rig.until("it is asked", |rig| rig.signals() == ["c 15"]).await;
+    let took = rig.until("it is killed", |rig| rig.signals() == ["c 15", "c 9"]).await;
+    assert!(about(took, seconds(7)), "{took:?}");
+    rig.until_gone("web").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_delete_shortens_the_wait() {
+    let rig = Rig::start();
+    *rig.fake.obedient.lock().unwrap() = false;
+    rig.run("web", one("Always", json!({})));
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    rig.delete("web", 600);
+    rig.until("it is asked", |rig| rig.signals() == ["c 15"]).await;
+    tokio::time::sleep(seconds(5)).await;
+    rig.delete("web", 2);
+    let took = rig.until("it is killed", |rig| rig.signals() == ["c 15", "c 9"]).await;
+    assert!(about(took, seconds(2)), "{took:?}");
+    rig.until_gone("web").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn containers_end_together_and_sidecars_after_them() {
+    let rig = Rig::start();
+    let spec = json!({
+        "initContainers": [named("s", json!({"restartPolicy": "Always"}))],
+        "containers": [named("c", json!({})), named("d", json!({}))],
+    });
+    rig.run("web", spec);
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    rig.delete("web", 30);
+    rig.until_gone("web").await;
+    assert_eq!(rig.signals()[2..], ["s 15"]);
+    assert_eq!(rig.signals().len(), 3);
+}
+
+/// A pod whose container runs `farewell` before it ends.
+fn polite() -> Value {
+    one("Always", json!({"lifecycle": {"preStop": exec("farewell")}}))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pre_stop_hook_runs_before_the_signal_and_within_the_grace() {
+    for (lasts, grace, expected) in [(3, 30, 3), (60, 5, 5)] {
+        let rig = Rig::start();
+        rig.behave("farewell", 0, seconds(lasts));
+        rig.run("web", polite());
+        rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+        rig.delete("web", grace);
+        let case = format!("a hook of {lasts} s, {grace} s of grace");
+        let took = rig.until(&case, |rig| !rig.signals().is_empty()).await;
+        assert!(about(took, seconds(expected)), "{case}: {took:?}");
+        rig.until_gone("web").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pre_stop_hook_that_fails_is_told_of_and_stops_nothing() {
+    let rig = Rig::start();
+    rig.behave("farewell", 1, Duration::ZERO);
+    rig.run("web", polite());
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    rig.delete("web", 30);
+    rig.until_gone("web").await;
+    assert!(rig.api.events().contains(&"FailedPreStopHook".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pre_stop_hook_that_has_run_is_not_run_again_by_an_agent_that_starts_again() {
+    let mut rig = Rig::start();
+    *rig.fake.obedient.lock().unwrap() = false; // it takes its time to end
+    rig.run("web", polite());
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    rig.delete("web", 30);
+    rig.until("it is asked to end", |rig| rig.signals() == ["c 15"]).await;
+    rig.agent_dies().await;
+    rig.agent_starts();
+    rig.until("it is asked once more", |rig| rig.signals() == ["c 15", "c 15"])
+        .await;
+    rig.until("it is killed", |rig| rig.signals() == ["c 15", "c 15", "c 9"])
+        .await;
+    assert_eq!(rig.commands(), ["c farewell"]);
+    rig.until_gone("web").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pre_stop_hook_that_was_cut_off_is_run_again() {
+    let mut rig = Rig::start();
+    rig.behave("farewell", 0, seconds(10));
+    rig.run("web", polite());
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    rig.delete("web", 30);
+    rig.until("it says farewell", |rig| rig.commands() == ["c farewell"])
+        .await;
+    tokio::time::sleep(seconds(5)).await;
+    rig.agent_dies().await;
+    rig.agent_starts();
+    rig.until_gone("web").await;
+    assert_eq!(rig.commands(), ["c farewell", "c farewell"]);
+    assert_eq!(rig.signals(), ["c 15"], "not before the hook was through");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_attempt_has_its_own_farewell() {
+    let rig = Rig::start();
+    let probe = json!({"exec": {"command": ["check"]}, "periodSeconds": 1, "failureThreshold": 1});
+    let container = json!({"livenessProbe": probe, "lifecycle": {"preStop": exec("farewell")}});
+    rig.behave("check", 1, Duration::ZERO);
+    rig.run("web", one("Always", container));
+    rig.until("it is restarted twice", |rig| rig.restarts("web", "c") == 2)
+        .await;
+    let farewells = rig.commands().iter().filter(|it| *it == "c farewell").count();
+    let ends = rig.signals().len();
+    assert!(
+        farewells >= 2 && (ends..=ends + 1).contains(&farewells),
+        "{farewells} farewells, {ends} ends"
+    );
+}
