@@ -6,6 +6,7 @@
 )]
 
 mod hints;
+mod outage;
 mod relay;
 
 use std::collections::BTreeSet;

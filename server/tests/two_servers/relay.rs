@@ -10,6 +10,7 @@ use agent::tunnel::{Tunnel, link};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Incoming;
+use hyper::http::response::Parts;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, client, server as serving};
 use hyper_util::rt::TokioIo;
@@ -35,7 +36,7 @@ const LOG: &str = "/api/v1/namespaces/default/pods/web/log?container=c";
 const EXEC: &str = "/api/v1/namespaces/default/pods/web/exec?container=c&command=cat&stdin=true&stdout=true";
 
 /// The authorities of a cluster, in a folder of the test's own.
-fn authorities(server: &Server, into: &Path) -> Pki {
+pub fn authorities(server: &Server, into: &Path) -> Pki {
     let tls = into.join("tls");
     std::fs::create_dir_all(&tls).unwrap();
     for name in ["client-ca", "server-ca", "request-header-ca"] {
@@ -55,7 +56,7 @@ fn authorities(server: &Server, into: &Path) -> Pki {
 }
 
 /// Whom a client certificate names, and its key.
-type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+pub type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 fn identity(chain: &str, key: &str) -> Identity {
     let chain = CertificateDer::pem_slice_iter(chain.as_bytes());
@@ -65,7 +66,7 @@ fn identity(chain: &str, key: &str) -> Identity {
     )
 }
 
-fn own(pki: &Pki, which: Own) -> Identity {
+pub fn own(pki: &Pki, which: Own) -> Identity {
     let leaf = pki.own(which).unwrap();
     identity(&leaf.chain, leaf.key.pem())
 }
@@ -102,18 +103,23 @@ async fn connect(pki: &Pki, who: Option<Identity>, to: SocketAddr) -> TlsStream<
 }
 
 /// Code and body of a GET.
-async fn get(pki: &Pki, who: Option<Identity>, at: &Server, uri: &str) -> (u16, String) {
+pub async fn get(pki: &Pki, who: Option<Identity>, at: &Server, uri: &str) -> (u16, String) {
+    let request = Request::get(uri)
+        .header("host", "server")
+        .body(Full::default())
+        .unwrap();
+    let (parts, body) = call(pki, who, at, request).await;
+    (parts.status.as_u16(), body)
+}
+
+/// What is answered to one request.
+pub async fn call(pki: &Pki, who: Option<Identity>, at: &Server, request: Request<Full<Bytes>>) -> (Parts, String) {
     let tls = connect(pki, who, at.address).await;
     let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(tls)).await.unwrap();
     let exchange = async move {
-        let request = Request::get(uri)
-            .header("host", "server")
-            .body(Empty::<Bytes>::new())
-            .unwrap();
-        let answer = sender.send_request(request).await.unwrap();
-        let code = answer.status().as_u16();
-        let body = answer.into_body().collect().await.unwrap().to_bytes();
-        (code, String::from_utf8(body.to_vec()).unwrap())
+        let (parts, body) = sender.send_request(request).await.unwrap().into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (parts, String::from_utf8(body.to_vec()).unwrap())
     };
     tokio::join!(exchange, connection).0
 }
