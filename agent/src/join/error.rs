@@ -1,6 +1,7 @@
 //! Why a machine is not a node (yet). Each text names the cause and the cure: it is the one line an operator sees.
 
 use std::io;
+use std::path::PathBuf;
 
 use super::key::KeyError;
 use super::trust::TrustError;
@@ -30,6 +31,20 @@ pub enum JoinError {
         expected: String,
         /// Of what came.
         served: String,
+    },
+    /// The token pins no CA, and the server's is not the one of an earlier join.
+    #[error(
+        "the server's CA is not the one this machine joined: {kept} != {served}: the cluster was made anew, or somebody is \
+         in between; give the full token (K10 and the hash) from /var/lib/rancher/k3s/server/node-token on the server, or \
+         remove {} to trust whoever answers", path.display()
+    )]
+    OtherCa {
+        /// Hash of the one on disk.
+        kept: String,
+        /// Of what came.
+        served: String,
+        /// The file.
+        path: PathBuf,
     },
     /// The server's certificate is not of its own CA, or for another name, or the clock is wrong.
     #[error("CA cert validation failed at {server} ({reason}): is the clock right, and is this a K3s server?")]

@@ -21,6 +21,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::Value;
 use tracing::{info, warn};
 
@@ -33,11 +34,11 @@ pub use self::identity::{Identity, IdentityError};
 pub use self::supervisor::Address;
 
 use self::key::Key;
-use self::supervisor::{Supervisor, fetch_ca};
+use self::supervisor::{Supervisor, fetch_ca, recognize};
 use self::trust::Shown;
 use crate::api::{Client, Endpoint};
 use crate::config::Config;
-use crate::wire::join::ClusterConfig;
+use crate::wire::join::{ClusterConfig, ca_hash};
 use crate::wire::object::set;
 use crate::wire::token::Token;
 
@@ -78,7 +79,7 @@ pub struct Joiner<'a> {
 impl Joiner<'_> {
     /// What an earlier join left, if all of it is there. Nothing is asked of a server.
     pub async fn remembered(&self) -> Option<Joined> {
-        let settings: Value = serde_json::from_slice(&fs::read(self.files.settings()).ok()?).ok()?;
+        let settings = self.kept_settings()?;
         // Another server may be another cluster, and the certificates name the node.
         let same = |key: &str, now: &str| settings.get(key).and_then(Value::as_str) == Some(now);
         if !same("Server", &self.config.server.to_string()) || !same("NodeName", &self.identity.node_name) {
@@ -123,7 +124,7 @@ impl Joiner<'_> {
             .map(|token| Token::parse(token.expose()))
             .transpose()?;
         let expected = token.as_ref().and_then(|token| token.ca_hash.as_deref());
-        let ca = fetch_ca(&self.address, expected, &self.clock).await?;
+        let ca = self.ca(expected, token.is_none()).await?;
         match &token {
             None => self.as_known_node(&ca, None).await,
             Some(token) => {
@@ -145,6 +146,41 @@ impl Joiner<'_> {
                 }
             }
         }
+    }
+
+    /// Whom to trust: the CA that the token pins; else that of an earlier join; else, said aloud, that of whoever answers.
+    ///
+    /// `expected`: the token's hash. `bound`: there is no token, so what an earlier join left is good for its cluster only,
+    /// at whatever address.
+    async fn ca(&self, expected: Option<&str>, bound: bool) -> Result<Bytes, JoinError> {
+        if expected.is_none()
+            && let Some(kept) = self.kept_ca(bound)
+        {
+            recognize(&self.address, &kept, &self.files.server_ca(), &self.clock).await?;
+            return Ok(kept);
+        }
+        let ca = fetch_ca(&self.address, expected, &self.clock).await?;
+        if expected.is_none() {
+            warn!(
+                server = self.address.shown,
+                hash = ca_hash(&ca),
+                "the token has no CA hash, so whoever answers is trusted this first time: give the full token (it begins \
+                 with K10) from /var/lib/rancher/k3s/server/node-token on the server"
+            );
+        }
+        Ok(ca)
+    }
+
+    /// The CA of an earlier join at this `--server` (`anywhere`: or at another), if it can be used.
+    fn kept_ca(&self, anywhere: bool) -> Option<Bytes> {
+        let kept = fs::read(self.files.server_ca()).ok()?;
+        trust::bundle(&kept, None, &self.clock).ok()?;
+        let same = || self.kept_settings()?.get("Server")?.as_str().map(str::to_owned);
+        (anywhere || same() == Some(self.config.server.to_string())).then(|| kept.into())
+    }
+
+    fn kept_settings(&self) -> Option<Value> {
+        serde_json::from_slice(&fs::read(self.files.settings()).ok()?).ok()
     }
 
     /// Says, if so, that the password is not the one this machine had.

@@ -1,5 +1,6 @@
 //! Questions to the supervisor: the few requests of a join, each on its own connection.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +59,29 @@ pub async fn fetch_ca(address: &Address, expected: Option<&str>, clock: &Arc<Clo
     }
     get_ca(address, trust::bundle(&ca, None, clock)?).await?;
     Ok(ca)
+}
+
+/// Sees that the server is of the cluster that this machine knows, by the CA bundle `kept` (PEM) of an earlier join in the
+/// file `path`.
+///
+/// # Errors
+/// [`JoinError::OtherCa`] when the server's CA is another one.
+pub async fn recognize(address: &Address, kept: &[u8], path: &Path, clock: &Arc<Clock>) -> Result<(), JoinError> {
+    let Err(refused) = get_ca(address, trust::bundle(kept, None, clock)?).await else {
+        return Ok(());
+    };
+    if !matches!(refused, JoinError::Untrusted { .. }) {
+        return Err(refused);
+    }
+    let (kept, served) = (ca_hash(kept), ca_hash(&get_ca(address, trust::anyone()?).await?));
+    match kept == served {
+        true => Err(refused),
+        false => Err(JoinError::OtherCa {
+            kept,
+            served,
+            path: path.to_owned(),
+        }),
+    }
 }
 
 async fn get_ca(address: &Address, tls: Arc<ClientConfig>) -> Result<Bytes, JoinError> {

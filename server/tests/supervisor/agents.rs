@@ -95,8 +95,12 @@ impl std::io::Write for Log {
 }
 
 impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
     fn refusals(&self) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let text = self.text();
         let refusals = text.lines().filter(|line| line.contains("cannot join the cluster"));
         refusals.map(str::to_owned).collect()
     }
@@ -116,6 +120,63 @@ async fn a_refused_agent_says_why_keeps_asking_and_keeps_its_identity() {
         wrong_token.is_refused(&token_words),
         other_cluster.is_refused(&hash_words)
     );
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_hash_whoever_answers_is_trusted_once_and_said_aloud() {
+    let (cluster, impostor) = (Cluster::start("first").await, Cluster::start("impostor").await);
+    let mut machine = Machine::new(&cluster, "pi", "pi", "secret");
+    let warning = "no CA hash";
+    for (time, warned) in [("first", true), ("second", false)] {
+        let log = Log::default();
+        machine.joins(&log).await;
+        assert_eq!(log.text().contains(warning), warned, "{time}: {}", log.text());
+    }
+    cluster.register("pi").await;
+    let hash = |cluster: &Cluster| {
+        let token = cluster.file("node-token");
+        token
+            .split_once("::")
+            .unwrap()
+            .0
+            .strip_prefix("K10")
+            .unwrap()
+            .to_owned()
+    };
+    let elsewhere = Address {
+        host: "127.0.0.1".to_owned(),
+        port: impostor.server().address.port(),
+        shown: machine.config.server.to_string(),
+    };
+    let kept = std::fs::read(machine.files.server_ca()).unwrap();
+    for token in [Some("secret"), Some("K10:::secret"), None] {
+        machine.config.token = token.map(Secret::new);
+        let joiner = Joiner {
+            address: elsewhere.clone(),
+            ..machine.joiner(Clock::default())
+        };
+        let error = joiner.once().await.err().unwrap().to_string();
+        for word in [
+            &hash(&cluster),
+            &hash(&impostor),
+            "K10",
+            "server/node-token",
+            "server-ca.crt",
+        ] {
+            assert!(error.contains(word), "{token:?}: {word} is missing in: {error}");
+        }
+        assert_eq!(std::fs::read(machine.files.server_ca()).unwrap(), kept, "{token:?}");
+        let again = machine.joiner(Clock::default()).once().await;
+        again.unwrap_or_else(|error| panic!("{token:?} at its own server: {error}"));
+    }
+    machine.config.token = Some(Secret::new(impostor.file("node-token").trim()));
+    let joiner = Joiner {
+        address: elsewhere,
+        ..machine.joiner(Clock::default())
+    };
+    joiner.once().await.expect("the full token is the cure");
+    impostor.stop().await;
     cluster.stop().await;
 }
 
