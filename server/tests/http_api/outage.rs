@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::StreamExt as _;
 use serde_json::{Value, json};
 use server::registry::{Patience, Settings};
 use server::request::{Client, User, What};
@@ -183,4 +184,40 @@ async fn a_committed_write_is_acknowledged_although_the_server_cannot_show_it_ye
             "ADDED acting"
         ]
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_that_wait_for_the_datastore_keep_no_reader_waiting() {
+    /// More than may be under way at once.
+    const WRITERS: usize = 250;
+    let store = Faulty::new();
+    let rig = Rig::on(Arc::clone(&store) as _, Settings::default()).await;
+    let group = "rbac.authorization.k8s.io";
+    let binding = json!({"metadata": {"name": "crowd"},
+        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"apiGroup": group, "kind": "Group", "name": "crowd"}]});
+    let bindings = format!("/apis/{group}/v1/clusterrolebindings");
+    assert_eq!(rig.administrator().post(&bindings, &binding).await.code, 201);
+    let one = rig.named("one", &["crowd"]);
+    let allowed = async {
+        while one.get(MAPS).await.code != 200 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, allowed).await.unwrap();
+    store.be(Mode::Stalls);
+    let mut writing = futures_util::stream::FuturesUnordered::new();
+    for number in 0..WRITERS {
+        let one = &one;
+        writing.push(async move { one.post(MAPS, &map(&format!("m{number}"))).await.code });
+    }
+    // The first that is answered had no place: all the others are under way then.
+    let first = async { timeout(PATIENCE, writing.next()).await.unwrap() };
+    assert_eq!(first.await, Some(429));
+    let reading = timeout(Duration::from_secs(10), one.get(MAPS));
+    tokio::select! {
+        read = reading => assert_eq!(read.unwrap().code, 200),
+        // They are driven on meanwhile.
+        () = async { while writing.next().await.is_some() {} } => panic!("the writes have ended"),
+    }
 }
