@@ -311,6 +311,7 @@ impl Ground {
             kubelets: Some(kubelets),
             ready,
             address: advertised.to_string(),
+            limits: http::Limits::default(),
         });
         Ok((http, keeper))
     }

@@ -32,7 +32,7 @@ use tokio::sync::watch::Receiver;
 use crate::request::User;
 
 pub use connect::Kubelets;
-pub use handler::{ApiHttp, Parts};
+pub use handler::{ApiHttp, Limits, Parts};
 pub use listen::{Upgrades, serve};
 
 /// A response body.

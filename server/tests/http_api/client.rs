@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::rig::Rig;
 
@@ -107,6 +108,20 @@ impl Rig {
 }
 
 impl User<'_> {
+    /// A connection that no request has been sent on.
+    pub async fn connect(&self) -> TlsStream<TcpStream> {
+        let stream = TcpStream::connect(self.rig.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut config = (*self.tls).clone();
+        config.alpn_protocols = vec![if self.second_version {
+            b"h2".to_vec()
+        } else {
+            b"http/1.1".to_vec()
+        }];
+        let connector = TlsConnector::from(Arc::new(config));
+        connector.connect(name, stream).await.unwrap()
+    }
+
     /// Sends one request on a connection of its own; the connection lives in `tasks`.
     pub async fn send(
         &self,
@@ -116,18 +131,7 @@ impl User<'_> {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Response<Incoming> {
-        let stream = TcpStream::connect(self.rig.address).await.unwrap();
-        let name = ServerName::try_from("localhost").unwrap();
-        let mut config = (*self.tls).clone();
-        config.alpn_protocols = vec![if self.second_version {
-            b"h2".to_vec()
-        } else {
-            b"http/1.1".to_vec()
-        }];
-        let tls = TlsConnector::from(Arc::new(config))
-            .connect(name, stream)
-            .await
-            .unwrap();
+        let tls = self.connect().await;
         let mut request = Request::builder().method(method).header("host", "localhost");
         request = match self.second_version {
             true => request.uri(format!("https://localhost{path}")),

@@ -11,6 +11,7 @@ mod faulty;
 mod generators;
 mod kubectl;
 mod outage;
+mod overload;
 mod protobuf;
 mod refusals;
 mod rig;

@@ -12,7 +12,7 @@ use server::auth::guard::Authorizer;
 use server::auth::token::Keys;
 use server::auth::who::{Anonymous, Who};
 use server::cache::Cache;
-use server::http::{ApiHttp, Parts, serve};
+use server::http::{ApiHttp, Limits, Parts, serve};
 use server::join::certificate::Wanted;
 use server::join::key::PrivateKey;
 use server::join::pki::{Names, Own, Pki};
@@ -71,6 +71,10 @@ impl Rig {
     }
 
     pub async fn on(store: Arc<dyn Store>, settings: Settings) -> Self {
+        Self::with(store, settings, Limits::default()).await
+    }
+
+    pub async fn with(store: Arc<dyn Store>, settings: Settings, limits: Limits) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("amphipod-http-api-{}-{number}", std::process::id()));
@@ -119,6 +123,7 @@ impl Rig {
             kubelets: Some(kubelets),
             ready: readiness,
             address: address.to_string(),
+            limits,
         });
         tasks.spawn(serve(listener, pki.server_config().unwrap(), http, stopping));
         Self {
