@@ -1,8 +1,9 @@
 //! Datastores that servers share: durable creates a second, of 1 kB, through one handle and through two, and how long after
 //! its acknowledgement a write reaches the watch of the other.
 //!
-//! `tests/bench/run shared`. It starts the database itself. Limits: 3,000 creates a second with 256 clients; from commit to
-//! watch 5 ms at the median, 20 ms at the 99th percentile.
+//! `tests/bench/run shared`. It starts the databases itself. Limits: 3,000 creates a second with 256 clients over two handles
+//! on PostgreSQL; from commit to watch 5 ms at the median and 20 ms at the 99th percentile on PostgreSQL and etcd, 60 ms on
+//! MariaDB. Names behind `--` choose among the databases.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -19,6 +20,7 @@ use agent::units::Revision;
 use server::store::endpoint::{self, Tls};
 use server::store::{Change, Durability, Expect, Store, Write, open};
 use tests::database::etcd::Etcd;
+use tests::database::{MariaDb, Postgres, SqlServer as _};
 use tokio::task::JoinSet;
 
 const LASTS: Duration = Duration::from_secs(5);
@@ -34,15 +36,48 @@ fn main() {
     tokio::runtime::Runtime::new().unwrap().block_on(run());
 }
 
-async fn run() {
-    for (handles, clients) in [(1, 1), (1, 256), (2, 2), (2, 256)] {
-        let etcd = Etcd::start().unwrap();
-        let mut stores = Vec::new();
-        for _ in 0..handles {
-            let endpoint = endpoint::parse(&etcd.endpoint(), false).unwrap();
-            stores.push(open(&endpoint, &Tls::default(), Path::new("unused")).await.unwrap());
+/// A database server, one member, as its package configures it.
+enum Database {
+    Etcd(Etcd),
+    Postgres(Postgres),
+    MariaDb(MariaDb),
+}
+
+impl Database {
+    const NAMES: [&str; 3] = ["etcd", "PostgreSQL", "MariaDB"];
+
+    fn start(name: &str) -> Self {
+        match name {
+            "etcd" => Self::Etcd(Etcd::start().unwrap()),
+            "PostgreSQL" => Self::Postgres(Postgres::start()),
+            _ => Self::MariaDb(MariaDb::start()),
         }
-        measure("etcd, one member", &stores, clients).await;
+    }
+
+    fn endpoint(&self) -> String {
+        match self {
+            Self::Etcd(etcd) => etcd.endpoint(),
+            Self::Postgres(postgres) => postgres.endpoint("k3s", ""),
+            Self::MariaDb(mariadb) => mariadb.endpoint("k3s", ""),
+        }
+    }
+}
+
+async fn run() {
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|it| !it.starts_with("--")).collect();
+    for name in Database::NAMES {
+        if !chosen.is_empty() && !chosen.iter().any(|it| it.eq_ignore_ascii_case(name)) {
+            continue;
+        }
+        for (handles, clients) in [(1, 1), (1, 256), (2, 2), (2, 256)] {
+            let database = Database::start(name);
+            let mut stores = Vec::new();
+            for _ in 0..handles {
+                let endpoint = endpoint::parse(&database.endpoint(), false).unwrap();
+                stores.push(open(&endpoint, &Tls::default(), Path::new("unused")).await.unwrap());
+            }
+            measure(name, &stores, clients).await;
+        }
     }
 }
 

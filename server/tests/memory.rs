@@ -7,18 +7,17 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::panic,
-    unsafe_code,
-    reason = "a test; and an allocator cannot be written otherwise"
+    reason = "a test that panics fails, as it should"
 )]
 
+#[path = "support/counting.rs"]
+mod counting;
 #[path = "../benches/support/pods.rs"]
 mod pods;
 #[path = "../benches/support/world.rs"]
 mod world;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use server::cache::Filter;
@@ -29,36 +28,13 @@ const PODS: usize = 2000;
 /// Of an object's serialized size, in hundredths.
 const LIMIT: usize = 150;
 
-/// The system's allocator, and how many bytes it has given out.
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on unchanged; counting touches no memory of the caller's.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HELD.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 /// Bytes held once the server has come to rest: the least that is seen while nothing new is written.
 async fn held() -> usize {
     let mut least = usize::MAX;
     let mut quiet = 0;
     while quiet < 20 {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let now = HELD.load(Ordering::Relaxed);
+        let now = counting::held();
         quiet = if now < least { 0 } else { quiet + 1 };
         least = least.min(now);
     }
