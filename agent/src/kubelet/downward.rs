@@ -53,11 +53,11 @@ fn lines(map: &BTreeMap<String, String>) -> String {
     lines.join("\n")
 }
 
-/// A container's limit or request, in units of the divisor, rounded up.
+/// A container's limit or request, in units of the divisor, rounded up; without a limit, what the node has.
 ///
 /// # Errors
 /// A text that names the resource, if it is not one.
-pub fn resource(pod: &Pod, own: &Container, at: &ResourceFieldRef) -> Result<String, String> {
+pub fn resource(pod: &Pod, own: &Container, at: &ResourceFieldRef, addresses: &Addresses) -> Result<String, String> {
     let container = match at.container_name.as_str() {
         "" => own,
         name => pod
@@ -70,7 +70,10 @@ pub fn resource(pod: &Pod, own: &Container, at: &ResourceFieldRef) -> Result<Str
         .split_once('.')
         .ok_or_else(|| format!("unsupported resource {}", at.resource))?;
     let amount = match kind {
-        "limits" => container.resources.limit(name),
+        "limits" => {
+            let limit = container.resources.limit(name).filter(|it| *it != Quantity::ZERO);
+            limit.or_else(|| allocatable(name, addresses))
+        }
         "requests" => container.resources.request(name),
         _ => return Err(format!("unsupported resource {}", at.resource)),
     };
@@ -84,6 +87,16 @@ pub fn resource(pod: &Pod, own: &Container, at: &ResourceFieldRef) -> Result<Str
         amount.value().saturating_add(divisor - 1) / divisor
     };
     Ok(value.to_string())
+}
+
+/// Source: Kubernetes v1.36, `pkg/api/v1/resource` `MergeContainerResourceLimits`.
+fn allocatable(name: &str, addresses: &Addresses) -> Option<Quantity> {
+    let (millicores, bytes) = addresses.allocatable;
+    match name {
+        "cpu" => Quantity::parse(&format!("{millicores}m")).ok(),
+        "memory" => Quantity::parse(&bytes.to_string()).ok(),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -124,9 +137,28 @@ mod tests {
                 ..ResourceFieldRef::default()
             };
             assert_eq!(
-                resource(&pod, &pod.spec.containers[0], &at).unwrap(),
+                resource(&pod, &pod.spec.containers[0], &at, &addresses).unwrap(),
                 expected,
                 "{resource_name}"
+            );
+        }
+        let node = Addresses {
+            allocatable: (4000, 1 << 30),
+            ..Addresses::default()
+        };
+        for (name, expected) in [
+            ("limits.cpu", "4"),
+            ("limits.memory", "1073741824"),
+            ("requests.cpu", "0"),
+        ] {
+            let at = ResourceFieldRef {
+                resource: name.into(),
+                ..ResourceFieldRef::default()
+            };
+            assert_eq!(
+                resource(&pod, &Container::default(), &at, &node).unwrap(),
+                expected,
+                "{name}"
             );
         }
     }

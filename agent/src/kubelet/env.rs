@@ -86,7 +86,7 @@ pub fn environment(
                 } else if let Some(field) = &from.field_ref {
                     Some(downward::field(pod, &field.field_path, addresses).map_err(ConfigError::Field)?)
                 } else if let Some(field) = &from.resource_field_ref {
-                    Some(downward::resource(pod, container, field).map_err(ConfigError::Field)?)
+                    Some(downward::resource(pod, container, field, addresses).map_err(ConfigError::Field)?)
                 } else {
                     Some(String::new())
                 }

@@ -58,6 +58,18 @@ impl About {
         }
     }
 
+    /// A pod of which only its metadata can be read.
+    pub fn unread_pod(object: &Value) -> Self {
+        let own = |field: &str| object::text(object, &["metadata", field]).to_owned();
+        Self {
+            kind: "Pod",
+            namespace: own("namespace"),
+            name: own("name"),
+            uid: own("uid"),
+            field: String::new(),
+        }
+    }
+
     /// A container of a pod.
     pub fn container(pod: &Pod, container: &Container) -> Self {
         let init = pod.spec.init_containers.iter().any(|it| it.name == container.name);

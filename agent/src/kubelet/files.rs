@@ -13,9 +13,13 @@ const LONGEST_NAME: usize = 63;
 /// What glibc and musl read at most.
 const MOST_NAMESERVERS: usize = 3;
 
-/// What `hostname` prints inside the pod.
-pub fn hostname(pod: &Pod) -> String {
+/// What `hostname` prints inside the pod, and `$HOSTNAME` and `/etc/hostname` say. `node` is the node's, which a pod on
+/// the node's network shares.
+///
+/// Source: Kubernetes v1.36, `pkg/kubelet/kubelet_pods.go` `GeneratePodHostNameAndDomain`, `kuberuntime` on host network.
+pub fn hostname(pod: &Pod, node: &str) -> String {
     let name = match pod.spec.hostname.as_str() {
+        _ if pod.spec.host_network => node,
         "" => pod.meta.name.as_str(),
         name => name,
     };
@@ -28,7 +32,7 @@ pub fn hosts(pod: &Pod, ip: Option<IpAddr>, domain: &str, own: &str) -> String {
     let mut text = if pod.spec.host_network {
         format!("# Kubernetes-managed hosts file (host network).\n{own}")
     } else {
-        let name = hostname(pod);
+        let name = hostname(pod, ""); // not on the node's network
         let names = match pod.spec.subdomain.as_str() {
             "" => name,
             sub => format!("{name}.{sub}.{}.svc.{domain}\t{name}", pod.meta.namespace),
@@ -212,6 +216,9 @@ mod tests {
     fn host_names_fit_the_kernel() {
         let mut long = pod(json!({}));
         long.meta.name = format!("{}-b", "a".repeat(62));
-        assert_eq!(hostname(&long), "a".repeat(62));
+        assert_eq!(hostname(&long, "pi"), "a".repeat(62));
+        let mut on_host = long;
+        on_host.spec.host_network = true;
+        assert_eq!(hostname(&on_host, "pi"), "pi");
     }
 }

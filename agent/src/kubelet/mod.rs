@@ -15,6 +15,7 @@ mod event;
 mod feed;
 mod files;
 mod host;
+mod ignored;
 mod keeper;
 mod links;
 mod log_file;

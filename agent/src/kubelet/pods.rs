@@ -7,13 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 
 use super::disk::{blocking, read_json, remove_folder};
+use super::event::About;
 use super::feed::{Update, feed};
 use super::host::{Host, NetworkState};
+use super::ignored;
 use super::translate::log_dir;
 use super::volume;
 use super::worker::{Desired, work};
@@ -109,10 +112,16 @@ impl Pods {
 
     /// Takes a pod of the API; its uid, if it is one.
     fn set(&mut self, mut object: Value) -> Option<String> {
+        if let Err(error) = Pod::deserialize(&object) {
+            self.refuse(&object, &error);
+        }
         let pod = Pod::of(&object).filter(|pod| pod.spec.node_name == self.host.settings.node_name)?;
         let uid = pod.meta.uid.clone();
         if self.done.contains(&uid) {
             return Some(uid);
+        }
+        if !self.workers.contains_key(&uid) {
+            self.warn_of_ignored(&pod, &object);
         }
         let known = self.workers.get(&uid).map(|handle| handle.desired.borrow().pod.clone());
         if known.is_none_or(|known| is_news(&known, &pod)) {
@@ -121,6 +130,28 @@ impl Pods {
         }
         self.want(Arc::new(pod), false);
         Some(uid)
+    }
+
+    /// Names what of a new pod is not acted on.
+    fn warn_of_ignored(&self, pod: &Pod, object: &Value) {
+        let fields = ignored::fields(object);
+        if !fields.is_empty() && !pod.is_terminal() {
+            let text = format!("this agent does not act on {}; the pod runs without", fields.join(", "));
+            self.host.events.warning(About::pod(pod), "FieldIgnored", text);
+        }
+    }
+
+    /// Says that a pod cannot be run because it cannot be read: it would wait without a word otherwise.
+    fn refuse(&self, object: &Value, error: &serde_json::Error) {
+        if object::text(object, &["spec", "nodeName"]) != self.host.settings.node_name {
+            return;
+        }
+        let name = object::text(object, &["metadata", "name"]);
+        tracing::warn!(pod = name, %error, "a pod cannot be read and is not run");
+        let text = format!("this agent cannot read the pod: {error}; correct the field and create the pod again");
+        self.host
+            .events
+            .warning(About::unread_pod(object), "FailedToRead", text);
     }
 
     fn want(&mut self, pod: Arc<Pod>, kept: bool) {

@@ -29,7 +29,7 @@ pub fn sandbox(pod: &Pod, logs: &Path) -> SandboxSpec {
         pod_uid: pod.meta.uid.clone(),
         namespace: pod.meta.namespace.clone(),
         name: pod.meta.name.clone(),
-        hostname: files::hostname(pod),
+        hostname: files::hostname(pod, ""), // of the own UTS namespace, which a pod on the node's network has not
         host_network: spec.host_network,
         host_pid: spec.host_pid,
         host_ipc: spec.host_ipc,

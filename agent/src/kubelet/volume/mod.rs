@@ -69,39 +69,78 @@ pub fn path(root: &Path, uid: &str, volume: &Volume) -> Option<PathBuf> {
     Some(pod_dir(root, uid).join("volumes").join(plugin).join(&volume.name))
 }
 
-/// Makes (or brings up to date) all volumes of a pod.
+/// Which volumes are looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Which {
+    /// All: the pod is to start.
+    All,
+    /// Those whose files come from the API. What containers fill is theirs once they run.
+    FromApi,
+}
+
+/// Makes (or brings up to date) a pod's volumes: each that can be had, whatever is wrong with the others.
 ///
 /// # Errors
-/// [`VolumeError`] of the first that cannot be had; those before it stand.
+/// A [`VolumeError`] for each that cannot.
 pub async fn set_up(
     root: &Path,
     pod: &Pod,
+    which: Which,
     objects: &Objects,
     addresses: &Addresses,
     tokens: &token::Tokens,
-) -> Result<(), VolumeError> {
+) -> Result<(), Vec<VolumeError>> {
+    let mut faults = Vec::new();
     for volume in &pod.spec.volumes {
-        let content = |reason: String| VolumeError::Content {
-            volume: volume.name.clone(),
-            reason,
-        };
-        let path = path(root, &pod.meta.uid, volume)
-            .ok_or_else(|| content("this kind of volume is not supported by this agent yet".into()))?;
-        let files = payload::of(volume, pod, objects, addresses, tokens).map_err(content)?;
-        let (own, group) = (
-            volume.clone(),
-            pod.spec.security_context.fs_group.and_then(|it| u32::try_from(it).ok()),
-        );
-        let made = blocking(move || make(&own, &path, files, group)).await;
-        made.map_err(|source| VolumeError::Io {
-            volume: volume.name.clone(),
-            source,
-        })?;
+        let payload = payload::of(volume, pod, objects, addresses, tokens);
+        if which == Which::FromApi && matches!(payload, Ok(None)) {
+            continue;
+        }
+        if let Err(fault) = set_up_one(root, pod, volume, payload).await {
+            faults.push(fault);
+        }
     }
-    Ok(())
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
 }
 
-fn make(volume: &Volume, path: &Path, files: Option<payload::Payload>, group: Option<u32>) -> io::Result<()> {
+async fn set_up_one(
+    root: &Path,
+    pod: &Pod,
+    volume: &Volume,
+    payload: Result<Option<payload::Payload>, String>,
+) -> Result<(), VolumeError> {
+    let content = |reason: String| VolumeError::Content {
+        volume: volume.name.clone(),
+        reason,
+    };
+    let uid = &pod.meta.uid;
+    let path = path(root, uid, volume)
+        .ok_or_else(|| content("this kind of volume is not supported by this agent yet".into()))?;
+    let files = payload.map_err(content)?;
+    let group = pod.spec.security_context.fs_group.and_then(|it| u32::try_from(it).ok());
+    let (own, marker) = (volume.clone(), ready_marker(root, uid, volume));
+    let made = blocking(move || make(&own, &path, &marker, files, group)).await;
+    made.map_err(|source| VolumeError::Io {
+        volume: volume.name.clone(),
+        source,
+    })
+}
+
+/// A file that says that an emptyDir has been handed over: its mode and owner are the containers' from then on.
+///
+/// Source: Kubernetes v1.36, `pkg/volume/emptydir` and `pkg/volume/util` (`SetReady`).
+fn ready_marker(root: &Path, uid: &str, volume: &Volume) -> PathBuf {
+    let folder = pod_dir(root, uid).join("plugins").join("kubernetes.io~empty-dir");
+    folder.join(&volume.name).join("ready")
+}
+
+fn make(
+    volume: &Volume,
+    path: &Path,
+    marker: &Path,
+    files: Option<payload::Payload>,
+    group: Option<u32>,
+) -> io::Result<()> {
     if let Some(host) = &volume.host_path {
         return host_path(host);
     }
@@ -121,28 +160,43 @@ fn make(volume: &Volume, path: &Path, files: Option<payload::Payload>, group: Op
         (None, false) => Store::Memory(None), // secrets and tokens never reach the disk
     };
     fs::create_dir_all(path)?;
-    if let Store::Memory(limit) = store {
-        mount_tmpfs(path, limit)?;
-    }
-    let mode = if volume.empty_dir.is_some() { 0o777 } else { 0o755 };
-    match (files, group) {
-        (Some(files), _) => atomic::write(path, files, group)?,
-        (None, Some(group)) => {
-            std::os::unix::fs::chown(path, None, Some(group))?;
-            return fs::set_permissions(path, fs::Permissions::from_mode(0o2777));
+    let mounted = match store {
+        Store::Memory(limit) => mount_tmpfs(path, limit)?,
+        Store::Disk => false,
+    };
+    match files {
+        Some(files) => {
+            atomic::write(path, files, group)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755))
         }
-        (None, None) => {}
+        None if mounted || !marker.exists() => hand_over(path, marker, group),
+        None => Ok(()),
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-fn mount_tmpfs(path: &Path, limit: Option<u64>) -> io::Result<()> {
+/// Makes a new emptyDir everybody's (its group's, if it has one), and notes that this is done.
+fn hand_over(path: &Path, marker: &Path, group: Option<u32>) -> io::Result<()> {
+    let mode = match group {
+        Some(group) => {
+            std::os::unix::fs::chown(path, None, Some(group))?;
+            0o2777
+        }
+        None => 0o777,
+    };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    marker.parent().map_or(Ok(()), fs::create_dir_all)?;
+    fs::write(marker, b"")
+}
+
+/// Whether it was mounted now: it is empty and root's then.
+fn mount_tmpfs(path: &Path, limit: Option<u64>) -> io::Result<bool> {
     if is_mount_point(path)? {
-        return Ok(());
+        return Ok(false);
     }
     let options = limit.map(|bytes| format!("size={bytes}"));
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("tmpfs"), path, Some("tmpfs"), flags, options.as_deref()).map_err(io::Error::from)
+    mount(Some("tmpfs"), path, Some("tmpfs"), flags, options.as_deref())?;
+    Ok(true)
 }
 
 fn is_mount_point(path: &Path) -> io::Result<bool> {
@@ -270,7 +324,8 @@ mod tests {
         );
         let run = |objects: Objects| {
             let (pod, dir) = (pod.clone(), dir.path().to_owned());
-            async move { set_up(&dir, &pod, &objects, &Addresses::default(), &token::Tokens::default()).await }
+            let (addresses, tokens) = (Addresses::default(), token::Tokens::default());
+            async move { set_up(&dir, &pod, Which::All, &objects, &addresses, &tokens).await }
         };
         run(objects.clone()).await.unwrap();
         let secret = path(dir.path(), "u1", &pod.spec.volumes[2]).unwrap();
@@ -292,6 +347,46 @@ mod tests {
         tear_down(dir.path(), "u1").await.unwrap();
         assert!(!pod_dir(dir.path(), "u1").exists());
         assert!(dir.path().join("h").is_dir(), "the host's own files stay");
+    }
+
+    #[tokio::test]
+    async fn what_containers_made_of_their_volumes_stays_and_a_bad_volume_holds_none_up() {
+        let dir = TempDir::new("kept-volumes");
+        let pod = Pod::of(&json!({
+            "metadata": {"name": "p", "namespace": "ns", "uid": "u1", "labels": {"a": "b"}},
+            "spec": {"containers": [{"name": "c"}], "volumes": [
+                {"name": "scratch", "emptyDir": {}},
+                {"name": "host", "hostPath": {"path": dir.path().join("h")}},
+                {"name": "bad", "configMap": {"name": "missing"}},
+                {"name": "worse", "secret": {"secretName": "missing"}},
+                {"name": "last", "downwardAPI": {"items": [
+                    {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+                ]}},
+            ]}
+        }))
+        .unwrap();
+        let (objects, addresses, tokens) = (Objects::default(), Addresses::default(), token::Tokens::default());
+        let run = |which: Which| set_up(dir.path(), &pod, which, &objects, &addresses, &tokens);
+        let faults = run(Which::All).await.unwrap_err();
+        let names: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert!(
+            names[0].contains("\"bad\"") && names[1].contains("\"worse\""),
+            "{names:?}"
+        );
+        let place = |index: usize| path(dir.path(), "u1", &pod.spec.volumes[index]).unwrap();
+        assert_eq!(fs::read(place(4).join("labels")).unwrap(), b"a=\"b\"");
+        let mode = || fs::metadata(place(0)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(), 0o777);
+        fs::set_permissions(place(0), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::remove_dir(place(1)).unwrap();
+        fs::remove_file(place(4).join("..data")).unwrap();
+        run(Which::FromApi).await.unwrap_err();
+        assert_eq!(mode(), 0o700, "a refresh leaves it alone");
+        assert!(!place(1).exists(), "and does not bring a host's folder back");
+        assert!(place(4).join("labels").exists(), "while files from the API come back");
+        run(Which::All).await.unwrap_err();
+        assert_eq!(mode(), 0o700, "so does a second start of the pod");
     }
 
     #[test]

@@ -126,7 +126,7 @@ fn fields(
     for item in &source.items {
         let text = match (&item.field_ref, &item.resource_field_ref) {
             (Some(at), _) => downward::field(pod, &at.field_path, addresses)?,
-            (None, Some(at)) => downward::resource(pod, first, at)?,
+            (None, Some(at)) => downward::resource(pod, first, at, addresses)?,
             (None, None) => continue,
         };
         put(files, &item.path, text.into_bytes(), item.mode.unwrap_or(mode))?;

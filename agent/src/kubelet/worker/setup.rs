@@ -12,6 +12,7 @@ use crate::kubelet::host::NetworkState;
 use crate::kubelet::objects::{Objects, fetch, of_volumes};
 use crate::kubelet::pod::Life;
 use crate::kubelet::ports::ApiFailure;
+use crate::kubelet::volume::VolumeError;
 use crate::kubelet::volume::token::Tokens;
 use crate::kubelet::{files, translate, volume};
 use crate::runtime::PodState;
@@ -147,8 +148,13 @@ impl Worker {
         let renewed = self.tokens.renew(host.api.as_ref(), &pod, clock::now()).await;
         renewed.map_err(|error| failed("a service account token", error))?;
         let addresses = host.addresses(None);
-        let made = volume::set_up(&host.settings.root, &pod, &objects, &addresses, &self.tokens).await;
-        made.map_err(|error| Trouble("FailedMount", error.to_string()))?;
+        let (root, all) = (&host.settings.root, volume::Which::All);
+        let made = volume::set_up(root, &pod, all, &objects, &addresses, &self.tokens).await;
+        let told = |faults: Vec<VolumeError>| {
+            let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            Trouble("FailedMount", texts.join("; "))
+        };
+        made.map_err(told)?;
         self.remember(objects);
         Ok(())
     }
@@ -171,7 +177,10 @@ impl Worker {
             let resolv = files::resolv_conf(&pod, settings, &own(&settings.resolv_conf));
             std::fs::create_dir_all(&folder)?;
             std::fs::write(folder.join("etc-hosts"), hosts)?;
-            std::fs::write(folder.join("hostname"), format!("{}\n", files::hostname(&pod)))?;
+            std::fs::write(
+                folder.join("hostname"),
+                format!("{}\n", files::hostname(&pod, &settings.hostname)),
+            )?;
             std::fs::write(folder.join("resolv.conf"), resolv)
         })
         .await
@@ -198,9 +207,10 @@ impl Worker {
                 tracing::warn!(pod = %pod.key(), %error, "service account token is refused");
             }
             let addresses = host.addresses(None);
-            let made = volume::set_up(&host.settings.root, &pod, &objects, &addresses, &tokens).await;
-            if let Err(error) = made {
-                host.events.warning(About::pod(&pod), "FailedMount", error.to_string());
+            let (root, some) = (&host.settings.root, volume::Which::FromApi);
+            let made = volume::set_up(root, &pod, some, &objects, &addresses, &tokens).await;
+            for fault in made.err().into_iter().flatten() {
+                host.events.warning(About::pod(&pod), "FailedMount", fault.to_string());
             }
             Done::Refreshed(Box::new((objects, tokens)))
         });

@@ -105,7 +105,7 @@ impl Worker {
         let names = of_environment(it);
         let found = fetch(host.api.as_ref(), &pod, &names, &self.objects, &kept).await;
         let objects = found.map_err(|error| Trouble::Config(error.to_string()))?;
-        let mut links = vec![("HOSTNAME".to_owned(), files::hostname(&pod))];
+        let mut links = vec![("HOSTNAME".to_owned(), files::hostname(&pod, &host.settings.hostname))];
         links.extend(host.links.of(host.api.as_ref(), &pod, self.came).await);
         let addresses = host.addresses(self.ip());
         let env = environment(&pod, it, &objects, &links, &addresses);

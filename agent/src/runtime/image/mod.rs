@@ -101,8 +101,18 @@ fn import_locked(data: &Path, path: &Path) -> io::Result<Vec<Record>> {
     let archive = Archive::open(path, &data.join("tmp"))?;
     let mut pending = Pending::default();
     let mut done = Vec::new();
+    let mut strange = None;
     for found in archive.images()? {
-        done.push(unpack_image(data, &archive, &found, &mut pending)?);
+        match unpack_image(data, &archive, &found, &mut pending)? {
+            Unpacked::Ours(record) => done.push(record),
+            Unpacked::Strange(platform) => {
+                tracing::warn!(archive = %path.display(), images = found.names.join(","), platform, "an image for another machine is passed over");
+                strange = Some(platform);
+            }
+        }
+    }
+    if let (true, Some(platform)) = (done.is_empty(), strange) {
+        return Err(bad(format!("it is for {platform}")));
     }
     commit(data, &pending, &done)?;
     Ok(done)
@@ -112,7 +122,14 @@ fn import_locked(data: &Path, path: &Path) -> io::Result<Vec<Record>> {
 #[derive(Default)]
 struct Pending(Vec<String>);
 
-fn unpack_image(data: &Path, archive: &Archive, found: &Found, pending: &mut Pending) -> io::Result<Record> {
+/// What came of one image of an archive.
+enum Unpacked {
+    Ours(Record),
+    /// For this other operating system or machine.
+    Strange(String),
+}
+
+fn unpack_image(data: &Path, archive: &Archive, found: &Found, pending: &mut Pending) -> io::Result<Unpacked> {
     let id = digest(&found.configuration);
     let configuration: Configuration =
         serde_json::from_slice(&found.configuration).map_err(|error| bad(format!("configuration {id}: {error}")))?;
@@ -138,7 +155,7 @@ fn unpack_image(data: &Path, archive: &Archive, found: &Found, pending: &mut Pen
         record::preference(&platform, std::env::consts::ARCH).is_some()
     });
     if !runs && !machine.architecture.is_empty() {
-        return Err(bad(format!("it is for {}/{}", machine.os, machine.architecture)));
+        return Ok(Unpacked::Strange(format!("{}/{}", machine.os, machine.architecture)));
     }
     let mut record = Record {
         id,
@@ -168,7 +185,7 @@ fn unpack_image(data: &Path, archive: &Archive, found: &Found, pending: &mut Pen
         }
         record.layers.push(name);
     }
-    Ok(record)
+    Ok(Unpacked::Ours(record))
 }
 
 fn layer_folder(data: &Path, name: &str) -> PathBuf {

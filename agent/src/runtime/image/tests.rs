@@ -361,3 +361,28 @@ fn a_folder_that_no_member_describes_keeps_what_it_had_below() {
     let home = fs::metadata(scratch.top("app").join("home")).unwrap();
     assert_eq!((home.permissions().mode() & 0o7777, home.uid()), (0o700, 1000));
 }
+
+#[test]
+fn an_image_for_another_machine_is_passed_over_if_others_are_there_and_named_if_not() {
+    let (layers, strange) = (
+        [plain_layer()],
+        br#"{"architecture": "s390x", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}"#.to_vec(),
+    );
+    let members = |manifest: Value| {
+        archive(&[
+            ("manifest.json".to_owned(), manifest.to_string().into_bytes()),
+            ("config.json".to_owned(), configuration(&layers, "")),
+            ("strange.json".to_owned(), strange.clone()),
+            ("0/layer.tar".to_owned(), layers[0].clone()),
+        ])
+    };
+    let foreign = json!({"Config": "strange.json", "RepoTags": ["far:1"], "Layers": []});
+    let ours = json!({"Config": "config.json", "RepoTags": ["app:1"], "Layers": ["0/layer.tar"]});
+    let scratch = Scratch::new("strange");
+    assert_eq!(
+        scratch.import(&members(json!([foreign, ours]))).unwrap(),
+        ["docker.io/library/app:1"]
+    );
+    let error = scratch.import(&members(json!([foreign]))).unwrap_err();
+    assert!(error.to_string().contains("linux/s390x"), "{error}");
+}

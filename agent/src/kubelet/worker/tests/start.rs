@@ -265,3 +265,33 @@ async fn what_was_deleted_behind_an_absent_cable_ends_when_it_is_back() {
     rig.until("it ends", |rig| rig.signals() == ["c 15"]).await;
     rig.until_gone("web").await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_cannot_be_read_is_told_of() {
+    let rig = Rig::start();
+    let mut spec = one("Always", json!({}));
+    spec["terminationGracePeriodSeconds"] = json!("soon");
+    rig.run("web", spec);
+    rig.until("it is told", |rig| {
+        rig.api.events().contains(&"FailedToRead".to_owned())
+    })
+    .await;
+    assert_eq!(rig.started(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grpc_probe_is_named_and_kills_nothing() {
+    let rig = Rig::start();
+    rig.run(
+        "web",
+        one(
+            "Always",
+            json!({"livenessProbe": {"grpc": {"port": 1}, "periodSeconds": 1}}),
+        ),
+    );
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    tokio::time::sleep(seconds(120)).await;
+    let count = |reason: &str| rig.api.events().iter().filter(|event| *event == reason).count();
+    assert_eq!((count("FieldIgnored"), rig.restarts("web", "c")), (1, 0));
+    assert_eq!(rig.signals(), [""; 0]);
+}
