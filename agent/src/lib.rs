@@ -8,6 +8,7 @@ pub mod balancer;
 #[cfg(test)]
 mod chance;
 pub mod config;
+pub mod dial;
 pub mod join;
 pub mod kubelet;
 pub mod podnet;

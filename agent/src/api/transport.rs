@@ -20,9 +20,10 @@ use hyper::http::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+
+use crate::dial;
 
 /// TCP and TLS handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -144,7 +145,7 @@ impl Endpoint {
 
     async fn socket(&self) -> Result<Box<dyn Socket>, TransportError> {
         let to = self.authority();
-        let tcp = TcpStream::connect((self.host.as_str(), self.port)).await;
+        let tcp = dial::connect(&to).await;
         let tcp = tcp.map_err(|source| TransportError::Connect { to: to.clone(), source })?;
         let _ = tcp.set_nodelay(true);
         let Some(tls) = &self.tls else { return Ok(Box::new(tcp)) };

@@ -27,6 +27,15 @@ struct Server {
     rank: u64,
 }
 
+/// What a dial that worked brings.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Dialed {
+    /// The server had failed before.
+    pub recovered: bool,
+    /// Servers whose connections have to end: they failed, and this one works.
+    pub left: Vec<String>,
+}
+
 /// The servers of the cluster.
 #[derive(Clone, Debug)]
 pub struct Choice {
@@ -101,34 +110,45 @@ impl Choice {
         all.into_iter().map(|server| server.address.clone()).collect()
     }
 
-    /// A dial worked. Returns whether the server had failed before.
-    pub fn dialed(&mut self, address: &str) -> bool {
+    /// A dial worked.
+    pub fn dialed(&mut self, address: &str) -> Dialed {
         let Some(server) = self.find(address) else {
-            return false;
+            return Dialed::default();
         };
         let recovered = server.state == State::Failed;
         if matches!(server.state, State::Unchecked | State::Failed) {
             server.state = State::Healthy;
         }
         self.current = Some(address.to_owned());
-        recovered
+        let left = self.left();
+        Dialed { recovered, left }
     }
 
-    /// Its tunnel stands. Returns the last resort if connections may still go through it: they have to end, because there
-    /// is a straight way again.
-    pub fn up(&mut self, address: &str) -> Option<String> {
-        let server = self.find(address)?;
-        if server.state == State::Standby {
-            return None;
-        }
+    /// Its tunnel stands. Returns the servers whose connections have to end, because there is a better way again: the
+    /// failed ones, and the last resort.
+    pub fn up(&mut self, address: &str) -> Vec<String> {
+        let Some(server) = self.find(address).filter(|server| server.state != State::Standby) else {
+            return Vec::new();
+        };
         server.state = State::Healthy;
-        let default = self.default.clone();
-        let resort = self.find(&default).filter(|server| server.state == State::Standby)?;
-        let address = resort.address.clone();
-        if self.current.as_ref() == Some(&address) {
-            self.current = None;
+        let mut left = self.left();
+        let resort = self.servers.iter().find(|server| server.state == State::Standby);
+        if let Some(resort) = resort.map(|server| server.address.clone()) {
+            if self.current.as_ref() == Some(&resort) {
+                self.current = None;
+            }
+            left.push(resort);
         }
-        Some(address)
+        left
+    }
+
+    /// The failed servers, if another works: a connection that had nowhere to go when its server failed goes now.
+    fn left(&self) -> Vec<String> {
+        let of = |state| self.servers.iter().filter(move |server| server.state == state);
+        match of(State::Healthy).next() {
+            None => Vec::new(),
+            Some(_) => of(State::Failed).map(|server| server.address.clone()).collect(),
+        }
     }
 
     /// A dial failed, or its tunnel broke. Returns whether its connections should end, so that their clients come again
@@ -152,6 +172,15 @@ impl Choice {
         let mut all: Vec<String> = known.map(|server| server.address.clone()).collect();
         all.sort_unstable();
         all
+    }
+
+    /// How a server does.
+    #[cfg(test)]
+    pub fn state(&self, address: &str) -> Option<State> {
+        let mut servers = self.servers.iter();
+        servers
+            .find(|server| server.address == address)
+            .map(|server| server.state)
     }
 
     fn find(&mut self, address: &str) -> Option<&mut Server> {

@@ -14,24 +14,18 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{KeepAlive, TcpKeepIdle, TcpKeepInterval, TcpUserTimeout};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{debug, warn};
 
-use self::choice::Choice;
+use self::choice::{Choice, Dialed};
+use crate::dial::{self, Resolve};
 
-/// One dial, as in K3s.
-const DIAL_LIMIT: Duration = Duration::from_secs(10);
-/// How long a server may take to answer before the next is tried as well. A server that refuses costs nothing; one whose
-/// machine is gone must not hold a connection up for longer than fail-over may take.
-const HEAD_START: Duration = Duration::from_millis(400);
 /// Bytes that a server's machine does not acknowledge for so long, or a connection idle for as long that does not answer
 /// to probes, end the connection: its client comes again, by another way.
 const UNACKNOWLEDGED_MS: u32 = 15_000;
@@ -47,6 +41,7 @@ pub struct Balancer(Arc<Inner>);
 
 struct Inner {
     choice: Mutex<Choice>,
+    resolve: Resolve,
     /// Why the last dial of all servers failed.
     trouble: Mutex<Option<String>>,
     /// Ends the connections of a server: they wait for a change.
@@ -57,8 +52,13 @@ struct Inner {
 impl Balancer {
     /// A balancer over the configured server (`host:port`) and those of an earlier run; `seed` is this node's.
     pub fn new(default: &str, remembered: &[String], seed: u64) -> Self {
+        Self::with_names(default, remembered, seed, dial::system())
+    }
+
+    fn with_names(default: &str, remembered: &[String], seed: u64, resolve: Resolve) -> Self {
         Self(Arc::new(Inner {
             choice: Mutex::new(Choice::new(default, remembered, seed)),
+            resolve,
             trouble: Mutex::default(),
             cuts: Mutex::default(),
             changed: watch::Sender::new(()),
@@ -103,8 +103,8 @@ impl Balancer {
     /// A tunnel to a server stands, or broke.
     pub fn report(&self, address: &str, up: bool) {
         if up {
-            let resort = lock(&self.0.choice).up(address);
-            resort.iter().for_each(|address| self.cut(address));
+            let left = lock(&self.0.choice).up(address);
+            left.iter().for_each(|address| self.cut(address));
             return;
         }
         let elsewhere = lock(&self.0.choice).down(address);
@@ -143,37 +143,26 @@ impl Balancer {
         }
     }
 
-    /// The first server that answers: each is given [`HEAD_START`] before the next is tried beside it.
+    /// The first server that answers.
     async fn dial(&self) -> Option<(TcpStream, watch::Receiver<()>)> {
-        let mut order = lock(&self.0.choice).order().into_iter();
-        let mut dials = FuturesUnordered::new();
-        let mut failures = Vec::new();
-        loop {
-            if let Some(address) = order.next() {
-                let cut = self.cuts(&address);
-                dials.push(async move { (dial(&address).await, address, cut) });
-            }
-            let head_start = async {
-                match order.len() {
-                    0 => std::future::pending().await,
-                    _ => sleep(HEAD_START).await,
+        let order = lock(&self.0.choice).order();
+        let dials = order.into_iter().map(|address| async move {
+            let cut = self.cuts(&address);
+            match open(&self.0.resolve, &address).await {
+                Ok(server) => {
+                    self.dialed(&address);
+                    Ok((server, cut))
                 }
-            };
-            tokio::select! {
-                dialed = dials.next() => match dialed {
-                    Some((Ok(server), address, cut)) => {
-                        self.dialed(&address);
-                        return Some((server, cut));
-                    }
-                    Some((Err(error), address, _)) => {
-                        self.report(&address, false);
-                        failures.push(format!("{address}: {error}"));
-                    }
-                    None => break,
-                },
-                () = head_start => {}
+                Err(error) => {
+                    self.report(&address, false);
+                    Err(format!("{address}: {error}"))
+                }
             }
-        }
+        });
+        let failures = match dial::race(dials.collect()).await {
+            Ok(dialed) => return Some(dialed),
+            Err(failures) => failures,
+        };
         let failures = failures.join(", ");
         debug!(error = failures, "all servers failed");
         *lock(&self.0.trouble) = Some(failures);
@@ -181,7 +170,9 @@ impl Balancer {
     }
 
     fn dialed(&self, address: &str) {
-        if lock(&self.0.choice).dialed(address) {
+        let Dialed { recovered, left } = lock(&self.0.choice).dialed(address);
+        left.iter().for_each(|address| self.cut(address));
+        if recovered {
             self.0.changed.send_replace(());
         }
         *lock(&self.0.trouble) = None;
@@ -201,10 +192,8 @@ impl Balancer {
     }
 }
 
-/// Names are resolved on each dial: a server may have moved.
-async fn dial(address: &str) -> io::Result<TcpStream> {
-    let stream = timeout(DIAL_LIMIT, TcpStream::connect(address)).await;
-    let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+async fn open(resolve: &Resolve, address: &str) -> io::Result<TcpStream> {
+    let stream = dial::connect_by(resolve, address).await?;
     stream.set_nodelay(true)?;
     setsockopt(&stream, TcpUserTimeout, &UNACKNOWLEDGED_MS)?;
     setsockopt(&stream, KeepAlive, &true)?;
@@ -220,6 +209,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -282,9 +272,49 @@ mod tests {
         tasks.spawn(balancer.clone().serve(listener));
         for _ in 0..2 {
             let mut through = TcpStream::connect(port).await.unwrap();
-            let name = timeout(DIAL_LIMIT / 2, through.read_u8()).await;
+            let name = timeout(dial::LIMIT / 2, through.read_u8()).await;
             assert_eq!(name.expect("long before the dial of the first is given up").unwrap(), 2);
         }
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn an_address_that_says_nothing_does_not_hold_up_the_others_of_its_name() {
+        let (mut tasks, mut held) = (JoinSet::new(), Vec::new());
+        let (a, _queue) = silent(&mut held).await;
+        let b = server(2, &mut tasks).await;
+        let addresses = [a, b].map(|address| address.parse().unwrap());
+        let names: Resolve = Arc::new(move |_| Box::pin(async move { Ok(addresses.to_vec()) }));
+        let balancer = Balancer::with_names("servers.test:6443", &[], 0, names);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap();
+        tasks.spawn(balancer.serve(listener));
+        // Whichever address comes first.
+        for _ in 0..8 {
+            let mut through = TcpStream::connect(port).await.unwrap();
+            let name = timeout(dial::LIMIT / 2, through.read_u8()).await;
+            assert_eq!(name.expect("long before the first is given up").unwrap(), 2);
+        }
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn connections_that_had_nowhere_to_go_move_when_another_server_comes_back() {
+        let mut tasks = JoinSet::new();
+        let a = server(1, &mut tasks).await;
+        let reserved = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let b = reserved.local_addr().unwrap().to_string();
+        let balancer = Balancer::new(&a, &[a.clone(), b.clone()], 0);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap();
+        tasks.spawn(balancer.clone().serve(listener));
+        balancer.report(&b, false);
+        let mut first = TcpStream::connect(port).await.unwrap();
+        assert_eq!(first.read_u8().await.unwrap(), 1);
+        balancer.report(&a, false);
+        balancer.report(&b, true);
+        let ended = timeout(dial::LIMIT, first.read_u8()).await;
+        assert!(ended.expect("it ends").is_err());
         tasks.shutdown().await;
     }
 

@@ -3,13 +3,13 @@
 //!
 //! What must hold, whatever happens: the configured address is always among the ways; a dial finds a server that works
 //! whenever there is one, within its time; the server in use stays in use as long as it works; a connection is cut only
-//! when there is another way; and once the network is well again, everything goes straight to one server.
+//! when there is another way, and none stays on a server that has failed while another works; and once the network is well again, everything goes straight to one server.
 
 use std::time::Duration;
 
-use super::choice::Choice;
-use super::{DIAL_LIMIT, HEAD_START};
+use super::choice::{Choice, Dialed, State};
 use crate::chance::{Random, simulate};
+use crate::dial::{HEAD_START, LIMIT};
 
 const VIP: &str = "vip:6443";
 const SERVERS: [&str; 4] = ["a:6443", "b:6443", "c:6443", "d:6443"];
@@ -103,6 +103,7 @@ impl World {
             }
         }
         self.check_ways();
+        self.check_connections();
     }
 
     fn fail(&mut self) {
@@ -222,8 +223,8 @@ impl World {
 
     fn report(&mut self, address: &str, up: bool) {
         if up {
-            if let Some(resort) = self.choice.up(address) {
-                self.cut(&resort);
+            for left in self.choice.up(address) {
+                self.cut(&left);
             }
             return;
         }
@@ -241,7 +242,7 @@ impl World {
     /// A connection: each server gets a head start before the next is tried beside it. Returns where it went.
     fn connect(&mut self) -> Option<String> {
         let order = self.choice.order();
-        let (head_start, dial_limit) = (milliseconds(HEAD_START), milliseconds(DIAL_LIMIT));
+        let (head_start, dial_limit) = (milliseconds(HEAD_START), milliseconds(LIMIT));
         let (mut begin, mut answers) = (0, Vec::new());
         for address in &order {
             let (worked, at) = match self.machine(address) {
@@ -277,7 +278,11 @@ impl World {
         {
             assert_eq!(address, sticky, "the server in use stays in use");
         }
-        if self.choice.dialed(&address) {
+        let Dialed { recovered, left } = self.choice.dialed(&address);
+        for left in left {
+            self.cut(&left);
+        }
+        if recovered {
             for tunnel in &mut self.tunnels {
                 tunnel.next = tunnel.next.min(self.now + 1_000);
             }
@@ -300,6 +305,15 @@ impl World {
             order.iter().any(|address| address == self.default),
             "the configured address stays a way"
         );
+    }
+
+    fn check_connections(&self) {
+        let is = |address: &String, state| self.choice.state(address) == Some(state);
+        let ways = self.choice.addresses();
+        if let Some(works) = ways.iter().find(|address| is(address, State::Healthy)) {
+            let left = self.connections.iter().find(|address| is(address, State::Failed));
+            assert_eq!(left, None, "a connection stays on a failed server while {works} works");
+        }
     }
 
     /// A quiet week in which nothing can be reached, then everything works.

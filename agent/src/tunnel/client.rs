@@ -19,6 +19,7 @@ use super::stream::{Opened, Stream, Tunnel};
 use super::{allow, link};
 use crate::api::Client;
 use crate::balancer::Balancer;
+use crate::dial;
 use crate::wire::join::PREFIX;
 
 /// TCP, TLS and the upgrade together.
@@ -137,7 +138,7 @@ impl Tunnels {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let name = ServerName::try_from(host).map_err(|error| error.to_string())?;
-        let tcp = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let tcp = dial::connect(address).await.map_err(|error| error.to_string())?;
         let _ = tcp.set_nodelay(true);
         let tls = TlsConnector::from(tls)
             .connect(name, tcp)

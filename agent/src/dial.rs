@@ -1,0 +1,130 @@
+//! A TCP connection to one of the addresses that a name has.
+//!
+//! A registration name often leads to every server, and the kernel says nothing about one whose machine is gone: so each
+//! candidate gets a head start, and then the next is tried beside it. Which comes first is random, so that whoever finds
+//! that a server accepts and then says nothing comes to another one when he tries again.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{sleep, timeout};
+
+/// Resolving a name and reaching one of its addresses, as long as one dial in K3s.
+pub const LIMIT: Duration = Duration::from_secs(10);
+/// How long a candidate may take to answer before the next is tried as well. One that refuses costs nothing; one whose
+/// machine is gone must not hold a connection up for longer than fail-over may take.
+pub const HEAD_START: Duration = Duration::from_millis(400);
+/// Addresses of a name that are tried: the last one still gets some seconds of [`LIMIT`].
+const ADDRESSES: usize = 16;
+
+/// Finds the addresses of a `host:port`.
+pub type Resolve = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
+
+/// As this machine resolves names.
+pub fn system() -> Resolve {
+    Arc::new(|name| Box::pin(async move { Ok(lookup_host(name).await?.collect()) }))
+}
+
+/// Connects to `host:port`; the name is resolved each time: a server may have moved.
+///
+/// # Errors
+/// That of the last address to fail; `TimedOut` after [`LIMIT`].
+pub async fn connect(address: &str) -> io::Result<TcpStream> {
+    connect_by(&system(), address).await
+}
+
+/// As [`connect`], with other names.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_by(resolve: &Resolve, address: &str) -> io::Result<TcpStream> {
+    let connecting = async {
+        let mut found = resolve(address.to_owned()).await?;
+        let (random, many) = (RandomState::new().hash_one(()), found.len().max(1));
+        found.rotate_left(usize::try_from(random % (many as u64)).unwrap_or(0));
+        found.truncate(ADDRESSES);
+        let connections: Vec<_> = found.into_iter().map(TcpStream::connect).collect();
+        let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        race(connections)
+            .await
+            .map_err(|mut errors| errors.pop().unwrap_or_else(none))
+    };
+    timeout(LIMIT, connecting)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// The first candidate that succeeds: each is given [`HEAD_START`], or until it fails, before the next is begun beside it.
+///
+/// # Errors
+/// All of them, when all fail.
+pub async fn race<T, E, F: Future<Output = Result<T, E>>>(candidates: Vec<F>) -> Result<T, Vec<E>> {
+    let mut candidates = candidates.into_iter();
+    let mut begun = FuturesUnordered::new();
+    let mut errors = Vec::new();
+    loop {
+        begun.extend(candidates.next());
+        let left = candidates.len();
+        let head_start = async move {
+            match left {
+                0 => std::future::pending().await,
+                _ => sleep(HEAD_START).await,
+            }
+        };
+        tokio::select! {
+            ended = begun.next() => match ended {
+                Some(Ok(won)) => return Ok(won),
+                Some(Err(error)) => errors.push(error),
+                None => return Err(errors),
+            },
+            () = head_start => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_address_of_a_name_comes_first_at_some_time() {
+        let listeners = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let addresses = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
+        let names: Resolve = Arc::new(move |_| Box::pin(async move { Ok(addresses.to_vec()) }));
+        let mut reached = HashSet::new();
+        for _ in 0..64 {
+            let stream = connect_by(&names, "servers.test:6443").await.unwrap();
+            reached.insert(stream.peer_addr().unwrap());
+        }
+        assert_eq!(reached.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_refuses_makes_way_and_the_last_error_is_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (works, refuses) = (listener.local_addr().unwrap(), "127.0.0.1:1".parse().unwrap());
+        let both: Resolve = Arc::new(move |_| Box::pin(async move { Ok(vec![refuses, works]) }));
+        for _ in 0..8 {
+            assert_eq!(connect_by(&both, "x:1").await.unwrap().peer_addr().unwrap(), works);
+        }
+        let one: Resolve = Arc::new(move |_| Box::pin(async move { Ok(vec![refuses]) }));
+        let error = connect_by(&one, "x:1").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        let none: Resolve = Arc::new(|_| Box::pin(async { Ok(Vec::new()) }));
+        assert_eq!(
+            connect_by(&none, "x:1").await.unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+    }
+}
