@@ -12,10 +12,12 @@ use hyper::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER
 use hyper::http::{Method, Request};
 use rustls::ClientConfig;
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::refused::is_refusal;
 use super::request::{PatchType, status_of};
-use super::transport::{Answer, Endpoint, Failure, Link, TransportError};
+use super::transport::{Answer, Endpoint, Link, TransportError};
 use super::watch::{Lines, WatchEvent};
 use crate::wire::status::Status;
 
@@ -53,12 +55,6 @@ impl From<TransportError> for ApiError {
     }
 }
 
-impl From<Failure> for ApiError {
-    fn from(failure: Failure) -> Self {
-        failure.error.into()
-    }
-}
-
 /// The Kubernetes API through the local load balancer. Clones share connections.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
@@ -70,6 +66,7 @@ struct Inner {
     idle: Mutex<VecDeque<Link>>,
     /// What time it was by the server that answered last; 0: none did yet.
     date: AtomicU64,
+    refusals: watch::Sender<()>,
     permits: tokio::sync::Semaphore,
 }
 
@@ -90,6 +87,7 @@ impl Client {
             authorization,
             idle: Mutex::default(),
             date: AtomicU64::new(0),
+            refusals: watch::Sender::new(()),
             permits,
         }))
     }
@@ -103,6 +101,11 @@ impl Client {
     /// What time it was when a server last answered, by its clock, in seconds since 1970.
     pub fn server_date(&self) -> Option<u64> {
         Some(self.0.date.load(Ordering::Relaxed)).filter(|date| *date > 0)
+    }
+
+    /// Notices of servers that refuse this client's certificate.
+    pub fn refusals(&self) -> watch::Receiver<()> {
+        self.0.refusals.subscribe()
     }
 
     /// Where it connects to.
@@ -170,8 +173,10 @@ impl Client {
     pub async fn watch(&self, path: &str) -> Result<WatchStream, ApiError> {
         let endpoint = self.endpoint();
         let opening = async {
-            let mut link = endpoint.connect().await?;
-            let (head, mut body) = link.send(self.request(Method::GET, path, None)?).await?.into_parts();
+            let mut link = endpoint.connect().await.map_err(|error| self.failed(error))?;
+            let request = self.request(Method::GET, path, None)?;
+            let answer = link.send(request).await.map_err(|failure| self.failed(failure.error))?;
+            let (head, mut body) = answer.into_parts();
             if head.status.is_success() {
                 return Ok(WatchStream {
                     link,
@@ -229,12 +234,13 @@ impl Client {
                 }
                 Err(failure) => match failure.unsent.or(again) {
                     Some(unsent) => request = unsent,
-                    None => return Err(failure.error.into()),
+                    None => return Err(self.failed(failure.error)),
                 },
             }
         }
-        let mut link = self.endpoint().connect().await?;
-        let answer = link.ask(request).await?;
+        let link = self.endpoint().connect().await;
+        let mut link = link.map_err(|error| self.failed(error))?;
+        let answer = link.ask(request).await.map_err(|failure| self.failed(failure.error))?;
         self.keep(link);
         Ok(answer)
     }
@@ -286,6 +292,13 @@ impl Client {
         request
             .body(Full::new(bytes))
             .map_err(|error| ApiError::Transport(format!("request {path:?}: {error}")))
+    }
+
+    fn failed(&self, error: TransportError) -> ApiError {
+        if is_refusal(&error) {
+            self.0.refusals.send_replace(());
+        }
+        error.into()
     }
 
     fn late(&self) -> ApiError {

@@ -5,6 +5,7 @@
 
 mod anyone;
 mod client;
+mod refused;
 pub mod request;
 pub mod transport;
 mod watch;

@@ -1,4 +1,5 @@
-//! Fresh certificates for a running agent: at once if it started from disk, else when a third of their time is left.
+//! Fresh certificates for a running agent: at once if it started from disk, else when a third of their time is left, when they
+//! begin later than it is (a clock was ahead when they were signed), or when a server refuses them.
 //!
 //! K3s renews at a restart only, and boxes that run for a year fall off their cluster. The same look keeps the time floor.
 
@@ -6,7 +7,7 @@ use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::sleep;
-use tracing::info;
+use tracing::{info, warn};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::api::Client;
@@ -15,9 +16,15 @@ use crate::wire::join::certificates;
 
 /// How often the certificates are looked at.
 const LOOK: Duration = Duration::from_secs(3600);
+/// Until a refusal counts: old connections end first, and a server that refuses what it has just signed is not asked for more
+/// all the time.
+const HEED_REFUSALS: Duration = Duration::from_secs(60);
+/// How much later than now a certificate may begin, in seconds: clocks differ.
+const SKEW: u64 = 300;
 
 /// Runs for ever. `trouble`: why the balancer reaches no server.
 pub async fn run(joiner: &Joiner<'_>, client: &Client, mut due: bool, trouble: impl Fn() -> Option<String>) {
+    let mut refusals = client.refusals();
     loop {
         if due {
             let joined = joiner.join(&trouble).await;
@@ -27,9 +34,24 @@ pub async fn run(joiner: &Joiner<'_>, client: &Client, mut due: bool, trouble: i
             info!(node = joiner.identity.node_name, "certificates renewed");
         }
         note_time(joiner, client);
-        sleep(LOOK).await;
+        refusals.mark_unchanged();
+        let refused = async {
+            sleep(HEED_REFUSALS).await;
+            // The client, and with it the sender, is there as long as this runs.
+            let _ = refusals.changed().await;
+        };
+        let refused = tokio::select! {
+            () = sleep(LOOK) => false,
+            () = refused => true,
+        };
+        if refused {
+            warn!(
+                node = joiner.identity.node_name,
+                "a server refuses this node's certificate: asking for a new one"
+            );
+        }
         note_time(joiner, client);
-        due = is_due(joiner.files, joiner.clock.floor());
+        due = refused || is_due(joiner.files, joiner.clock.floor(), client.server_date().unwrap_or(0));
     }
 }
 
@@ -40,15 +62,18 @@ fn note_time(joiner: &Joiner<'_>, client: &Client) {
     joiner.clock.keep(joiner.files);
 }
 
-/// `floor`: what time it is at least, should the system clock not know.
-fn is_due(files: &Files, floor: u64) -> bool {
+/// `floor`: what time it is at least, should the system clock not know. The beginning of this node's own certificates is part
+/// of it, so it cannot say that they begin too late; `told`, the time by the server that answered last, can.
+fn is_due(files: &Files, floor: u64, told: u64) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now = now.as_secs().max(floor);
+    let now = now.as_secs().max(told);
     [Certificate::ClientKubelet, Certificate::ServingKubelet]
         .iter()
         .any(|which| {
             let pem = fs::read(files.cert(*which)).unwrap_or_default();
-            certificates(&pem).first().is_none_or(|der| runs_out(der, now))
+            certificates(&pem)
+                .first()
+                .is_none_or(|der| runs_out(der, now.max(floor)) || begins_late(der, now))
         })
 }
 
@@ -61,6 +86,13 @@ fn runs_out(der: &[u8], now: u64) -> bool {
     let (from, until) = (validity.not_before.timestamp(), validity.not_after.timestamp());
     let now = i64::try_from(now).unwrap_or(i64::MAX);
     until.saturating_sub(now) < until.saturating_sub(from) / 3
+}
+
+/// It begins so much later than now that a server whose clock is right refuses it.
+fn begins_late(der: &[u8], now: u64) -> bool {
+    let begins = |(_, certificate): (_, X509Certificate<'_>)| certificate.validity().not_before.timestamp();
+    let from = X509Certificate::from_der(der).map(begins).unwrap_or(0);
+    u64::try_from(from).unwrap_or(0) > now.saturating_add(SKEW)
 }
 
 #[cfg(test)]
@@ -78,5 +110,35 @@ mod tests {
             assert_eq!(runs_out(certificate.der(), at(day)), due, "day {day}");
         }
         assert!(runs_out(b"nonsense", at(0)));
+    }
+
+    #[test]
+    fn a_certificate_that_a_clock_ahead_has_signed_is_renewed() {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let folder = std::env::temp_dir().join(format!("amphipod-renew-{}", std::process::id()));
+        fs::DirBuilder::new().mode(0o700).create(&folder).unwrap();
+        let files = Files::create(folder.clone()).unwrap();
+        let year = 365 * 86_400;
+        for (begins_in, told, due) in [
+            (0, 0, false),
+            (120, 0, false),
+            (86_400, 0, true),
+            // A board whose clock is behind, on a server whose is right.
+            (86_400, now + 86_400, false),
+        ] {
+            let mut params = rcgen::CertificateParams::default();
+            let from = UNIX_EPOCH + Duration::from_secs(now + begins_in);
+            params.not_before = from.into();
+            params.not_after = (from + Duration::from_secs(year)).into();
+            let own = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+            for which in [Certificate::ClientKubelet, Certificate::ServingKubelet] {
+                fs::write(files.cert(which), own.pem()).unwrap();
+            }
+            // The floor of a start that found these certificates.
+            let floor = now + begins_in;
+            assert_eq!(is_due(&files, floor, told), due, "begins in {begins_in} s, told {told}");
+        }
+        fs::remove_dir_all(folder).unwrap();
     }
 }
