@@ -30,8 +30,6 @@ pub const DATA_MAX: usize = 32 << 10;
 const CONTROL_MAX: usize = 4096;
 /// How long the last bytes of a closed stream may wait for a peer that paused it.
 const CLOSE_LIMIT: Duration = Duration::from_secs(60);
-/// A stream younger than this may be missing from a list of connections that was under way when it was opened.
-const SYNC_GRACE: Duration = Duration::from_secs(10);
 /// What the streams of a broken tunnel are told, as K3s says it.
 pub const DISCONNECT: &str = "tunnel disconnect";
 
@@ -155,9 +153,10 @@ pub struct Session {
     sync_at: Option<Instant>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Stream {
-    opened: Instant,
+    /// The last list of the peer's connections lacked it.
+    missed: bool,
     /// To be announced.
     connect: Option<(String, String)>,
     inbound: VecDeque<Bytes>,
@@ -200,14 +199,16 @@ impl Session {
     ///
     /// # Errors
     /// [`Busy`].
-    pub fn dial(&mut self, address: &str, now: Instant) -> Result<i64, Busy> {
+    pub fn dial(&mut self, address: &str) -> Result<i64, Busy> {
         if self.streams.len() >= self.role.streams() {
             return Err(Busy);
         }
         let connection = self.next_connection;
         self.next_connection += 1;
-        let mut stream = Stream::new(now);
-        stream.connect = Some(("tcp".into(), address.into()));
+        let stream = Stream {
+            connect: Some(("tcp".into(), address.into())),
+            ..Stream::default()
+        };
         self.streams.insert(connection, stream);
         self.enqueue(connection);
         Ok(connection)
@@ -223,11 +224,11 @@ impl Session {
         let mut events = Vec::new();
         match frame.message {
             Message::Data(data) => self.take(id, data, &mut events)?,
-            Message::Connect { protocol, address } => self.accept(id, protocol, address, now, &mut events)?,
+            Message::Connect { protocol, address } => self.accept(id, protocol, address, &mut events)?,
             Message::Error(reason) => self.peer_ended(id, reason, &mut events)?,
             Message::Pause => self.hold(id, true, &mut events),
             Message::Resume => self.hold(id, false, &mut events),
-            Message::Sync(ids) => self.compare(ids, now, &mut events),
+            Message::Sync(ids) => self.compare(ids, &mut events),
             Message::Unknown(_) => {}
         }
         Ok(events)
@@ -435,21 +436,14 @@ impl Session {
         Ok(())
     }
 
-    fn accept(
-        &mut self,
-        id: i64,
-        protocol: String,
-        address: String,
-        now: Instant,
-        events: &mut Vec<Event>,
-    ) -> Result<(), Violation> {
+    fn accept(&mut self, id: i64, protocol: String, address: String, events: &mut Vec<Event>) -> Result<(), Violation> {
         if self.role == Role::Dialer {
             return self.say(id, Message::Error("connect not allowed".into()));
         }
         if self.streams.len() >= self.role.streams() || self.streams.contains_key(&id) {
             return self.say(id, Message::Error(Busy.to_string()));
         }
-        self.streams.insert(id, Stream::new(now));
+        self.streams.insert(id, Stream::default());
         events.push(Event::Open {
             connection: id,
             protocol,
@@ -484,21 +478,17 @@ impl Session {
         }
     }
 
-    /// Ends, without a word, streams that the peer does not know.
-    fn compare(&mut self, mut known: Vec<i64>, now: Instant, events: &mut Vec<Event>) {
+    /// Ends, without a word, streams that two lists of the peer in a row do not name. One list may be older than the stream:
+    /// it waits for its turn as every frame does, but for less time ([`Role::sync`]) than lies between two.
+    fn compare(&mut self, mut known: Vec<i64>, events: &mut Vec<Event>) {
         known.sort_unstable();
-        let unknown = |id: &i64, stream: &Stream| {
-            stream.ended.is_none()
-                && stream.connect.is_none()
-                && now >= stream.opened + SYNC_GRACE
-                && known.binary_search(id).is_err()
-        };
-        let lost: Vec<i64> = self
-            .streams
-            .iter()
-            .filter(|(id, s)| unknown(id, s))
-            .map(|(id, _)| *id)
-            .collect();
+        let mut lost = Vec::new();
+        for (id, stream) in &mut self.streams {
+            let unknown = stream.ended.is_none() && stream.connect.is_none() && known.binary_search(id).is_err();
+            if std::mem::replace(&mut stream.missed, unknown) && unknown {
+                lost.push(*id);
+            }
+        }
         for id in lost {
             let Some(stream) = self.streams.get_mut(&id) else {
                 continue;
@@ -549,24 +539,6 @@ impl Session {
 }
 
 impl Stream {
-    fn new(opened: Instant) -> Self {
-        Self {
-            opened,
-            connect: None,
-            inbound: VecDeque::new(),
-            inbound_bytes: 0,
-            outbound: BytesMut::new(),
-            held: false,
-            full: false,
-            told_full: false,
-            told_at: 0,
-            closing: None,
-            ended: None,
-            released: false,
-            queued: false,
-        }
-    }
-
     fn next_message(&mut self) -> Option<Message> {
         if self.ended.is_some() {
             return None;

@@ -81,7 +81,7 @@ impl Tunnel {
         if inner.over {
             return Err(OpenError::Over);
         }
-        let connection = inner.session.dial(address, now())?;
+        let connection = inner.session.dial(address)?;
         drop(inner);
         self.0.output.notify_one();
         Ok(self.stream(connection))
