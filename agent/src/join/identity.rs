@@ -4,9 +4,9 @@
 //! power failure cut short is therefore not replaced before a server has accepted another password: until then it can be
 //! put back. Source: K3s v1.36, `pkg/nodepassword`, `pkg/agent/config` `ensureNodePassword`, `ensureNodeID`.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -54,7 +54,12 @@ impl Identity {
             .create(folder)
             .map_err(kept)?;
         let path = folder.join("password");
+        let known = path.exists();
+        if with_id && known {
+            sound(&folder.join("id")).map_err(kept)?;
+        }
         let (password, damaged) = password(&path).map_err(kept)?;
+        tighten(&path).map_err(kept)?;
         let node_name = match with_id {
             true => format!("{name}-{}", once(&folder.join("id"), ID_DIGITS, 0o644).map_err(kept)?),
             false => name.to_owned(),
@@ -102,6 +107,33 @@ fn password(path: &Path) -> io::Result<(String, bool)> {
     Ok((once(&beside, PASSWORD_DIGITS, 0o600)?, true))
 }
 
+/// A machine that has a password had its name: with another id it would be another node, and the old one's pods would wait
+/// for it.
+fn sound(id: &Path) -> io::Result<()> {
+    match read(id)? {
+        Some(text) if is_damaged(&text, ID_DIGITS) => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the file id is damaged, and without it this machine would become another node: put it back (it is what \
+             `kubectl get nodes` shows behind the last dash of this node's name), or remove it to join as a new node",
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Takes a password file, of which copies and restored backups may be readable by all, back to its owner.
+fn tighten(path: &Path) -> io::Result<()> {
+    let mode = fs::metadata(path)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        warn!(
+            path = %path.display(),
+            mode = format!("{mode:o}"),
+            "others could read the node's password; now only its owner can"
+        );
+    }
+    Ok(())
+}
+
 fn candidate(path: &Path) -> PathBuf {
     path.with_extension("new")
 }
@@ -147,8 +179,6 @@ fn random(digits: usize) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
     use crate::join::testing::folder;
 
@@ -165,6 +195,42 @@ mod tests {
         let mode = fs::metadata(folder.join("password")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(fs::read_to_string(folder.join("password")).unwrap().ends_with('\n'));
+    }
+
+    #[test]
+    fn a_damaged_id_does_not_make_a_known_machine_another_node() {
+        let folder = folder("identity-id");
+        let id = folder.join("id");
+        fs::write(&id, "").unwrap();
+        let first = Identity::open(&folder, "pi", true).unwrap();
+        assert_eq!(
+            first.node_name.len(),
+            "pi-".len() + ID_DIGITS,
+            "cut at the very first start"
+        );
+        let kept = fs::read(&id).unwrap();
+        fs::write(&id, "01\0").unwrap();
+        let refused = Identity::open(&folder, "pi", true).unwrap_err().to_string();
+        assert!(refused.contains("kubectl get nodes"), "{refused}");
+        assert_eq!(fs::read(&id).unwrap(), b"01\0", "left as it is");
+        assert_eq!(Identity::open(&folder, "pi", false).unwrap().node_name, "pi");
+        fs::write(&id, kept).unwrap();
+        assert_eq!(Identity::open(&folder, "pi", true).unwrap().node_name, first.node_name);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_password_that_others_can_read_is_taken_back() {
+        let folder = folder("identity-mode");
+        let path = folder.join("password");
+        fs::write(&path, "0123456789abcdef0123456789abcdef\n").unwrap();
+        for (mode, expected) in [(0o644, 0o600), (0o660, 0o600), (0o400, 0o400)] {
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            Identity::open(&folder, "pi", false).unwrap();
+            let found = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(found, expected, "from {mode:o}");
+        }
+        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
