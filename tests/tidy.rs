@@ -46,7 +46,7 @@ mod tests {
             ],
         ),
         ("cache", &["store"]),
-        ("command", &["config", "join", "kinds"]),
+        ("command", &["config", "join", "kinds", "store"]),
         ("controllers", &["cache", "request", "kinds", "registry"]),
         ("scheduler", &["cache", "request", "controllers"]),
         // The last three for its tests, which make a server of them.

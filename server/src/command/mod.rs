@@ -2,6 +2,7 @@
 //!
 //! Each has a file: what it asks, and the texts it prints (pure). `config` has their flags.
 
+mod backup;
 mod duration;
 mod kubeconfig;
 mod node;
@@ -20,6 +21,8 @@ use crate::config::admin::{Admin, NodePasswordVerb, NodeVerb};
 pub async fn run(admin: Admin) -> anyhow::Result<String> {
     match admin {
         Admin::Token(command) => token::run(command).await,
+        Admin::Backup(command) => backup::back_up(command).await,
+        Admin::Restore(command) => backup::restore(&command),
         Admin::NodePassword(command) => {
             let cluster = kubeconfig::open(&command.cluster.kubeconfig)?;
             match command.verb {

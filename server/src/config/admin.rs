@@ -1,4 +1,4 @@
-//! The commands that look after a running cluster: `k3s token`, `k3s node-password`, `k3s node`.
+//! The commands that look after a cluster: `k3s token`, `k3s node-password`, `k3s node`, `k3s backup`, `k3s restore`.
 //!
 //! Names, flags and outputs of `k3s token` are K3s'; the others are ours. What they do is `command`'s.
 
@@ -39,6 +39,67 @@ pub enum Admin {
     NodePassword(NodePassword),
     /// `k3s node`.
     Node(Node),
+    /// `k3s backup`.
+    Backup(Backup),
+    /// `k3s restore`.
+    Restore(Restore),
+}
+
+const KEPT: &str = "What is needed beside the file: the cluster's token (server/token below the data directory). The cluster's
+authorities and keys are in the backup, sealed with it. Secrets are in it, too: keep both safe, and not in the same place.
+
+The server has to be stopped: pods go on running meanwhile.";
+
+/// Copies the state of the embedded datastore to one file.
+///
+/// What is written is read back and checked before it is said to be there. PostgreSQL, MySQL and etcd are backed up with
+/// their own tools.
+#[derive(Debug, Parser)]
+#[command(
+    name = "k3s backup",
+    version,
+    after_help = format!("Example:\n  systemctl stop k3s && k3s backup /mnt/usb/monday.db && systemctl start k3s\n\n{KEPT}")
+)]
+pub struct Backup {
+    /// Data directory of the server
+    #[arg(
+        long,
+        short,
+        env = "K3S_DATA_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/rancher/k3s"
+    )]
+    pub data_dir: PathBuf,
+    /// Where to; default is a new file in server/db/backups below the data directory
+    pub file: Option<PathBuf>,
+}
+
+/// Puts a backup in the place of the embedded datastore's state.
+///
+/// The file is checked whole first: one that is damaged, another program's or a newer version's is refused, and nothing has
+/// changed then. The state that was there is kept in server/db/replaced below the data directory. Revisions go on far past
+/// the old ones, so every client lists anew.
+#[derive(Debug, Parser)]
+#[command(
+    name = "k3s restore",
+    version,
+    after_help = format!(
+        "Example:\n  systemctl stop k3s && k3s restore /mnt/usb/monday.db && systemctl start k3s\n\n\
+         On another machine: k3s restore FILE, then k3s server --token TOKEN.\n\n{KEPT}"
+    )
+)]
+pub struct Restore {
+    /// Data directory of the server
+    #[arg(
+        long,
+        short,
+        env = "K3S_DATA_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/rancher/k3s"
+    )]
+    pub data_dir: PathBuf,
+    /// A file made by k3s backup, a snapshot in server/db/snapshots, or a copy of server/db of a stopped server
+    pub file: PathBuf,
 }
 
 /// Makes, lists and deletes the tokens that machines join with.

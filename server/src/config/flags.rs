@@ -18,6 +18,7 @@ Amphipod: Kubernetes for small boxes, a drop-in for K3s.
   k3s token           Makes, lists and deletes tokens that expire, for machines to join with
   k3s node-password   Lists and deletes the records that bind a node's name to a machine
   k3s node reenrol    Lets a machine that was set up anew have its name back
+  k3s backup, k3s restore    Copy the embedded datastore of a stopped server to a file, and back
 
   k3s server --help, k3s agent --help    all flags
   k3s --version

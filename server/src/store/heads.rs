@@ -55,6 +55,11 @@ impl Heads {
         self.by_key.get(key)
     }
 
+    /// Every key that is there.
+    pub fn all(&self) -> impl Iterator<Item = &Head> {
+        self.by_key.values()
+    }
+
     /// How many keys there are.
     #[cfg(test)]
     pub fn len(&self) -> usize {

@@ -8,8 +8,10 @@
 
 mod contract;
 mod crash;
+mod damage;
 mod etcd;
 mod faults;
+mod full;
 mod memory;
 mod mysql;
 mod postgres;

@@ -149,3 +149,45 @@ async fn records_are_listed_and_deleted_and_a_window_lets_a_reflashed_box_in() {
     }
     cluster.stop().await;
 }
+
+/// `k3s LINE`, whatever the cluster does.
+async fn offline(line: &str) -> Result<String, String> {
+    let line = format!("k3s {line}");
+    match config::parse(line.split_whitespace().map(Into::into), &config::surroundings()) {
+        Ok(Command::Admin(admin)) => server::command::run(*admin).await.map_err(|error| format!("{error:#}")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_was_backed_up_comes_back_on_another_machine_with_its_token() {
+    let mut cluster = Cluster::start("backup").await;
+    cluster.register("pi").await;
+    let (dir, file) = (cluster.dir.clone(), cluster.dir.join("monday.db"));
+    let line = format!("backup -d {} {}", dir.display(), file.display());
+    let refused = offline(&line).await.unwrap_err();
+    assert!(refused.contains("the server runs"), "{refused}");
+    let authority = cluster.file("tls/server-ca.crt");
+    cluster.server.take().unwrap().stop().await.unwrap();
+    let said = offline(&line).await.unwrap();
+    assert!(
+        said.contains("read back and whole") && said.contains("server/token"),
+        "{said}"
+    );
+
+    // Another machine: nothing but the file and the token.
+    let other = dir.join("other");
+    std::fs::create_dir_all(&other).unwrap();
+    std::fs::write(other.join("config.yaml"), "").unwrap();
+    let said = offline(&format!("restore -d {} {}", other.display(), file.display()))
+        .await
+        .unwrap();
+    assert!(said.contains("--token"), "{said}");
+    let server = server::run::Server::start(&Cluster::config(&other)).await.unwrap();
+    server.client.get(What::NODES, "", "pi").await.unwrap();
+    assert_eq!(
+        std::fs::read_to_string(other.join("server/tls/server-ca.crt")).unwrap(),
+        authority
+    );
+    server.stop().await.unwrap();
+}

@@ -3,9 +3,22 @@
 //! One thread owns the file (`thread.rs`) and commits what arrived while the last commit was on its way to the disk, so
 //! writers share an fsync without waiting for each other. `table.rs` has all SQL. Nothing is acknowledged before it is as
 //! durable as asked; what that means for volatile writes is in `docs/decisions/0001-revisions-and-volatile-writes.md`.
+//!
+//! The file is held to checksums when it is opened (`sum.rs`, `wal.rs`); what is damaged is made good from itself or from
+//! the newest snapshot (`recover.rs`), which the log makes of itself (`schedule.rs`, `copying.rs`, `snapshot.rs`).
 
+mod copying;
+mod growth;
+mod log;
+mod place;
+mod recover;
+mod restore;
+mod schedule;
+mod snapshot;
+mod sum;
 mod table;
 mod thread;
+mod wal;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +31,10 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::super::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
-use thread::Log;
+use log::Log;
+pub use recover::Repair;
+pub use restore::{RestoreError, Restored, restore};
+pub use snapshot::{Backup, BackupError, Progress, folder as snapshots, verify};
 
 /// Requests on their way to the thread: enough for a few batches, little memory when the disk stalls.
 const REQUESTS: usize = 4096;
@@ -41,7 +57,10 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The disk lost or changed something.
-    #[error("the datastore {} is damaged ({detail}): move it away and put a backup in its place", path.display())]
+    #[error(
+        "the datastore {} is damaged ({detail}), and what it says cannot be read back: put a backup in its place with \"k3s restore\"",
+        path.display()
+    )]
     Damaged {
         /// Which file.
         path: PathBuf,
@@ -72,6 +91,8 @@ pub struct Sqlite {
     requests: Option<mpsc::Sender<Queued>>,
     room: Arc<Semaphore>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    path: PathBuf,
+    repair: Option<Repair>,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -85,6 +106,9 @@ enum Request {
     Watch(Revision, Reply<Tail>),
     Compact(Revision, Reply<()>),
     Revision(Reply<Revision>),
+    BackUp(PathBuf, Arc<Progress>, oneshot::Sender<Result<Backup, BackupError>>),
+    /// A file that has been prepared for it.
+    Restore(PathBuf, oneshot::Sender<Result<Restored, RestoreError>>),
     Close(Reply<()>),
 }
 
@@ -96,17 +120,36 @@ struct Queued {
 }
 
 impl Sqlite {
-    /// Opens the file, or makes it (mode 0600), checks it and starts its thread. Blocks: tens of milliseconds, more with
-    /// the size of the file.
+    /// Opens the file, or makes it (mode 0600), checks it, repairs it if that is needed and possible, and starts its
+    /// thread. Blocks: tens of milliseconds, more with the size of the file.
     ///
     /// # Errors
     /// [`OpenError`]; the file is as it was.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let log = Log::open(path)?;
+        let lock = place::lock(path)?;
+        let (log, repair) = recover::open(path)?;
+        Self::start(path, log, lock, repair)
+    }
+
+    /// As [`open`](Self::open), but a file that is not there or damaged is refused: for who only wants to read.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the file is as it was.
+    pub fn open_whole(path: &Path) -> Result<Self, OpenError> {
+        let lock = place::lock(path)?;
+        let there = place::finish(path).and_then(|()| std::fs::metadata(path));
+        there.map_err(|source| OpenError::File {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::start(path, Log::open(path)?, lock, None)
+    }
+
+    fn start(path: &Path, log: Log, lock: place::Lock, repair: Option<Repair>) -> Result<Self, OpenError> {
         let (requests, received) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || thread::run(log, &received))
+            .spawn(move || thread::run(log, lock, &received))
             .map_err(|source| OpenError::File {
                 path: path.to_owned(),
                 source,
@@ -115,19 +158,57 @@ impl Sqlite {
             requests: Some(requests),
             room: Arc::new(Semaphore::new(REQUESTS)),
             thread: Mutex::new(Some(thread)),
+            path: path.to_owned(),
+            repair,
         })
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What had to be repaired when it was opened.
+    pub fn repair(&self) -> Option<&Repair> {
+        self.repair.as_ref()
+    }
+
+    /// Copies the state of now to a new file (0600), verifies it and puts it on the disk; writers do not wait for it.
+    ///
+    /// # Errors
+    /// [`BackupError`]; the file is not there then.
+    pub async fn back_up(&self, to: PathBuf, progress: Arc<Progress>) -> Result<Backup, BackupError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.queue(Request::BackUp(to, progress, reply)).await;
+        asked.map_err(BackupError::Log)?;
+        answer.await.map_err(|_| BackupError::Log(closed()))?
+    }
+
+    /// Puts the state in `file` in the place of this one, while it is open. Every watch ends, and goes on nowhere.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; the present state stays.
+    pub async fn restore(&self, file: PathBuf) -> Result<Restored, RestoreError> {
+        let path = self.path.clone();
+        // Reads and copies the whole file.
+        let prepared = tokio::task::spawn_blocking(move || restore::prepare(&path, &file)).await;
+        let prepared = prepared.map_err(|_| RestoreError::Log(closed()))??;
+        let (reply, answer) = oneshot::channel();
+        let asked = self.queue(Request::Restore(prepared, reply)).await;
+        asked.map_err(RestoreError::Log)?;
+        answer.await.map_err(|_| RestoreError::Log(closed()))?
+    }
+
+    async fn queue(&self, request: Request) -> Result<(), StoreError> {
         let room = Arc::clone(&self.room);
         let place = room.acquire_owned().await.map_err(|_| closed())?;
-        let (reply, answer) = oneshot::channel();
-        let queued = Queued {
-            request: request(reply),
-            place,
-        };
         let requests = self.requests.as_ref().ok_or_else(closed)?;
-        requests.send(queued).map_err(|_| closed())?;
+        requests.send(Queued { request, place }).map_err(|_| closed())
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.queue(request(reply)).await?;
         answer.await.map_err(|_| closed())?
     }
 }

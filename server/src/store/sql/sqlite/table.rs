@@ -7,15 +7,19 @@ use std::sync::Arc;
 
 use agent::units::Revision;
 use bytes::Bytes;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior, ffi, params};
 
 use super::super::super::{Entry, Event, StoreError};
 use super::OpenError;
+use super::sum::{self, Digest, Fields};
 
 /// `PRAGMA user_version` of a file that is ours.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
+/// The one before had no checksums; its rows stay without.
+const UNSUMMED: i64 = 1;
 
-/// `previous` is the row that a row supersedes (0: none): compaction needs no search. `ttl` is in seconds.
+/// `previous` is the row that a row supersedes (0: none): compaction needs no search. `ttl` is in seconds. `sum`: `sum.rs`.
 const SCHEMA: &str = "
     CREATE TABLE log (
         revision INTEGER PRIMARY KEY,
@@ -23,12 +27,35 @@ const SCHEMA: &str = "
         created  INTEGER NOT NULL,
         previous INTEGER NOT NULL,
         ttl      INTEGER,
-        value    BLOB
+        value    BLOB,
+        sum      INTEGER
     );
     CREATE INDEX log_by_key ON log (key, revision);
-    CREATE TABLE mark (name TEXT PRIMARY KEY, revision INTEGER NOT NULL) WITHOUT ROWID;
-    PRAGMA user_version = 1;
+    CREATE TABLE mark (name TEXT PRIMARY KEY, revision INTEGER NOT NULL, sum INTEGER) WITHOUT ROWID;
+    PRAGMA user_version = 2;
 ";
+
+const UPGRADE: &str = "
+    ALTER TABLE log ADD COLUMN sum INTEGER;
+    ALTER TABLE mark ADD COLUMN sum INTEGER;
+    PRAGMA user_version = 2;
+";
+
+/// For a new file, before anything else: pages that have become free can be given back (`tidy`).
+const NEW: &str = "PRAGMA auto_vacuum = INCREMENTAL;";
+
+/// For a file that nobody reads before it is whole, on the disk and verified.
+const BESIDE: &str = "
+    PRAGMA auto_vacuum = INCREMENTAL;
+    PRAGMA locking_mode = EXCLUSIVE;
+    PRAGMA journal_mode = MEMORY;
+    PRAGMA synchronous = OFF;
+    PRAGMA cache_size = -1024;
+";
+
+/// Pages that lie free before some are given back, at least; and given back between two batches.
+const FREE_PAGES: i64 = 1024;
+const FREE_STEP: i64 = 64;
 
 /// FULL: a commit is on the disk before it returns. EXCLUSIVE: no second server, and no shared-memory file.
 /// 4 MiB of WAL at rest; 1 MiB of page cache: everything hot is in our own memory anyway.
@@ -42,7 +69,7 @@ const SETTINGS: &str = "
 ";
 
 /// A named revision.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Mark {
     /// Nothing before it can be had.
     Compacted,
@@ -55,6 +82,8 @@ pub enum Mark {
 }
 
 impl Mark {
+    const ALL: [Self; 4] = [Self::Compacted, Self::Reserved, Self::Closed, Self::Oldest];
+
     fn name(self) -> &'static str {
         match self {
             Self::Compacted => "compacted",
@@ -78,6 +107,8 @@ pub struct Line {
     pub ttl: Option<i64>,
     /// A tombstone.
     pub deleted: bool,
+    /// Bytes of key and value.
+    pub size: usize,
 }
 
 /// A row to be written.
@@ -96,7 +127,8 @@ pub struct NewLine<'a> {
 pub struct Table(Connection);
 
 impl Table {
-    /// Opens, locks, checks and, if it is new, fills the file.
+    /// Opens, locks, checks page by page and, if it is new, fills the file. What its rows say is checked by
+    /// [`lines`](Self::lines).
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         make(path).map_err(|source| OpenError::File {
             path: path.to_owned(),
@@ -105,49 +137,188 @@ impl Table {
         let error = |error: rusqlite::Error| open_error(path, &error);
         let connection = Connection::open(path).map_err(error)?;
         connection.busy_timeout(std::time::Duration::ZERO).map_err(error)?;
+        // Until it is known to be whole, closing it changes nothing.
+        let no_checkpoint = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        connection.set_db_config(no_checkpoint, true).map_err(error)?;
         refuse_foreign(&connection, path)?;
+        if format(&connection, path)? == 0 {
+            connection.execute_batch(NEW).map_err(error)?;
+        }
         connection.execute_batch(SETTINGS).map_err(error)?;
         // In exclusive mode the first write takes the lock, and keeps it.
         connection.execute_batch("BEGIN IMMEDIATE; COMMIT").map_err(error)?;
-        let problem: String = connection
-            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-            .map_err(error)?;
-        if problem != "ok" {
-            return Err(OpenError::Damaged {
-                path: path.to_owned(),
-                detail: problem,
-            });
+        quick_check(&connection, path)?;
+        let found = format(&connection, path)?;
+        let change = match found {
+            0 => Some(SCHEMA),
+            UNSUMMED => Some(UPGRADE),
+            _ => None,
+        };
+        if let Some(change) = change {
+            let change = format!("BEGIN; {change} COMMIT");
+            connection.execute_batch(&change).map_err(error)?;
         }
-        if format(&connection, path)? == 0 {
-            connection
-                .execute_batch(&format!("BEGIN; {SCHEMA} COMMIT"))
-                .map_err(error)?;
+        connection.set_db_config(no_checkpoint, false).map_err(error)?;
+        Ok(Self(connection))
+    }
+
+    /// Makes a new file beside the one in use. It is on the disk only after an `fsync` of its own.
+    pub fn create(path: &Path) -> rusqlite::Result<Self> {
+        let connection = Connection::open(path)?;
+        connection.execute_batch(BESIDE)?;
+        connection.execute_batch(&format!("BEGIN; {SCHEMA} COMMIT"))?;
+        Ok(Self(connection))
+    }
+
+    /// Opens a file that is not in use, to read it: page by page it is whole.
+    pub fn look(path: &Path) -> Result<Self, OpenError> {
+        let error = |error: rusqlite::Error| open_error(path, &error);
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(error)?;
+        refuse_foreign(&connection, path)?;
+        quick_check(&connection, path)?;
+        if format(&connection, path)? != FORMAT {
+            return Err(OpenError::Foreign {
+                path: path.to_owned(),
+                detail: "an empty database, or one of an older version".to_owned(),
+            });
         }
         Ok(Self(connection))
     }
 
-    /// A mark; zero when it was never set.
-    pub fn mark(&self, mark: Mark) -> rusqlite::Result<Revision> {
-        let query = "SELECT revision FROM mark WHERE name = ?1";
-        let found = self.0.query_row(query, [mark.name()], |row| revision(row, 0));
-        Ok(found.optional()?.unwrap_or(Revision::ZERO))
+    /// Opens a damaged file as it is, to read what can be read. The file may change: it is a copy.
+    pub fn salvage(path: &Path) -> rusqlite::Result<Self> {
+        let connection = Connection::open(path)?;
+        connection.execute_batch("PRAGMA locking_mode = EXCLUSIVE; PRAGMA cell_size_check = ON")?;
+        Ok(Self(connection))
     }
 
-    /// Every row, oldest first.
+    /// What is wrong with the pages, in SQLite's words; without those of the index, if they are not to count.
+    pub fn complaints(&self) -> rusqlite::Result<Vec<String>> {
+        let mut statement = self.0.prepare("PRAGMA quick_check(1000)")?;
+        let found = statement.query_map([], |row| row.get::<_, String>(0))?;
+        let all: Vec<String> = found.collect::<rusqlite::Result<_>>()?;
+        let lines = all.iter().flat_map(|text| text.lines());
+        let lines = lines.filter(|line| *line != "ok" && !line.starts_with("***"));
+        Ok(lines.map(str::to_owned).collect())
+    }
+
+    /// Takes the index out, without touching its pages: they may be what is broken.
+    pub fn forget_index(self, path: &Path) -> rusqlite::Result<Self> {
+        let text = "PRAGMA writable_schema = ON; DELETE FROM sqlite_schema WHERE name = 'log_by_key'";
+        self.0.execute_batch(text)?;
+        drop(self);
+        Self::salvage(path)
+    }
+
+    /// A mark; zero when it was never set.
+    ///
+    /// # Errors
+    /// Also when one of the marks is not what was written.
+    pub fn mark(&self, mark: Mark) -> rusqlite::Result<Revision> {
+        let mut statement = self.0.prepare("SELECT name, revision, sum FROM mark")?;
+        let mut rows = statement.query([])?;
+        let mut found = Revision::ZERO;
+        while let Some(row) = rows.next()? {
+            let (name, at, sum): (String, _, Option<i64>) = (row.get(0)?, revision(row, 1)?, row.get(2)?);
+            let known = Mark::ALL.into_iter().find(|mark| mark.name() == name);
+            if known.is_none() || sum.is_some_and(|sum| sum != sum::of_mark(&name, at)) {
+                return Err(damaged(format!("the mark {name:?} is not what was written")));
+            }
+            if known == Some(mark) {
+                found = at;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Every row, oldest first, each held to its checksum, and the index to the rows.
+    ///
+    /// # Errors
+    /// [`ErrorCode::DatabaseCorrupt`] for the first row that is not what was written.
     pub fn lines(&self, mut each: impl FnMut(Line)) -> rusqlite::Result<()> {
-        let query = "SELECT revision, key, created, ttl, value IS NULL FROM log ORDER BY revision";
+        let rows = self.rows(|row| {
+            each(Line {
+                size: row.key.len() + row.value.map_or(0, <[u8]>::len),
+                revision: row.revision,
+                key: row.key.into(),
+                created: row.created,
+                ttl: row.ttl,
+                deleted: row.value.is_none(),
+            });
+            Ok(())
+        })?;
+        let mut index = Digest::default();
+        let mut statement = self
+            .0
+            .prepare("SELECT key, revision FROM log INDEXED BY log_by_key ORDER BY key, revision")?;
+        let mut entries = statement.query([])?;
+        while let Some(entry) = entries.next()? {
+            index.add(text(entry, 0)?, revision(entry, 1)?);
+        }
+        match index == rows {
+            true => Ok(()),
+            false => Err(damaged("the index does not match the rows".to_owned())),
+        }
+    }
+
+    /// Every row, oldest first, each held to its checksum.
+    pub fn rows(&self, mut each: impl FnMut(Fields<'_>) -> rusqlite::Result<()>) -> rusqlite::Result<Digest> {
+        // By the rows alone: whatever the index says.
+        let query = "SELECT revision, key, created, previous, ttl, value, sum FROM log NOT INDEXED ORDER BY revision";
         let mut statement = self.0.prepare(query)?;
         let mut rows = statement.query([])?;
+        let (mut digest, mut last) = (Digest::default(), Revision::ZERO);
         while let Some(row) = rows.next()? {
-            each(Line {
-                revision: revision(row, 0)?,
-                key: row.get::<_, String>(1)?.into(),
-                created: revision(row, 2)?,
-                ttl: row.get(3)?,
-                deleted: row.get(4)?,
-            });
+            let fields = fields(row)?;
+            if fields.revision <= last {
+                return Err(damaged(format!("row {} comes after row {last}", fields.revision)));
+            }
+            last = fields.revision;
+            digest.add(fields.key, fields.revision);
+            each(fields)?;
         }
-        Ok(())
+        Ok(digest)
+    }
+
+    /// One row, whole.
+    pub fn row<T>(&self, at: Revision, read: impl FnOnce(Fields<'_>) -> T) -> Result<Option<T>, StoreError> {
+        let query = || {
+            let text = "SELECT revision, key, created, previous, ttl, value, sum FROM log WHERE revision = ?1";
+            let mut statement = self.0.prepare_cached(text)?;
+            let mut rows = statement.query([number(at)])?;
+            let row = rows.next()?.map(|row| fields(row).map(read));
+            row.transpose()
+        };
+        query().map_err(|error: rusqlite::Error| store_error(&error))
+    }
+
+    /// Says that the history up to `to` is another's: nothing from before it goes on, and no revision up to it is handed
+    /// out.
+    pub fn begin_after(&mut self, to: Revision) -> Result<(), StoreError> {
+        self.commit(|transaction| {
+            for mark in [Mark::Oldest, Mark::Reserved, Mark::Closed] {
+                set_mark(transaction, mark, to)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Gives pages that have become free back to the disk, a few at a time. Returns whether there are more.
+    pub fn tidy(&self) -> Result<bool, StoreError> {
+        let step = || {
+            let count = |what: &str| self.0.query_row(what, [], |row| row.get::<_, i64>(0));
+            let (free, all) = (count("PRAGMA freelist_count")?, count("PRAGMA page_count")?);
+            // Free pages are used again first; only what is much is worth the writes.
+            if free < FREE_PAGES.max(all / 4) {
+                return Ok(false);
+            }
+            let mut statement = self.0.prepare(&format!("PRAGMA incremental_vacuum({FREE_STEP})"))?;
+            let mut pages = statement.query([])?;
+            while pages.next()?.is_some() {}
+            // A file of an older version gives nothing back.
+            Ok(count("PRAGMA freelist_count")? < free)
+        };
+        step().map_err(|error: rusqlite::Error| store_error(&error))
     }
 
     /// Runs `change` in one transaction: all of it is on the disk afterwards, or nothing.
@@ -162,20 +333,15 @@ impl Table {
 
     /// One row's value.
     pub fn value(&self, at: Revision) -> Result<Option<Bytes>, StoreError> {
-        let query = || {
-            let mut statement = self.0.prepare_cached("SELECT value FROM log WHERE revision = ?1")?;
-            let value = statement.query_row([number(at)], |row| row.get::<_, Option<Vec<u8>>>(0));
-            value.optional()
-        };
-        let value = query().map_err(|error| store_error(&error))?;
-        Ok(value.flatten().map(Bytes::from))
+        let value = self.row(at, |row| row.value.map(Bytes::copy_from_slice))?;
+        Ok(value.flatten())
     }
 
     /// What the rows up to `at` say of the keys that begin with `prefix`: each key's last one, tombstones left out.
     pub fn state(&self, prefix: &str, at: Revision) -> Result<Vec<Entry>, StoreError> {
         let query = || {
             let mut statement = self.0.prepare_cached(
-                "SELECT revision, key, created, value FROM log AS now
+                "SELECT revision, key, created, previous, ttl, value, sum FROM log AS now
                  WHERE key >= ?1 AND revision <= ?2 AND value IS NOT NULL
                    AND NOT EXISTS (SELECT 1 FROM log WHERE key = now.key AND revision > now.revision AND revision <= ?2)
                  ORDER BY key",
@@ -183,15 +349,15 @@ impl Table {
             let mut rows = statement.query(params![prefix, number(at)])?;
             let mut entries = Vec::new();
             while let Some(row) = rows.next()? {
-                let key: String = row.get(1)?;
-                if !key.starts_with(prefix) {
+                let row = fields(row)?;
+                if !row.key.starts_with(prefix) {
                     break;
                 }
                 entries.push(Entry {
-                    revision: revision(row, 0)?,
-                    key: key.into(),
-                    created: revision(row, 2)?,
-                    value: row.get::<_, Vec<u8>>(3)?.into(),
+                    revision: row.revision,
+                    key: row.key.into(),
+                    created: row.created,
+                    value: Bytes::copy_from_slice(row.value.unwrap_or_default()),
                 });
             }
             Ok(entries)
@@ -202,14 +368,15 @@ impl Table {
     /// The rows after `from`, in order.
     pub fn events(&self, from: Revision) -> Result<Vec<Event>, StoreError> {
         let query = || {
-            let text = "SELECT revision, key, created, value FROM log WHERE revision > ?1 ORDER BY revision";
+            let text = "SELECT revision, key, created, previous, ttl, value, sum FROM log WHERE revision > ?1 ORDER BY revision";
             let mut statement = self.0.prepare_cached(text)?;
             let event = |row: &Row<'_>| {
+                let row = fields(row)?;
                 Ok(Event {
-                    revision: revision(row, 0)?,
-                    key: row.get::<_, String>(1)?.into(),
-                    created: revision(row, 2)?,
-                    value: row.get::<_, Option<Vec<u8>>>(3)?.map(Bytes::from),
+                    revision: row.revision,
+                    key: row.key.into(),
+                    created: row.created,
+                    value: row.value.map(Bytes::copy_from_slice),
                 })
             };
             let events: rusqlite::Result<Vec<Event>> = statement.query_map([number(from)], event)?.collect();
@@ -221,26 +388,41 @@ impl Table {
 
 /// Sets a mark.
 pub fn set_mark(transaction: &Transaction<'_>, mark: Mark, to: Revision) -> rusqlite::Result<()> {
-    let query = "INSERT OR REPLACE INTO mark (name, revision) VALUES (?1, ?2)";
+    let query = "INSERT OR REPLACE INTO mark (name, revision, sum) VALUES (?1, ?2, ?3)";
     let mut statement = transaction.prepare_cached(query)?;
-    statement.execute(params![mark.name(), number(to)]).map(drop)
+    let sum = sum::of_mark(mark.name(), to);
+    statement.execute(params![mark.name(), number(to), sum]).map(drop)
 }
 
 /// Writes a row.
 pub fn insert(transaction: &Transaction<'_>, line: &NewLine<'_>) -> rusqlite::Result<()> {
-    let mut statement = transaction.prepare_cached(
-        "INSERT INTO log (revision, key, created, previous, ttl, value) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-    )?;
     let NewLine { event, previous, ttl } = line;
-    let row = params![
-        number(event.revision),
-        &*event.key,
-        number(event.created),
-        number(*previous),
-        ttl,
-        event.value.as_deref()
+    let row = Fields {
+        revision: event.revision,
+        key: &event.key,
+        created: event.created,
+        previous: *previous,
+        ttl: *ttl,
+        value: event.value.as_deref(),
+    };
+    insert_row(transaction, &row)
+}
+
+/// Writes a row as it was read from another file.
+pub fn insert_row(transaction: &Transaction<'_>, row: &Fields<'_>) -> rusqlite::Result<()> {
+    let mut statement = transaction.prepare_cached(
+        "INSERT INTO log (revision, key, created, previous, ttl, value, sum) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    )?;
+    let values = params![
+        number(row.revision),
+        row.key,
+        number(row.created),
+        number(row.previous),
+        row.ttl,
+        row.value,
+        row.sum()
     ];
-    statement.execute(row).map(drop)
+    statement.execute(values).map(drop)
 }
 
 /// Removes a row.
@@ -273,6 +455,33 @@ fn revision(row: &Row<'_>, column: usize) -> rusqlite::Result<Revision> {
     Ok(Revision::new(u64::try_from(number).unwrap_or(0)))
 }
 
+/// A row in the order of its columns; [`ErrorCode::DatabaseCorrupt`] unless it is what was written.
+fn fields<'r>(row: &'r Row<'_>) -> rusqlite::Result<Fields<'r>> {
+    let value = row.get_ref(5)?.as_bytes_or_null();
+    let fields = Fields {
+        revision: revision(row, 0)?,
+        key: text(row, 1)?,
+        created: revision(row, 2)?,
+        previous: revision(row, 3)?,
+        ttl: row.get(4)?,
+        value: value.map_err(|_| damaged("a value is none".to_owned()))?,
+    };
+    match row.get::<_, Option<i64>>(6)? {
+        Some(sum) if sum != fields.sum() => Err(damaged(format!("row {} is not what was written", fields.revision))),
+        _ => Ok(fields),
+    }
+}
+
+fn text<'r>(row: &'r Row<'_>, column: usize) -> rusqlite::Result<&'r str> {
+    row.get_ref(column)?
+        .as_str()
+        .map_err(|_| damaged("a key is none".to_owned()))
+}
+
+fn damaged(detail: String) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(detail))
+}
+
 /// The file is there and for its owner only, before SQLite writes into it.
 fn make(path: &Path) -> std::io::Result<()> {
     let Some(folder) = path.parent() else {
@@ -283,6 +492,17 @@ fn make(path: &Path) -> std::io::Result<()> {
     let file = how.write(true).create(true).truncate(false).mode(0o600).open(path)?;
     file.set_permissions(fs::Permissions::from_mode(0o600))?;
     File::open(folder)?.sync_all()
+}
+
+fn quick_check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let found = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+    match found.map_err(|error| open_error(path, &error))? {
+        problem if problem != "ok" => Err(OpenError::Damaged {
+            path: path.to_owned(),
+            detail: problem.replace('\n', " "),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn format(connection: &Connection, path: &Path) -> Result<i64, OpenError> {
@@ -296,9 +516,9 @@ fn refuse_foreign(connection: &Connection, path: &Path) -> Result<(), OpenError>
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
         .map_err(|error| open_error(path, &error))?;
     let detail = match (format(connection, path)?, tables) {
-        (FORMAT, _) | (0, 0) => return Ok(()),
+        (FORMAT | UNSUMMED, _) | (0, 0) => return Ok(()),
         (0, _) => "a database of another program, perhaps of K3s".to_owned(),
-        (other, _) => format!("format {other}, and this version knows {FORMAT}"),
+        (other, _) => format!("format {other}, and this version knows {UNSUMMED} and {FORMAT}"),
     };
     Err(OpenError::Foreign {
         path: path.to_owned(),
@@ -306,18 +526,45 @@ fn refuse_foreign(connection: &Connection, path: &Path) -> Result<(), OpenError>
     })
 }
 
-fn open_error(path: &Path, error: &rusqlite::Error) -> OpenError {
+/// What went wrong while a file was opened, or read for the first time.
+pub fn open_error(path: &Path, error: &rusqlite::Error) -> OpenError {
     let (path, detail) = (path.to_owned(), error.to_string());
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => OpenError::InUse { path },
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => OpenError::Damaged { path, detail },
-        _ => OpenError::Sql { path, detail },
+        // No such table or column: its schema is gone. Or the card does not give what was written.
+        Some(ErrorCode::Unknown) => OpenError::Damaged { path, detail },
+        Some(ErrorCode::SystemIoFailure) if is_unreadable(error) => OpenError::Damaged { path, detail },
+        Some(_) => OpenError::Sql { path, detail },
+        // A column holds something of another type.
+        None => OpenError::Damaged { path, detail },
     }
 }
 
-fn store_error(error: &rusqlite::Error) -> StoreError {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => StoreError::Full,
-        _ => StoreError::Unavailable(error.to_string()),
-    }
+fn is_unreadable(error: &rusqlite::Error) -> bool {
+    let codes = [
+        ffi::SQLITE_IOERR_READ,
+        ffi::SQLITE_IOERR_SHORT_READ,
+        ffi::SQLITE_IOERR_CORRUPTFS,
+    ];
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    code.is_some_and(|code| codes.contains(&code))
+}
+
+/// What writers and readers of the open file are told.
+pub fn store_error(error: &rusqlite::Error) -> StoreError {
+    let detail = match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => return StoreError::Full,
+        Some(ErrorCode::ReadOnly) => {
+            "its file system is read-only, as it becomes when a card or disk is worn out: look at the kernel's log"
+        }
+        Some(ErrorCode::SystemIoFailure) => {
+            "the disk refuses to read or write, as it does when it is worn out or has become read-only: look at the kernel's log"
+        }
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            "its file is damaged: start the server anew, which repairs what can be repaired"
+        }
+        _ => return StoreError::Unavailable(error.to_string()),
+    };
+    StoreError::Unavailable(format!("{detail} ({error})"))
 }
