@@ -98,7 +98,7 @@ async fn send(api: &dyn Api, call: &Call) -> Outcome {
     };
     match result {
         Ok(_) => Outcome::Told,
-        Err(error) if matches!(error.code(), 404 | 409) => Outcome::Gone,
+        Err(error) if is_gone(&error) => Outcome::Gone,
         Err(ApiFailure::Unreachable(error)) => {
             tracing::debug!(error, "a pod's status waits for a server");
             Outcome::Failed
@@ -107,6 +107,16 @@ async fn send(api: &dyn Api, call: &Call) -> Outcome {
             tracing::warn!(%error, "a pod's status is refused");
             Outcome::Failed
         }
+    }
+}
+
+/// Whether there is no such pod, or another of its name. Other conflicts (a write that lost a race) are tried again.
+fn is_gone(error: &ApiFailure) -> bool {
+    match error {
+        ApiFailure::Status(status) => {
+            status.code == 404 || status.code == 409 && status.message.contains("UID in precondition")
+        }
+        ApiFailure::Unreachable(_) => false,
     }
 }
 
@@ -343,6 +353,29 @@ mod tests {
         assert_eq!(body.pointer("/gracePeriodSeconds"), Some(&json!(0)));
         book.done("u", Outcome::Told, later);
         assert!(book.pods.is_empty());
+    }
+
+    #[test]
+    fn only_another_uid_makes_a_conflict_the_end_of_a_pod() {
+        use crate::wire::status::{Reason, Status};
+        for (reason, message, gone) in [
+            (Reason::NotFound, "pods \"web\" not found", true),
+            (
+                Reason::Conflict,
+                "Precondition failed: UID in precondition: a, UID in object meta: b",
+                true,
+            ),
+            (
+                Reason::Conflict,
+                "the object has been modified; please apply your changes to the latest version",
+                false,
+            ),
+            (Reason::Forbidden, "no", false),
+        ] {
+            let error = ApiFailure::Status(Status::failure(reason, message));
+            assert_eq!(is_gone(&error), gone, "{message}");
+        }
+        assert!(!is_gone(&ApiFailure::Unreachable("away".into())));
     }
 
     #[test]
