@@ -81,7 +81,7 @@ async fn start(config: &Config, joiner: &Joiner<'_>, balancer: &Balancer) -> any
                 );
                 (joined, true)
             }
-            None => (joiner.join(|| balancer.trouble()).await, false),
+            None => (joiner.join(|| balancer.trouble(), || balancer.doubt()).await, false),
         }
     };
     let opening = open_runtime(config);

@@ -166,6 +166,11 @@ impl Choice {
             .any(|other| other.address != address && other.state == State::Healthy)
     }
 
+    /// The server that new connections go to.
+    pub fn current(&self) -> Option<&str> {
+        self.current.as_deref()
+    }
+
     /// The servers that the cluster named; the configured one alone if it named none.
     pub fn addresses(&self) -> Vec<String> {
         let known = self.servers.iter().filter(|server| server.state != State::Standby);

@@ -113,6 +113,15 @@ impl Balancer {
         }
     }
 
+    /// What answered last may be no server of the cluster, such as a machine that has got the address of one that an earlier
+    /// run knew: the next connection tries the others first.
+    pub fn doubt(&self) {
+        let current = lock(&self.0.choice).current().map(str::to_owned);
+        if let Some(address) = current {
+            self.report(&address, false);
+        }
+    }
+
     /// The servers that a tunnel is wanted to.
     pub fn addresses(&self) -> Vec<String> {
         lock(&self.0.choice).addresses()
@@ -315,6 +324,22 @@ mod tests {
         balancer.report(&b, true);
         let ended = timeout(dial::LIMIT, first.read_u8()).await;
         assert!(ended.expect("it ends").is_err());
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_stranger_at_a_remembered_address_is_not_the_only_way() {
+        let mut tasks = JoinSet::new();
+        let (stranger, right) = (server(1, &mut tasks).await, server(2, &mut tasks).await);
+        let balancer = Balancer::new(&right, std::slice::from_ref(&stranger), 0);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap();
+        tasks.spawn(balancer.clone().serve(listener));
+        let mut through = TcpStream::connect(port).await.unwrap();
+        assert_eq!(through.read_u8().await.unwrap(), 1, "the remembered one comes first");
+        balancer.doubt();
+        let mut through = TcpStream::connect(port).await.unwrap();
+        assert_eq!(through.read_u8().await.unwrap(), 2);
         tasks.shutdown().await;
     }
 

@@ -92,6 +92,26 @@ pub enum JoinError {
 }
 
 impl JoinError {
+    /// Whether another address may do better: what answered is silent, or no server of this cluster.
+    pub(super) const fn is_astray(&self) -> bool {
+        match self {
+            Self::Unreachable { .. }
+            | Self::CaHash { .. }
+            | Self::OtherCa { .. }
+            | Self::Untrusted { .. }
+            | Self::Odd { .. } => true,
+            Self::Token(_)
+            | Self::Password(_)
+            | Self::Forbidden(_)
+            | Self::NotReady(_)
+            | Self::NoCredential
+            | Self::BadToken(_)
+            | Self::Key(_)
+            | Self::Trust(_)
+            | Self::Disk(_) => false,
+        }
+    }
+
     /// What an answer that is no success says. A 403 is about the password when its words say so (protocol 2.5).
     pub(super) fn of_status(status: &Status, path: &str, node: &str) -> Self {
         let message = status.message.clone();

@@ -90,13 +90,17 @@ impl Joiner<'_> {
         Some(self.joined(&settings, client).await)
     }
 
-    /// Joins; tries until it works. `trouble` says why the balancer reaches no server.
-    pub async fn join(&self, trouble: impl Fn() -> Option<String>) -> Joined {
+    /// Joins; tries until it works. `trouble` says why the balancer reaches no server; `astray` is called when what answered
+    /// may be no server of the cluster, so that the next attempt goes elsewhere.
+    pub async fn join(&self, trouble: impl Fn() -> Option<String>, astray: impl Fn()) -> Joined {
         let mut attempt = 0;
         loop {
             match self.once().await {
                 Ok(joined) => return joined,
                 Err(error) => {
+                    if error.is_astray() {
+                        astray();
+                    }
                     let pause = pause(attempt, random_fraction());
                     let error = match (error, trouble()) {
                         (JoinError::Unreachable { server, .. }, Some(reason)) => {

@@ -27,7 +27,7 @@ pub async fn run(joiner: &Joiner<'_>, client: &Client, mut due: bool, trouble: i
     let mut refusals = client.refusals();
     loop {
         if due {
-            let joined = joiner.join(&trouble).await;
+            let joined = joiner.join(&trouble, || ()).await;
             if let Some(tls) = joined.client.endpoint().tls {
                 client.replace_tls(tls);
             }

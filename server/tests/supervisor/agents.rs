@@ -59,7 +59,7 @@ impl Machine {
         let (log, joiner) = (log.clone(), self.joiner(Clock::default()));
         let said = tracing_subscriber::fmt().with_ansi(false);
         let said = said.with_writer(move || log.clone()).finish();
-        joiner.join(|| None).with_subscriber(said).await
+        joiner.join(|| None, || ()).with_subscriber(said).await
     }
 
     /// Is refused at least twice, with these words each time, and stays what it is.
