@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::compaction;
 use super::endpoint::{Endpoint, Tls};
 use super::etcd::{self, Etcd};
 use super::sql::mysql;
@@ -56,6 +57,7 @@ pub async fn open(endpoint: &Endpoint, tls: &Tls, sqlite: &Path) -> Result<Arc<d
             let settings = etcd::Settings {
                 endpoints: endpoints.clone(),
                 tls: encrypted.then(|| tls::client_config(tls, &[b"h2"])).transpose()?,
+                compaction: compaction::EVERY,
             };
             Ok(Arc::new(Etcd::open(settings).await.map_err(OpenError::Etcd)?))
         }

@@ -34,6 +34,8 @@ pub struct Settings {
     pub endpoints: Endpoints,
     /// For `https`: the CA, and a certificate of our own if the members ask for one.
     pub tls: Option<Arc<ClientConfig>>,
+    /// How often history older than that is forgotten.
+    pub compaction: Duration,
 }
 
 /// The connection in use.

@@ -8,6 +8,7 @@
 //! The user, if there is one, must be allowed to read and write all keys.
 
 mod client;
+mod compaction;
 mod endpoints;
 mod grpc;
 mod keys;
@@ -32,7 +33,6 @@ pub use self::client::Settings;
 pub use self::endpoints::{Endpoint, EndpointError, Endpoints, parse};
 use self::grpc::Meaning;
 use self::link::Failure;
-use self::message::{CompactionRequest, Done};
 use self::write::Writer;
 use super::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
 
@@ -50,6 +50,7 @@ impl Etcd {
     /// # Errors
     /// When no member answers within ten seconds, or not as it should.
     pub async fn open(settings: Settings) -> Result<Self, StoreError> {
+        let every = settings.compaction;
         let (client, keeper) = client::new(settings);
         let mut tasks = JoinSet::new();
         tasks.spawn(keeper.run());
@@ -64,6 +65,7 @@ impl Etcd {
         // From here on the newest revision seen is a point in this log: see `write`.
         let revision = read::revision(&store.client).await?;
         info!(%revision, "the datastore is etcd");
+        store.spawn(compaction::run(Arc::clone(&store.client), every))?;
         Ok(store)
     }
 
@@ -135,20 +137,7 @@ impl Store for Etcd {
     }
 
     fn compact(&self, oldest: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        async move {
-            let client = self.client()?;
-            let request = CompactionRequest {
-                revision: message::signed(oldest.get()),
-            };
-            let until = std::time::Instant::now() + read::PATIENCE;
-            match client.call::<Done>("KV/Compact", &request, until).await {
-                Ok(_) => Ok(()),
-                // Somebody did it already.
-                Err(Failure::Said(status)) if status.meaning() == Meaning::Compacted => Ok(()),
-                Err(failure) => Err(read::explain(client, oldest, failure).await),
-            }
-        }
-        .boxed()
+        async move { compaction::compact(self.client()?, oldest).await }.boxed()
     }
 
     fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use agent::units::Revision;
 use futures_util::FutureExt;
@@ -10,14 +9,11 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::super::StoreError;
+use super::super::compaction::{EVERY, target};
 use super::database::{Database, Link};
 use super::has_closed;
 use super::readers::Readers;
 
-/// How often, and how long history is kept. Source: kube-apiserver, `--etcd-compaction-interval`.
-const EVERY: Duration = Duration::from_secs(300);
-/// So many revisions are kept at least, for those who were away for a moment.
-const HISTORY: u64 = 1000;
 /// Revisions in one transaction: short enough that nobody waits for it.
 const STEP: u64 = 2000;
 
@@ -49,14 +45,6 @@ pub async fn run<D: Database>(readers: Arc<Readers<D>>, mut closed: watch::Recei
     }
 }
 
-/// What was newest a whole turn ago, unless that is too near. Pure.
-fn target(seen: &mut VecDeque<Revision>, newest: Revision) -> Revision {
-    seen.push_back(newest);
-    let past = if seen.len() > 1 { seen.pop_front() } else { None };
-    let kept = Revision::new(newest.get().saturating_sub(HISTORY));
-    past.unwrap_or(Revision::ZERO).min(kept)
-}
-
 /// Compacts up to `oldest`, step by step, together with whoever else does.
 pub async fn compact<D: Database>(readers: &Readers<D>, oldest: Revision) -> Result<(), StoreError> {
     loop {
@@ -74,19 +62,5 @@ pub async fn compact<D: Database>(readers: &Readers<D>, oldest: Revision) -> Res
         readers
             .read(move |link| async move { link.compact(from, to).await }.boxed())
             .await?;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_a_turn_old_goes_but_for_the_last_thousand() {
-        let mut seen = VecDeque::new();
-        let turns = [(5000, 0), (9000, 5000), (9100, 8100), (9100, 8100), (20_000, 9100)];
-        for (newest, wanted) in turns {
-            assert_eq!(target(&mut seen, Revision::new(newest)).get(), wanted, "{newest}");
-        }
     }
 }

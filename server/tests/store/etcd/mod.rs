@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use serde_json::json;
 use server::cache::{Cache, Filter, Index};
 use server::store::endpoint::{self, Tls};
-use server::store::{Expect, OpenError, Store, StoreError, open};
+use server::store::{Expect, OpenError, Store, StoreError, etcd, open};
 use tests::database::etcd::{Etcd, Form};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -89,6 +89,46 @@ fn doubts(etcd: &Etcd) -> i64 {
         .unwrap_or_default();
     let moves = |kv: &serde_json::Value| kv.get("version")?.as_str()?.parse::<i64>().ok();
     fences.iter().filter_map(moves).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_log_forgets_what_is_old_by_itself() {
+    let etcd = Etcd::start().unwrap();
+    let settings = etcd::Settings {
+        endpoints: etcd::parse(&etcd.endpoint()).unwrap(),
+        tls: None,
+        compaction: Duration::from_millis(200),
+    };
+    let store = Arc::new(etcd::Etcd::open(settings).await.unwrap());
+    let first = store.write(put("/c/first", Expect::Any, "1")).await.unwrap();
+    let mut writers = JoinSet::new();
+    for writer in 0..16 {
+        let store = Arc::clone(&store);
+        writers.spawn(async move {
+            for number in 0..80 {
+                let key = format!("/c/{writer}");
+                store.write(put(&key, Expect::Any, &number.to_string())).await.unwrap();
+            }
+        });
+    }
+    while writers.join_next().await.transpose().unwrap().is_some() {}
+    let newest = store.revision().await.unwrap();
+    let forgotten = async {
+        while !matches!(store.watch(first).await, Err(StoreError::Compacted { .. })) {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), forgotten).await.unwrap();
+    let recent = Revision::new(newest.get() - 900);
+    assert!(
+        store.watch(recent).await.is_ok(),
+        "the last thousand revisions are kept"
+    );
+    assert_eq!(
+        state(&*store, "/c/first", None).await.unwrap(),
+        [format!("/c/first=1@{first}")]
+    );
+    store.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
