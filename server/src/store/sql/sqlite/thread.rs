@@ -15,14 +15,6 @@ const BATCH: usize = 512;
 /// Bytes of values taken together: what a commit adds to SQLite's own log is bounded by it.
 const BATCH_BYTES: usize = 4 << 20;
 
-/// What is left after a turn.
-enum Turn {
-    /// The log, perhaps another one than before.
-    Go(Log),
-    /// Nothing: it is closed, or could not be opened again.
-    Over,
-}
-
 /// Serves requests until the handle is gone or one of them closes the log. `lock`: on its file, let go of at the end.
 pub fn run(mut log: Log, lock: Lock, requests: &Receiver<Queued>) {
     loop {
@@ -54,10 +46,10 @@ pub fn run(mut log: Log, lock: Lock, requests: &Receiver<Queued>) {
                 }
                 other => {
                     let _ = log.write(std::mem::take(&mut writes));
-                    log = match serve(log, other) {
-                        Turn::Go(log) => log,
-                        Turn::Over => return,
+                    let Some(same_or_restored) = serve(log, other) else {
+                        return;
                     };
+                    log = same_or_restored;
                 }
             }
             let room = places.len() < BATCH && bytes < BATCH_BYTES;
@@ -75,7 +67,8 @@ pub fn run(mut log: Log, lock: Lock, requests: &Receiver<Queued>) {
     }
 }
 
-fn serve(mut log: Log, request: Request) -> Turn {
+/// Does what is asked. Returns the log, perhaps another one than before; nothing when it could not be opened again.
+fn serve(mut log: Log, request: Request) -> Option<Log> {
     match request {
         Request::Get(key, reply) => answer(Some(reply), log.get(&key)),
         Request::List(range, at, reply) => answer(Some(reply), log.list(&range, at)),
@@ -92,8 +85,8 @@ fn serve(mut log: Log, request: Request) -> Turn {
         Request::Restore(prepared, reply) => {
             let (log, outcome) = restore::exchange(log, &prepared);
             let _ = reply.send(outcome);
-            return log.map_or(Turn::Over, Turn::Go);
+            return log;
         }
     }
-    Turn::Go(log)
+    Some(log)
 }
