@@ -45,6 +45,7 @@ use crate::join::files;
 use crate::join::passwd::{Given, Passwd};
 use crate::join::pki::{Names, Own, Pki, SUPERVISOR};
 use crate::join::register::{Keeper, Register};
+use crate::join::rotation::Rotation;
 use crate::join::supervisor::{Parts, Supervisor};
 use crate::kinds;
 use crate::peers::{Link, Peers, Relay};
@@ -150,13 +151,19 @@ impl Server {
         let ground = Ground::lay(config, &dir, store, addresses, &mut serving).await?;
         let (stopping, stop) = watch::channel(false);
         let (ready, is_ready) = watch::channel(false);
+        let (rotation, rotator) = Rotation::new(
+            Arc::clone(&ground.store),
+            Arc::clone(&ground.passwd),
+            &ground.dir,
+            shared,
+        );
         let peers = match shared {
             true => Some(
                 Peers::new(ground.client.clone(), advertised).map_err(|_| anyhow!("the system has no randomness"))?,
             ),
             false => None,
         };
-        let (http, keeper) = ground.doors(config, advertised, peers.clone(), is_ready)?;
+        let (http, keeper) = ground.doors(config, advertised, peers.clone(), is_ready, rotation)?;
         let mut listening = JoinSet::new();
         listening.spawn(http::serve(listener, ground.pki.server_config()?, http, stop));
 
@@ -165,6 +172,7 @@ impl Server {
 
         let mut acting = ground.actors(config, peers.as_ref())?;
         acting.spawn(keeper.run());
+        acting.spawn(rotator.run());
         // Whoever waits for readiness keeps the sender: dropped, it would read as "not ready".
         acting.spawn(async move { ready.closed().await });
         write_kubeconfig(config, &ground.pki, port)?;
@@ -281,6 +289,7 @@ impl Ground {
         advertised: SocketAddr,
         peers: Option<Peers>,
         ready: watch::Receiver<bool>,
+        rotation: Rotation,
     ) -> anyhow::Result<(Arc<ApiHttp>, Keeper)> {
         let (register, keeper) = Register::new(self.client.clone(), &self.dir.join("cred"))
             .map_err(|_| anyhow!("the system has no randomness"))?;
@@ -297,6 +306,7 @@ impl Ground {
                 found.map_err(|_| who.bootstrap_over(headers, now))
             }),
             register,
+            rotation,
             client: self.client.clone(),
             settings: cluster_settings(config, advertised.port()).to_json(),
             advertised: advertised.to_string(),

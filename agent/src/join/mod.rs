@@ -31,10 +31,10 @@ pub(crate) use self::durable::replace;
 pub use self::error::JoinError;
 pub use self::files::{Certificate, Files};
 pub use self::identity::{Identity, IdentityError};
-pub use self::supervisor::Address;
+pub use self::supervisor::{Address, fetch_ca};
 
 use self::key::Key;
-use self::supervisor::{Supervisor, fetch_ca, recognize};
+use self::supervisor::{Supervisor, recognize};
 use self::trust::Shown;
 use crate::api::{Client, Endpoint};
 use crate::config::Config;

@@ -6,6 +6,7 @@ mod backup;
 mod duration;
 mod kubeconfig;
 mod node;
+mod rotate;
 mod table;
 mod token;
 

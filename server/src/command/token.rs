@@ -1,4 +1,4 @@
-//! `k3s token`: bootstrap tokens, made, listed and deleted. Source: K3s v1.36 `pkg/cli/token`.
+//! `k3s token`: bootstrap tokens, made, listed and deleted; `rotate.rs` has the cluster's own. Source: K3s v1.36 `pkg/cli/token`.
 
 use agent::wire::join::ca_hash;
 use agent::wire::object::list;
@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde_json::{Value, json};
 
-use super::{duration, failed, kubeconfig, table};
+use super::{duration, failed, kubeconfig, rotate, table};
 use crate::config::admin::{Output, Token, TokenVerb};
 use crate::kinds::bootstrap_token::{self, BootstrapToken, PREFIX};
 
@@ -31,6 +31,7 @@ pub async fn run(command: Token) -> anyhow::Result<String> {
     let open = || kubeconfig::open(&command.cluster.kubeconfig);
     match command.verb {
         TokenVerb::Generate => Ok(format!("{}\n", random()?.text().expose())),
+        TokenVerb::Rotate(flags) => rotate::run(&flags).await,
         TokenVerb::Create {
             token,
             description,

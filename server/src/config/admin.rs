@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use agent::config::Secret;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// How a command prints what it found.
@@ -102,7 +103,7 @@ pub struct Restore {
     pub file: PathBuf,
 }
 
-/// Makes, lists and deletes the tokens that machines join with.
+/// Makes, lists, deletes and rotates the tokens that machines join with.
 ///
 /// A bootstrap token has an end and can be deleted; the cluster's own token (server/node-token below the data directory)
 /// has none. Both join: k3s agent --server https://SERVER:6443 --token TOKEN.
@@ -162,6 +163,74 @@ pub enum TokenVerb {
     },
     /// Prints a random bootstrap token; no server is asked, and none knows it
     Generate,
+    /// Gives the cluster another token in place of its own (server/token); the old one joins nobody any more
+    ///
+    /// Asks a server, which takes the new token at once. Nodes that joined go on. Other servers, and this one if its token
+    /// is in its flags or its configuration, have to be started again with the new token: a server that is not lets no
+    /// machine join by the cluster's token. Bootstrap tokens (k3s token create) stay as they are.
+    ///
+    /// Keep the old token as long as there are backups of the datastore: those made before open with it only.
+    #[command(after_help = ROTATE)]
+    Rotate(Box<Rotate>),
+}
+
+const ROTATE: &str = "\
+Others can read a command line: rather than --token and --new-token use the variables, the files, or standard input.
+
+Examples, on a server as root:
+  k3s token rotate                                a random token; then: cat /var/lib/rancher/k3s/server/token
+  k3s token rotate --new-token-file -             asks for it, or reads it from a pipe
+  K3S_NEW_TOKEN=… k3s token rotate";
+
+/// What a rotation goes by.
+#[derive(Args, Clone, Debug)]
+pub struct Rotate {
+    /// Present token of the cluster; default is that in server/token below the data directory
+    #[arg(long, short, env = "K3S_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = secret)]
+    pub token: Option<Secret>,
+    /// File that holds it
+    #[arg(long, env = "K3S_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Token from now on; default is a random one
+    #[arg(long, env = "K3S_NEW_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = secret)]
+    pub new_token: Option<Secret>,
+    /// File that holds it; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "new_token")]
+    pub new_token_file: Option<PathBuf>,
+    /// Server to ask
+    #[arg(
+        long,
+        short,
+        env = "K3S_URL",
+        value_name = "URL",
+        default_value = "https://127.0.0.1:6443"
+    )]
+    pub server: String,
+    /// Where this machine's server keeps its state
+    #[command(flatten)]
+    pub data: DataDir,
+}
+
+/// Where a server or an agent of this machine keeps its state.
+#[derive(Args, Clone, Debug)]
+pub struct DataDir {
+    /// Where state is kept; default /var/lib/rancher/k3s, or ~/.rancher/k3s for other users than root
+    #[arg(long, short, env = "K3S_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl DataDir {
+    /// The directory; the default depends on whose it is.
+    pub fn path(&self) -> PathBuf {
+        let around = super::surroundings();
+        let home = around.home.as_deref().filter(|_| !around.root);
+        let path = self.data_dir.clone();
+        path.unwrap_or_else(|| super::below_home(home, ".rancher/k3s", "/var/lib/rancher/k3s"))
+    }
+}
+
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
 }
 
 /// Shows and deletes the records that bind a node's name to a machine.

@@ -15,7 +15,8 @@ Amphipod: Kubernetes for small boxes, a drop-in for K3s.
                 without a node, --disable-agent, it does not)
   k3s agent     Turns this machine into a worker node of a cluster
 
-  k3s token           Makes, lists and deletes tokens that expire, for machines to join with
+  k3s token           Makes, lists and deletes tokens that expire, for machines to join with; rotates the
+                      cluster's own
   k3s node-password   Lists and deletes the records that bind a node's name to a machine
   k3s node reenrol    Lets a machine that was set up anew have its name back
   k3s backup, k3s restore    Copy the embedded datastore of a stopped server to a file, and back

@@ -69,6 +69,28 @@ pub fn read(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
+/// Gives a whole file another name, in one step also when something has it.
+///
+/// # Errors
+/// The path and what the system said of it.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)
+        .and_then(|()| sync_folder(to))
+        .map_err(|error| at(to, &error))
+}
+
+/// Removes a file, if it is there.
+///
+/// # Errors
+/// The path and what the system said of it.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_folder(path).map_err(|error| at(path, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(at(path, &error)),
+    }
+}
+
 /// Makes a folder and its parents; the folder itself gets the mode.
 ///
 /// # Errors
@@ -114,10 +136,15 @@ fn perform(step: Step, path: &Path, beside: &Path, content: &[u8], mode: u32) ->
         }
         Step::Sync => File::open(beside)?.sync_all(),
         Step::Rename => fs::rename(beside, path),
-        Step::SyncFolder => match path.parent() {
-            Some(parent) if parent != Path::new("") => File::open(parent)?.sync_all(),
-            _ => Ok(()),
-        },
+        Step::SyncFolder => sync_folder(path),
+    }
+}
+
+/// Syncs the folder that a file is in.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => File::open(parent)?.sync_all(),
+        _ => Ok(()),
     }
 }
 

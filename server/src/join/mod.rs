@@ -13,6 +13,7 @@ pub mod record;
 pub mod reenrol;
 pub mod register;
 pub mod roll;
+pub mod rotation;
 pub mod route;
 pub mod supervisor;
 pub mod tls;

@@ -6,9 +6,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use agent::wire::join::hex;
 use agent::wire::token::{Secret, TokenError, secure, server_secret};
+use arc_swap::ArcSwap;
 use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
@@ -59,10 +61,22 @@ pub enum PasswdError {
     Randomness,
 }
 
+/// The next token, from before the datastore has it until this machine's files do.
+const NEXT: &str = "token.next";
+
 /// Who may log in with a password.
 pub struct Passwd {
     key: hmac::Key,
+    now: ArcSwap<Now>,
+    dir: PathBuf,
+    hash: String,
+}
+
+/// Who may at present.
+struct Now {
     users: Vec<Known>,
+    /// Another server has rotated the token, and this one does not know the new one.
+    behind: bool,
 }
 
 struct Known {
@@ -99,12 +113,74 @@ impl Passwd {
         }
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &random).map_err(|_| PasswdError::Randomness)?;
         let users = rows.iter().filter_map(|row| known(row, &key)).collect();
-        Ok(Self { key, users })
+        Ok(Self {
+            key,
+            now: ArcSwap::from_pointee(Now { users, behind: false }),
+            dir: dir.to_owned(),
+            hash: hash.to_owned(),
+        })
+    }
+
+    /// The cluster's secret, as it lies on disk.
+    ///
+    /// # Errors
+    /// When it is not there, or cannot be read.
+    pub fn secret(&self) -> Result<Secret, PasswdError> {
+        let missing = || io::Error::other(format!("{}: missing", self.dir.join("token").display()));
+        known_secret(&self.dir, &Given::default())?.ok_or_else(|| missing().into())
+    }
+
+    /// Keeps the token that is to be the next one, before anything is changed. Whatever cuts the rotation off then, the
+    /// next start knows how to go on ([`super::bootstrap::settle`]).
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn prepare(&self, next: &Secret) -> Result<(), PasswdError> {
+        let text = format!("{}\n", secure(&self.hash, SERVER, next).expose());
+        Ok(files::write(&self.dir.join(NEXT), text.as_bytes(), PRIVATE)?)
+    }
+
+    /// Makes the next token the present one, on disk and for whoever logs in: the old one is refused from here on.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn adopt(&self, next: &Secret) -> Result<(), PasswdError> {
+        adopt(&self.dir, next)?;
+        self.reload()
+    }
+
+    /// Lets in whom the file names now.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn reload(&self) -> Result<(), PasswdError> {
+        let rows = read_rows(&self.dir.join("cred/passwd"))?;
+        let users = rows.iter().filter_map(|row| known(row, &self.key)).collect();
+        self.now.store(Arc::new(Now { users, behind: false }));
+        Ok(())
+    }
+
+    /// Lets nobody in any more by the cluster's secret, which is another one by now; an agents' secret of its own goes on.
+    pub fn retire(&self) {
+        let bound = bound(&self.dir);
+        let rows = read_rows(&self.dir.join("cred/passwd")).unwrap_or_default();
+        let users = rows.iter().filter_map(|row| known(row, &self.key));
+        let users = users.filter(|known| bound.iter().all(|(user, _)| *user != known.name));
+        self.now.store(Arc::new(Now {
+            users: users.collect(),
+            behind: true,
+        }));
+    }
+
+    /// Whether the token is another one by now, which this server has to be restarted with.
+    pub fn is_behind(&self) -> bool {
+        self.now.load().behind
     }
 
     /// Who this is, if the password is the one on record.
     pub fn check(&self, user: &str, password: &str) -> Option<User> {
-        let known = self.users.iter().find(|known| known.name == user)?;
+        let now = self.now.load();
+        let known = now.users.iter().find(|known| known.name == user)?;
         hmac::verify(&self.key, password.as_bytes(), known.digest.as_ref()).ok()?;
         Some(User::new(&known.name, &[&known.role]))
     }
@@ -137,6 +213,56 @@ pub fn known_secret(dir: &Path, given: &Given) -> Result<Option<Secret>, PasswdE
         .and_then(|row| row.first())
         .filter(|password| !password.is_empty())
         .map(Secret::new))
+}
+
+/// The token that a rotation was making the present one when it was cut off.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn next(dir: &Path) -> Result<Option<Secret>, PasswdError> {
+    let path = dir.join(NEXT);
+    let text = files::read(&path)?.map(Secret::new);
+    text.map(|text| usable(&path.display().to_string(), &text)).transpose()
+}
+
+/// Makes the next token the present one on disk. The last step gives it its name: until then it can be done again.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn adopt(dir: &Path, next: &Secret) -> Result<(), PasswdError> {
+    let rows = rotated_file(dir, next)?;
+    files::write_if_changed(&dir.join("cred/passwd"), rows.as_bytes(), PRIVATE)?;
+    Ok(files::rename(&dir.join(NEXT), &dir.join("token"))?)
+}
+
+/// Forgets a next token that never came to be.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn forget_next(dir: &Path) -> Result<(), PasswdError> {
+    Ok(files::remove(&dir.join(NEXT))?)
+}
+
+/// The password file as it is to be once `next` is the cluster's secret.
+///
+/// # Errors
+/// When that on disk is not CSV.
+pub fn rotated_file(dir: &Path, next: &Secret) -> Result<String, PasswdError> {
+    let mut rows = read_rows(&dir.join("cred/passwd"))?;
+    for (user, role) in bound(dir) {
+        set(&mut rows, user, next, role);
+    }
+    Ok(csv::write(rows.iter().map(Vec::as_slice)))
+}
+
+/// Who logs in with the cluster's secret: agents too, unless they were given one of their own (`agent-token` is then no link).
+fn bound(dir: &Path) -> &'static [(&'static str, &'static str)] {
+    let all = &[(SERVER, SERVER_GROUP), (NODE, AGENT_GROUP)];
+    let own = dir.join("agent-token");
+    match own.exists() && !own.is_symlink() {
+        true => all.split_last().map_or(all, |(_, servers)| servers),
+        false => all,
+    }
 }
 
 /// What agents join with, if that is another than the cluster's secret.
@@ -221,6 +347,7 @@ fn write_own(path: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
     use crate::join::files::Scratch;
@@ -310,6 +437,49 @@ mod tests {
             "old,node,node,k3s:agent\nx,admin,admin,system:masters\nold,server,server,k3s:server\n"
         );
         assert!(passwd.check("admin", "x").is_some());
+    }
+
+    #[test]
+    fn a_rotated_token_takes_the_old_ones_place_on_disk_and_at_the_door() {
+        let scratch = Scratch::new("passwd-rotate");
+        let passwd = Passwd::load_or_create(&scratch.0, &given(Some("old"), None), HASH).unwrap();
+        let new = Secret::new("new");
+        assert_eq!(passwd.secret().unwrap().expose(), "old");
+        passwd.prepare(&new).unwrap();
+        assert_eq!(next(&scratch.0).unwrap(), Some(new.clone()));
+        assert_eq!(read(&scratch, "token"), format!("K10{HASH}::server:old\n"), "not yet");
+        assert!(passwd.check("node", "old").is_some());
+        passwd.adopt(&new).unwrap();
+        for name in ["token", "node-token", "agent-token"] {
+            assert_eq!(read(&scratch, name), format!("K10{HASH}::server:new\n"), "{name}");
+            let mode = fs::metadata(scratch.0.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+        assert_eq!(
+            read(&scratch, "cred/passwd"),
+            "new,node,node,k3s:agent\nnew,server,server,k3s:server\n"
+        );
+        assert_eq!(next(&scratch.0).unwrap(), None);
+        for user in ["node", "server"] {
+            assert!(passwd.check(user, "new").is_some() && passwd.check(user, "old").is_none());
+        }
+    }
+
+    #[test]
+    fn agents_with_a_secret_of_their_own_keep_it_and_a_server_that_is_behind_lets_only_them_in() {
+        let scratch = Scratch::new("passwd-rotate-agents");
+        let passwd = Passwd::load_or_create(&scratch.0, &given(Some("old"), Some("mine")), HASH).unwrap();
+        passwd.prepare(&Secret::new("new")).unwrap();
+        passwd.adopt(&Secret::new("new")).unwrap();
+        assert_eq!(read(&scratch, "agent-token"), format!("K10{HASH}::node:mine\n"));
+        assert!(passwd.check("node", "mine").is_some() && passwd.check("server", "new").is_some());
+        passwd.retire();
+        assert!(passwd.is_behind() && passwd.check("node", "mine").is_some());
+        assert!(passwd.check("server", "new").is_none());
+        let alone = Scratch::new("passwd-retire");
+        let passwd = Passwd::load_or_create(&alone.0, &given(Some("old"), None), HASH).unwrap();
+        passwd.retire();
+        assert!(passwd.check("node", "old").is_none() && passwd.check("server", "old").is_none());
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub enum Route {
     Dial,
     /// Another server's news of its commits.
     Hints,
+    /// The cluster's token becomes another one.
+    Token,
     /// Under our prefix, but nothing we offer.
     Unknown,
 }
@@ -75,6 +77,7 @@ pub fn find(path: &str) -> Option<Route> {
         "/v1-k3s/connect" => Route::Connect,
         peers::DIAL => Route::Dial,
         peers::HINTS => Route::Hints,
+        "/v1-k3s/token" => Route::Token,
         other if other.starts_with("/v1-k3s/") => Route::Unknown,
         _ => return None,
     };
@@ -87,6 +90,7 @@ impl Route {
         match self {
             Self::Issue(_) => method == Method::POST || method == Method::GET,
             Self::Connect | Self::Dial | Self::Hints => method == Method::GET,
+            Self::Token => method == Method::PUT,
             Self::Unknown => true,
             _ => method == Method::GET || method == Method::HEAD,
         }
@@ -103,6 +107,7 @@ impl Route {
             Self::CaCerts | Self::Ping => None,
             Self::Dial | Self::Hints => Some(&[MASTERS_GROUP]),
             Self::Connect => Some(&[NODES_GROUP]),
+            Self::Token => Some(&[SERVER_GROUP]),
             Self::Config
             | Self::Servers
             | Self::Ready
@@ -145,6 +150,8 @@ mod tests {
         }
         let tunnel = find("/v1-k3s/connect").unwrap().groups().unwrap();
         assert_eq!(tunnel, [NODES_GROUP], "a token alone opens no tunnel");
+        let rotation = find("/v1-k3s/token").unwrap().groups().unwrap();
+        assert_eq!(rotation, [SERVER_GROUP], "an agent does not rotate the token");
     }
 
     #[test]
@@ -155,6 +162,8 @@ mod tests {
             ("client-kubelet.crt", Method::PUT, false),
             ("config", Method::POST, false),
             ("connect", Method::POST, false),
+            ("token", Method::PUT, true),
+            ("token", Method::GET, false),
         ] {
             let route = find(&format!("/v1-k3s/{path}")).unwrap();
             assert_eq!(route.takes(&method), taken, "{method} {path}");

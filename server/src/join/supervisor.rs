@@ -12,6 +12,7 @@ use agent::units::Revision;
 use agent::wire::join::{NODE_IP, NODE_NAME, NODE_PASSWORD};
 use agent::wire::selector::is_dns_subdomain;
 use agent::wire::status::{Reason, Status};
+use agent::wire::token::Secret;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use http_body_util::{BodyExt as _, Limited};
@@ -22,6 +23,7 @@ use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use rcgen::PublicKeyData as _;
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::copy_bidirectional;
 use tokio::time::timeout;
@@ -32,6 +34,7 @@ use super::certificate::{key_hash, requested_key};
 use super::issue::{Node, issue};
 use super::pki::{Pki, SUPERVISOR};
 use super::register::{Claim, Refusal, Register};
+use super::rotation::Rotation;
 use super::route::{self, Certificate, NODES_GROUP, Route};
 use crate::http::query::Query;
 use crate::http::{Body, Front, Peer, Upgrades, empty, encode, full};
@@ -62,6 +65,8 @@ pub struct Parts {
     pub by_header: ByHeader,
     /// Which node is whose.
     pub register: Arc<Register>,
+    /// How the token becomes another one.
+    pub rotation: Rotation,
     /// The API, as the supervisor.
     pub client: Client,
     /// Body of `/v1-k3s/config`.
@@ -153,6 +158,7 @@ impl Supervisor {
             Route::Connect => self.connect(request, &user),
             Route::Dial => self.dial(request),
             Route::Hints => self.hints(request),
+            Route::Token => self.rotate(request, peer).await,
             Route::Unknown => Err(Status::failure(
                 Reason::NotFound,
                 format!("this server does not offer {}", request.uri().path()),
@@ -166,6 +172,10 @@ impl Supervisor {
             (Ok(Some(user)), _) => Ok(user),
             (_, Some(user)) => Ok(user.clone()),
             (Err(Some((id, end))), None) => Err(expired(&id, end)),
+            (Err(None), None) if self.parts.rotation.is_behind() => Err(Status::unavailable(
+                "the cluster's token was rotated on another server; this one takes no machine in by it until it is restarted \
+                 with the new token",
+            )),
             (Err(None), None) => Err(Status::failure(
                 Reason::Unauthorized,
                 "not authorized: the token does not belong to this cluster, or has expired. The one to use is in \
@@ -196,7 +206,7 @@ impl Supervisor {
     ) -> Result<Response<Body>, Status> {
         let (head, body) = request.into_parts();
         let now = Timestamp::now();
-        let body = certificate_request(body).await?;
+        let body = body_of(body).await?;
         let node = match which {
             Certificate::ClientKubelet | Certificate::ServingKubelet => {
                 let node = node_of(&head.headers, user)?;
@@ -215,6 +225,21 @@ impl Supervisor {
         let signed = issue(&self.parts.pki, which, &node, &body, now).map_err(Status::internal)?;
         info!(node = node.name, certificate = ?which, peer = %peer.address, user = user.name, "signed a certificate");
         Ok(plain(signed))
+    }
+
+    /// Makes the token another one: JSON in, nothing out (1.7).
+    async fn rotate(&self, request: Request<Incoming>, peer: &Peer) -> Result<Response<Body>, Status> {
+        let body = body_of(request.into_body()).await?;
+        let wanted: NewToken = serde_json::from_slice(&body).map_err(|error| {
+            // Neither the text nor serde's words about it, which may repeat a secret.
+            let place = (error.line(), error.column());
+            let why = format!("not {{\"newToken\": \"…\"}}: at line {}, column {}", place.0, place.1);
+            Status::failure(Reason::BadRequest, why)
+        })?;
+        let wanted = Secret::new(wanted.new_token.unwrap_or_default());
+        self.parts.rotation.to(wanted.expose()).await?;
+        info!(peer = %peer.address, "rotated the token");
+        Ok(Response::new(empty()))
     }
 
     /// Whether this caller may be this node (3.4).
@@ -342,6 +367,13 @@ fn asks_for_bytes<B>(request: &Request<B>) -> Result<(), Status> {
     }
 }
 
+/// The body of a rotation.
+#[derive(Deserialize)]
+struct NewToken {
+    #[serde(rename = "newToken")]
+    new_token: Option<String>,
+}
+
 fn expired(id: &str, end: Timestamp) -> Status {
     let why = format!(
         "not authorized: bootstrap token {id} expired at {end:.0}; \"k3s token create\" on a server makes another, and \
@@ -350,12 +382,12 @@ fn expired(id: &str, end: Timestamp) -> Status {
     Status::failure(Reason::Unauthorized, why)
 }
 
-/// The body of a request for a certificate: DER, or nothing.
-async fn certificate_request(body: Incoming) -> Result<Bytes, Status> {
+/// The body of a request, which is small.
+async fn body_of(body: Incoming) -> Result<Bytes, Status> {
     let body = timeout(BODY_TIMEOUT, Limited::new(body, MAX_REQUEST).collect()).await;
-    let body = body.map_err(|_| Status::failure(Reason::Timeout, "the certificate request did not arrive in time"))?;
+    let body = body.map_err(|_| Status::failure(Reason::Timeout, "the request did not arrive in time"))?;
     let unreadable = |error| {
-        let why = format!("cannot read the certificate request: {error}");
+        let why = format!("cannot read the request: {error}");
         Status::failure(Reason::BadRequest, why)
     };
     Ok(body.map_err(unreadable)?.to_bytes())

@@ -10,7 +10,7 @@ use crate::rig::*;
 
 impl Cluster {
     /// `k3s LINE`, with this cluster's kubeconfig.
-    async fn k3s(&self, line: &str) -> Result<String, String> {
+    pub async fn k3s(&self, line: &str) -> Result<String, String> {
         let kubeconfig = self.dir.join("k3s.yaml");
         let line = format!("k3s {line} --kubeconfig {}", kubeconfig.display());
         match config::parse(line.split_whitespace().map(Into::into), &config::surroundings()) {

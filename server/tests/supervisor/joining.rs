@@ -129,7 +129,7 @@ async fn bad_input_is_named_and_harms_nothing() {
             500,
             "10.0.0.300",
         ),
-        (vec![name, password], &large, 400, "cannot read the certificate request"),
+        (vec![name, password], &large, 400, "cannot read the request"),
     ] {
         let reply = cluster
             .send(request(Method::POST, path, Some(&token), &headers, body), None)

@@ -10,3 +10,4 @@ mod commands;
 mod joining;
 mod passwords;
 mod rig;
+mod rotation;

@@ -237,3 +237,47 @@ async fn a_server_with_another_token_or_none_is_told_so_and_leaves_no_trace() {
     assert_eq!(servers(&a).await, [port(&a)]);
     a.leave().await;
 }
+
+/// `k3s token rotate` at one of the servers.
+async fn rotate(at: &Server, token: &str, new: &str) -> Result<String, String> {
+    let line = format!(
+        "k3s token rotate --server https://127.0.0.1:{} --token {token} --new-token {new}",
+        at.address.port()
+    );
+    match config::parse(line.split_whitespace().map(Into::into), &config::surroundings()) {
+        Ok(Command::Admin(admin)) => server::command::run(*admin).await.map_err(|error| format!("{error:#}")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_rotated_at_one_server_joins_nobody_at_the_others_until_they_have_it() {
+    let (machines, store) = (Machines::new("rotate"), store());
+    let a = machines.start("a", "secret", &store).await;
+    let b = machines.start("b", "secret", &store).await;
+    rotate(&a, "secret", "fresh").await.unwrap();
+    for token in ["secret", "fresh"] {
+        until("the other server has noticed", async || {
+            let refused = rotate(&b, token, "other").await.unwrap_err();
+            refused.contains("(503)") && refused.contains("restarted with the new token")
+        })
+        .await;
+    }
+    let refused = rotate(&a, "secret", "other").await.unwrap_err();
+    assert!(refused.contains("(401)"), "{refused}");
+    // It serves on, and its controllers or the other's work.
+    controllers_work(&b, "while-behind").await;
+    b.leave().await;
+    let old = machines.config("b", "--token secret");
+    let error = Server::start_on(&old, Arc::clone(&store)).await.err().unwrap();
+    assert!(format!("{error:#}").contains("k3s token rotate"), "{error:#}");
+    let b = machines.start("b", "fresh", &store).await;
+    assert_eq!(file(&a, "token"), file(&b, "token"));
+    rotate(&b, "fresh", "third").await.unwrap();
+    until("the first is behind now", async || {
+        rotate(&a, "fresh", "other").await.unwrap_err().contains("(503)")
+    })
+    .await;
+    a.leave().await;
+    b.leave().await;
+}

@@ -130,6 +130,17 @@ pub fn keep_passwords(dir: &Path, record: &Record) -> io::Result<()> {
     }
 }
 
+/// The record with another password file.
+pub fn with_passwords(record: Record, rows: &str, now: Timestamp) -> Record {
+    let Record(mut all) = record;
+    let file = File {
+        modified: Some(now),
+        content: rows.as_bytes().to_vec(),
+    };
+    all.insert(PASSWD.to_owned(), file);
+    Record(all)
+}
+
 /// Brings the disk to what the record says. What is the same is not touched.
 ///
 /// # Errors

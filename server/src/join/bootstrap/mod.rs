@@ -3,10 +3,11 @@
 //! [`settle`] runs after the datastore is open and before certificates are read. Whoever starts first on an empty
 //! datastore puts the record there by compare-and-swap; everyone else, also who lost that race by a moment, takes the
 //! record's. A wrong token changes nothing, and none is made up for a datastore that holds a cluster. `record.rs` is the
-//! format, `disk.rs` the files.
+//! format, `disk.rs` the files, `rotate.rs` how the token becomes another one.
 
 mod disk;
 mod record;
+mod rotate;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,9 @@ use super::passwd::{self, Given, PasswdError};
 use super::pki::PkiError;
 use crate::store::{Change, Durability, Entry, Expect, Range, Store, StoreError, Write};
 use record::{Chance, PREFIX, Record, Unreadable};
+
+pub use record::key as record_key;
+pub use rotate::{Outcome, resume, rotate};
 
 /// A K3s server that is making the record holds its place with an empty one; so often, this far apart, it is waited for.
 const LOCK_TRIES: u32 = 5;
@@ -47,7 +51,8 @@ pub enum BootstrapError {
     #[error(
         "the token is not that of the cluster in the datastore (bootstrap data already found and encrypted with different \
          token); nothing was changed. The cluster's token is in server/token below the data directory of any of its servers \
-         (/var/lib/rancher/k3s)"
+         (/var/lib/rancher/k3s). If it was rotated (k3s token rotate), start this server with the new one: --token-file or \
+         K3S_TOKEN"
     )]
     WrongToken,
     /// Give the token of this cluster, or use its datastore.
@@ -67,6 +72,12 @@ pub enum BootstrapError {
          token (server/token below its data directory)"
     )]
     SecondFirst,
+    /// Ask again, with the token of now.
+    #[error(
+        "another rotation of the token was quicker, or one to the same token was cut off on another server; nothing was \
+         changed here. See which token is the cluster's now, and choose another new one"
+    )]
+    Raced,
     /// Decide which one counts.
     #[error(
         "{} is newer than the datastore's, and could cause a cluster outage: move it away and start again to have it from \
@@ -105,6 +116,7 @@ pub enum BootstrapError {
 /// # Errors
 /// [`BootstrapError`]; except for disk faults half-way, nothing was changed then.
 pub async fn settle(store: &dyn Store, dir: &Path, given: &Given, now: Timestamp) -> Result<Given, BootstrapError> {
+    resume(store, dir).await?;
     let known = passwd::known_secret(dir, given)?;
     let pin = pinned(given);
     for _ in 0..ATTEMPTS {
@@ -137,20 +149,6 @@ pub async fn settle(store: &dyn Store, dir: &Path, given: &Given, now: Timestamp
     }
     let why = "other servers keep changing the bootstrap record".to_owned();
     Err(StoreError::Unavailable(why).into())
-}
-
-/// Seals the record anew with another token; what the old one opens is gone afterwards.
-///
-/// # Errors
-/// [`BootstrapError::WrongToken`] when `old` is not the cluster's.
-pub async fn rotate(store: &dyn Store, old: &Secret, new: &Secret) -> Result<(), BootstrapError> {
-    let present = records(store).await?;
-    let found = find(&present, old, &Given::default()).ok_or(BootstrapError::WrongToken)?;
-    if record::key(new) == *found.entry.key {
-        return Ok(());
-    }
-    let record = opened(&found)?;
-    move_to(store, found.entry, &record, new).await
 }
 
 /// A record and the secret that it is sealed with.

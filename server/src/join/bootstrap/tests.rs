@@ -210,19 +210,98 @@ async fn the_lock_of_a_k3s_server_that_died_is_waited_for_and_then_lifted() {
     assert_eq!(records(&store).await.unwrap().len(), 1);
 }
 
+const ROWS: &str = "new,node,node,k3s:agent\nnew,server,server,k3s:server\n";
+
+async fn turned(store: &dyn Store, old: &str, new: &str) -> Result<(), BootstrapError> {
+    rotate(store, &Secret::new(old), &Secret::new(new), ROWS, now()).await
+}
+
 #[tokio::test]
 async fn a_rotated_token_opens_the_record_and_the_old_one_does_not() {
     let (store, dir) = (Memory::new(), Scratch::new("boot-rotate"));
+    let (before, _) = start(&store, &dir.0, Some("old")).await.unwrap();
+    let wrong = turned(&store, "new", "old").await;
+    assert!(matches!(wrong, Err(BootstrapError::WrongToken)));
+    turned(&store, "old", "new").await.unwrap();
+    assert_eq!(keys(&store).await, [record::key(&Secret::new("new"))]);
+    let (after, _) = start(&store, &dir.0, Some("new")).await.unwrap();
+    assert_eq!(shared(&before), shared(&after));
+    let refused = start(&store, &dir.0, Some("old")).await;
+    assert!(matches!(refused, Err(BootstrapError::WrongToken)));
+    let entry = records(&store).await.unwrap().remove(0);
+    let record = Record::open(&Secret::new("new"), &entry.value).unwrap();
+    assert_eq!(
+        record.0["PasswdFile"].content,
+        ROWS.as_bytes(),
+        "the old one is not in it"
+    );
+}
+
+#[tokio::test]
+async fn of_two_rotations_at_once_one_is_the_token_and_the_other_is_told() {
+    let (store, dir) = (Memory::new(), Scratch::new("boot-rotate-race"));
     start(&store, &dir.0, Some("old")).await.unwrap();
-    let (old, new) = (Secret::new("old"), Secret::new("new"));
-    assert!(matches!(
-        rotate(&store, &new, &old).await,
-        Err(BootstrapError::WrongToken)
-    ));
-    rotate(&store, &old, &new).await.unwrap();
-    start(&store, &dir.0, Some("new")).await.unwrap();
-    assert!(matches!(
-        start(&store, &dir.0, Some("old")).await,
-        Err(BootstrapError::WrongToken)
-    ));
+    let present = records(&store).await.unwrap();
+    let found = find(&present, &Secret::new("old"), &Given::default()).unwrap();
+    turned(&store, "old", "first").await.unwrap();
+    // The second one read the record before the first was done.
+    let record = opened(&found).unwrap();
+    let second = Secret::new("second");
+    create(&store, &record::key(&second), &record, &second).await.unwrap();
+    let late = remove(&store, found.entry).await;
+    assert!(matches!(late, Err(StoreError::Conflict { .. })));
+    // It died over that; its next start takes its record back and has the token it had, which is none any more.
+    passwd_next(&dir, "second");
+    assert_eq!(resume(&store, &dir.0).await.unwrap(), Outcome::Forgotten);
+    assert_eq!(keys(&store).await, [record::key(&Secret::new("first"))]);
+    start(&store, &dir.0, Some("first")).await.unwrap();
+}
+
+/// As `Passwd::prepare` leaves it.
+fn passwd_next(dir: &Scratch, next: &str) {
+    let text = format!("K10{}::server:{next}\n", "0".repeat(64));
+    std::fs::write(dir.0.join("token.next"), text).unwrap();
+}
+
+#[tokio::test]
+async fn a_rotation_cut_off_anywhere_is_finished_or_forgotten_by_the_next_start() {
+    for cut in 0..5 {
+        let (store, dir) = (Memory::new(), Scratch::new(&format!("boot-rotate-cut-{cut}")));
+        start(&store, &dir.0, None).await.unwrap();
+        let old = passwd::known_secret(&dir.0, &Given::default()).unwrap().unwrap();
+        let new = Secret::new("new");
+        let before = keys(&store).await;
+        // Everything a rotation does, up to the cut.
+        let steps: Vec<usize> = (0..cut).collect();
+        for step in &steps {
+            let present = records(&store).await.unwrap();
+            match step {
+                0 => passwd_next(&dir, "new"),
+                1 => {
+                    let found = find(&present, &old, &Given::default()).unwrap();
+                    let record = opened(&found).unwrap();
+                    create(&store, &record::key(&new), &record, &new).await.unwrap();
+                }
+                2 => {
+                    let found = find(&present, &old, &Given::default()).unwrap();
+                    remove(&store, found.entry).await.unwrap();
+                }
+                _ => {
+                    let rows = passwd::rotated_file(&dir.0, &new).unwrap();
+                    std::fs::write(dir.0.join("cred/passwd"), rows).unwrap();
+                }
+            }
+        }
+        let (_, passwd) = start(&store, &dir.0, None).await.unwrap();
+        let done = cut > 1;
+        let expected = if done { vec![record::key(&new)] } else { before };
+        assert_eq!(keys(&store).await, expected, "cut after {cut} steps");
+        assert_eq!(passwd.check("node", "new").is_some(), done, "cut after {cut} steps");
+        assert_eq!(
+            passwd.check("node", old.expose()).is_none(),
+            done,
+            "cut after {cut} steps"
+        );
+        assert!(!dir.0.join("token.next").exists(), "cut after {cut} steps");
+    }
 }
