@@ -37,7 +37,7 @@ use tracing::{info, warn};
 use crate::auth::guard::Authorizer;
 use crate::auth::token::Keys;
 use crate::auth::who::{Anonymous, Who};
-use crate::cache::Cache;
+use crate::cache::{Cache, Fresh};
 use crate::config::{Config, Datastore, nth};
 use crate::http::{self, ApiHttp, Kubelets};
 use crate::join::bootstrap::{self, BootstrapError};
@@ -291,6 +291,9 @@ impl Ground {
         ready: watch::Receiver<bool>,
         rotation: Rotation,
     ) -> anyhow::Result<(Arc<ApiHttp>, Keeper)> {
+        // Nobody else writes otherwise.
+        let fresh = peers.is_some();
+        let fresh = fresh.then(|| Fresh::new(Arc::clone(&self.store), self.cache.clone()));
         let (register, keeper) = Register::new(self.client.clone(), &self.dir.join("cred"))
             .map_err(|_| anyhow!("the system has no randomness"))?;
         let (sessions, store) = (Sessions::new(), Arc::clone(&self.store));
@@ -319,6 +322,7 @@ impl Ground {
             who: self.who(config)?,
             front: Some(Arc::new(supervisor)),
             kubelets: Some(kubelets),
+            fresh,
             ready,
             address: advertised.to_string(),
             limits: http::Limits::default(),

@@ -8,6 +8,7 @@
 
 mod body;
 mod follow;
+mod fresh;
 mod history;
 mod state;
 mod watch;
@@ -28,6 +29,7 @@ use crate::store::{Store, StoreError};
 use state::State;
 
 pub use follow::OBJECTS;
+pub use fresh::Fresh;
 pub use watch::Watch;
 
 /// One object at one revision. Immutable and shared.

@@ -25,6 +25,7 @@ use crate::auth::impersonate::impersonate;
 use crate::auth::may::Attributes;
 use crate::auth::token::uuid;
 use crate::auth::who::{Anonymous, Who, anonymous};
+use crate::cache::Fresh;
 use crate::request::{Api, User};
 
 /// Upstream's `RequestTimeout`.
@@ -63,6 +64,8 @@ pub struct Parts {
     pub front: Option<Arc<dyn Front>>,
     /// The way to the nodes.
     pub kubelets: Option<Kubelets>,
+    /// Where other servers write, too: what makes reads see that.
+    pub fresh: Option<Fresh>,
     /// Whether the server has started: `/readyz`.
     pub ready: Receiver<bool>,
     /// `HOST:PORT` that clients inside the cluster use, for discovery.

@@ -15,6 +15,7 @@ use super::negotiate::Media;
 use super::query::WatchQuery;
 use super::{ApiHttp, Body, body, stream};
 use crate::auth::may::Attributes;
+use crate::cache::From;
 use crate::registry::resource::{Resource, api_version};
 use crate::request::{Answer, Call, Operation, Target};
 
@@ -22,6 +23,9 @@ use crate::request::{Answer, Call, Operation, Target};
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A watch without `timeoutSeconds` lasts this long, and up to twice (upstream's `MinRequestTimeout`).
 const WATCH_LASTS_S: u64 = 1800;
+
+/// What a client is told that asked for the present and gets what this server saw last.
+const STALE: &str = "the datastore does not answer: this is what the server saw last";
 
 /// No watch lasts longer, whatever it asks for.
 const WATCH_MOST_S: u64 = 7 * 86_400;
@@ -62,6 +66,7 @@ impl ApiHttp {
             return encode::object(201, &target.resource, answer.to_string().into(), &[], style);
         }
         let operation = operation(&ask, verb, &target, expected, request).await?;
+        let stale = owed_the_present(&operation) && !self.catch_up().await;
         let resource = Arc::clone(&target.resource);
         let user = Arc::clone(&ask.user);
         let call = Call {
@@ -69,7 +74,15 @@ impl ApiHttp {
             target,
             operation,
         };
-        present(self.parts.api.call(call).await?, &resource, style)
+        let answer = self.parts.api.call(call).await;
+        let outcome = answer.and_then(|answer| present(answer, &resource, style));
+        if !stale {
+            return outcome;
+        }
+        // That there is no such object may be as old.
+        let mut response = outcome.unwrap_or_else(|status| encode::status_as(&status, style.wanted.media));
+        encode::warn(&mut response, &[STALE.to_owned()]);
+        Ok(response)
     }
 
     async fn watch(&self, ask: Ask, target: Target) -> Result<Response<Body>, Status> {
@@ -85,8 +98,11 @@ impl ApiHttp {
             bookmarks,
             timeout,
         } = ask.query.watch()?;
-        if let Some(revision) = not_older_than {
-            self.reached(revision).await?;
+        match (not_older_than, from) {
+            (Some(revision), _) => self.reached(revision).await?,
+            // What is missing comes as events.
+            (None, From::State { .. } | From::Now) => drop(self.catch_up().await),
+            (None, From::After(_)) => {}
         }
         let resource = Arc::clone(&target.resource);
         let operation = Operation::Watch {
@@ -124,6 +140,14 @@ impl ApiHttp {
         Ok(encode::respond(StatusCode::OK, content_type, body))
     }
 
+    /// Whether the cache shows what was acknowledged by now, here and elsewhere.
+    async fn catch_up(&self) -> bool {
+        match &self.parts.fresh {
+            Some(fresh) => fresh.catch_up().await,
+            None => true,
+        }
+    }
+
     async fn reached(&self, revision: Revision) -> Result<(), Status> {
         let cache = &self.parts.who.cache;
         let waited = tokio::time::timeout(PATIENCE, cache.reached(revision)).await;
@@ -133,6 +157,23 @@ impl ApiHttp {
                 .cause("ResourceVersionTooLarge", "Too large resource version", "")
                 .retry_after(1)
         })
+    }
+}
+
+/// Whether an operation must see every write that was acknowledged before it: unless it names the past it is content with.
+/// Writes too: they are checked against what is there, and refused by it.
+fn owed_the_present(operation: &Operation) -> bool {
+    match operation {
+        Operation::Get { resource_version } => resource_version.as_deref().is_none_or(str::is_empty),
+        Operation::List(options) => [&options.resource_version, &options.continue_token]
+            .into_iter()
+            .all(|given| given.as_deref().is_none_or(str::is_empty)),
+        Operation::Watch { .. } => false,
+        Operation::Create { .. }
+        | Operation::Update { .. }
+        | Operation::Patch { .. }
+        | Operation::Delete(_)
+        | Operation::DeleteCollection { .. } => true,
     }
 }
 

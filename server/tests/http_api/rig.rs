@@ -121,6 +121,7 @@ impl Rig {
             who,
             front: None,
             kubelets: Some(kubelets),
+            fresh: None,
             ready: readiness,
             address: address.to_string(),
             limits,

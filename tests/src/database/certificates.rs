@@ -1,5 +1,6 @@
 //! An authority, a certificate for a server on loopback, and one for a client.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
@@ -11,7 +12,7 @@ use super::Folder;
 pub struct Certificates {
     /// Who vouches for both.
     pub ca: PathBuf,
-    /// The server's, for `localhost`, 127.0.0.1 and ::1.
+    /// The server's, for `localhost`, 127.0.0.1, ::1 and its address.
     pub server: PathBuf,
     /// Its key.
     pub server_key: PathBuf,
@@ -22,8 +23,8 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Makes all of them.
-    pub fn new(folder: &Folder) -> Self {
+    /// Makes all of them, for a server at `address`.
+    pub fn new(folder: &Folder, address: Ipv4Addr) -> Self {
         let mut ca = CertificateParams::default();
         ca.distinguished_name.push(DnType::CommonName, "authority of a test");
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -37,7 +38,7 @@ impl Certificates {
             let write = |end: &str, text: &str| folder.write(Path::new(&format!("{name}.{end}")), text);
             (write("crt", &certificate.pem()), write("key", &key.serialize_pem()))
         };
-        let (server, server_key) = signed("server", &["localhost", "127.0.0.1", "::1"]);
+        let (server, server_key) = signed("server", &["localhost", "127.0.0.1", "::1", &address.to_string()]);
         let (client, client_key) = signed("client", &[]);
         Self {
             ca: folder.write(Path::new("ca.crt"), &ca.pem()),

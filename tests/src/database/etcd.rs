@@ -22,6 +22,8 @@ const ATTEMPTS: u32 = 5;
 /// How its clients' side is to be.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Form {
+    /// Where clients reach its members; loopback unless said.
+    pub address: Option<Ipv4Addr>,
     /// Of how many members; none is one.
     pub members: usize,
     /// Clients come over TLS and show a certificate.
@@ -118,7 +120,7 @@ impl Etcd {
     /// The address of a member's client port.
     pub fn address(&self, number: usize) -> SocketAddr {
         let port = self.members.get(number).map_or(0, |member| member.client);
-        SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+        SocketAddr::from((self.host(), port))
     }
 
     /// The client's files, if it is to use TLS.
@@ -261,7 +263,11 @@ impl Etcd {
 
     fn url(&self, port: u16) -> String {
         let scheme = if self.form.tls { "https" } else { "http" };
-        format!("{scheme}://127.0.0.1:{port}")
+        format!("{scheme}://{}:{port}", self.host())
+    }
+
+    fn host(&self) -> Ipv4Addr {
+        self.form.address.unwrap_or(Ipv4Addr::LOCALHOST)
     }
 
     fn launch(&mut self, number: usize) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! A MariaDB server.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 
@@ -18,6 +19,7 @@ const SMALL: &str = "--innodb-buffer-pool-size=32M";
 #[derive(Debug)]
 pub struct MariaDb {
     server: Option<Server>,
+    address: Ipv4Addr,
     port: u16,
     /// Its certificates, and one for a client.
     pub certificates: Certificates,
@@ -25,9 +27,9 @@ pub struct MariaDb {
 }
 
 impl SqlServer for MariaDb {
-    fn start() -> Self {
+    fn start_at(address: Ipv4Addr) -> Self {
         let folder = Folder::new("mariadb");
-        let certificates = Certificates::new(&folder);
+        let certificates = Certificates::new(&folder, address);
         let data = format!("--datadir={}", folder.path().join("data").display());
         // At its start a server clears away what looks like another's temporary tables.
         let temporary = format!("--tmpdir={}", folder.path().display());
@@ -45,6 +47,7 @@ impl SqlServer for MariaDb {
         folder.write(Path::new("users.sql"), &grant);
         let mut mariadb = Self {
             server: None,
+            address,
             port: free_port(),
             certificates,
             folder,
@@ -62,7 +65,7 @@ impl SqlServer for MariaDb {
             format!("--socket={}", path("socket")),
             format!("--pid-file={}", path("pid")),
             format!("--init-file={}", path("users.sql")),
-            "--bind-address=127.0.0.1".to_owned(),
+            format!("--bind-address={}", self.address),
             format!("--port={}", self.port),
             SMALL.to_owned(),
             format!("--tmpdir={}", self.folder.path().display()),
@@ -83,8 +86,8 @@ impl SqlServer for MariaDb {
 
     fn endpoint(&self, database: &str, parameters: &str) -> String {
         let (user, password) = SUPERUSER;
-        let port = self.port;
-        format!("mysql://{user}:{password}@tcp(127.0.0.1:{port})/{database}{parameters}")
+        let (address, port) = (self.address, self.port);
+        format!("mysql://{user}:{password}@tcp({address}:{port})/{database}{parameters}")
     }
 
     fn sql(&self, database: &str, text: &str) -> String {

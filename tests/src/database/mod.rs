@@ -1,7 +1,8 @@
 //! Real database servers for tests: from Debian's packages, as an unprivileged user, in a folder of their own, gone at the end.
 //!
-//! Each listens on loopback only, on a port the kernel chose, with a certificate of an authority of its own. A server is
-//! told from others by its process only: tests of several checkouts can run at the same time.
+//! Each listens on loopback, or on an address of a test's own network, on a port the kernel chose, with a certificate of an
+//! authority of its own. A server is told from others by its process only: tests of several checkouts can run at the same
+//! time.
 
 #![expect(
     clippy::unwrap_used,

@@ -15,6 +15,7 @@ const SUPERUSER: (&str, &str) = ("admin", "s3cret/of a test");
 #[derive(Debug)]
 pub struct Postgres {
     server: Option<Server>,
+    address: Ipv4Addr,
     port: u16,
     /// Its certificates, and one for a client.
     pub certificates: Certificates,
@@ -22,9 +23,9 @@ pub struct Postgres {
 }
 
 impl SqlServer for Postgres {
-    fn start() -> Self {
+    fn start_at(address: Ipv4Addr) -> Self {
         let folder = Folder::new("postgres");
-        let certificates = Certificates::new(&folder);
+        let certificates = Certificates::new(&folder, address);
         let password = folder.write(Path::new("password"), SUPERUSER.1);
         let data = folder.path().join("data");
         let arguments = [
@@ -40,8 +41,11 @@ impl SqlServer for Postgres {
             "--no-sync",
         ];
         run_unprivileged(&program("initdb"), &arguments);
+        let anybody = "host all all all scram-sha-256\nlocal all all scram-sha-256\n";
+        folder.write(Path::new("data/pg_hba.conf"), anybody);
         let mut postgres = Self {
             server: None,
+            address,
             port: free_port(),
             certificates,
             folder,
@@ -56,7 +60,7 @@ impl SqlServer for Postgres {
         let (data, log) = (self.folder.path().join("data"), self.folder.path().join("log"));
         let setting = |name: &str, value: &str| format!("{name}={value}");
         let settings = [
-            setting("listen_addresses", "127.0.0.1"),
+            setting("listen_addresses", &self.address.to_string()),
             setting("port", &self.port.to_string()),
             setting("unix_socket_directories", self.folder.path().to_str().unwrap()),
             setting("ssl", "on"),
@@ -69,7 +73,7 @@ impl SqlServer for Postgres {
             arguments.extend(["-c", setting]);
         }
         let mut server = Server::start(&program("postgres"), &arguments, &log, Signal::SIGQUIT);
-        server.wait_until(&log, || TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok());
+        server.wait_until(&log, || TcpStream::connect((self.address, self.port)).is_ok());
         self.server = Some(server);
     }
 
@@ -79,8 +83,8 @@ impl SqlServer for Postgres {
 
     fn endpoint(&self, database: &str, parameters: &str) -> String {
         let (user, password) = (SUPERUSER.0, "s3cret%2Fof%20a%20test");
-        let (port, database) = (self.port, database.replace(' ', "%20"));
-        format!("postgres://{user}:{password}@127.0.0.1:{port}/{database}{parameters}")
+        let (address, port, database) = (self.address, self.port, database.replace(' ', "%20"));
+        format!("postgres://{user}:{password}@{address}:{port}/{database}{parameters}")
     }
 
     fn sql(&self, database: &str, text: &str) -> String {

@@ -1,11 +1,18 @@
 //! What the SQL database servers have in common.
 
+use std::net::Ipv4Addr;
+
 use super::Server;
 
 /// A SQL database server that tests start, mistreat and ask.
 pub trait SqlServer: Send + Sync + Sized + 'static {
-    /// Makes an empty one and starts it.
-    fn start() -> Self;
+    /// Makes an empty one and starts it, on loopback.
+    fn start() -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same where others reach it: on this address of a test's own network.
+    fn start_at(address: Ipv4Addr) -> Self;
 
     /// Starts it on what is there.
     fn start_again(&mut self);

@@ -15,12 +15,18 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const TOKEN: &str = "cluster-secret";
 
 /// Asks again until it is so.
-pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn until(what: &str, is_so: impl FnMut() -> bool) {
+    within(PATIENCE, what, is_so);
+}
+
+/// Asks again until it is so, which somebody was promised to be soon. Returns how long that took.
+pub fn within(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "waited in vain until {what}");
+        assert!(begun.elapsed() < limit, "waited {limit:?} in vain until {what}");
         sleep(Duration::from_millis(100));
     }
+    begun.elapsed()
 }
 
 struct Host {
@@ -117,19 +123,24 @@ impl Lab {
     pub fn start_server_with(&mut self, name: &str, flags: &[&str]) {
         let address = self.address(name);
         let own = ["server", "--node-name", name, "--node-ip", &address, "--token", TOKEN];
-        self.start(name, "k3s", &[&own, flags].concat());
+        self.start(name, &binary("k3s"), &[&own, flags].concat());
     }
 
     /// Starts `k3s-agent`, given what a person would give it.
     pub fn start_agent(&mut self, name: &str, server: &str) {
-        let url = format!("https://{}:6443", self.address(server));
+        self.start_agent_through(name, server, server);
+    }
+
+    /// The same with another host's address as the one to join at; the token is that of `server`.
+    pub fn start_agent_through(&mut self, name: &str, front: &str, server: &str) {
+        let url = format!("https://{}:6443", self.address(front));
         let token = self.file(server, "lib/k3s/server/node-token");
         until("the server has written its node token", || token.exists());
         let token = fs::read_to_string(token).unwrap();
         let address = self.address(name);
         self.start(
             name,
-            "k3s-agent",
+            &binary("k3s-agent"),
             &[
                 "--server",
                 &url,
@@ -143,7 +154,7 @@ impl Lab {
         );
     }
 
-    fn start(&mut self, name: &str, program: &str, arguments: &[&str]) {
+    fn start(&mut self, name: &str, program: &Path, arguments: &[&str]) {
         let host = self.folder.join(name);
         let log = fs::OpenOptions::new()
             .create(true)
@@ -152,7 +163,7 @@ impl Lab {
             .unwrap();
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.host(name).holder.id().to_string(), "--mount", "--net", "--"]);
-        command.arg(binary(program)).args(arguments);
+        command.arg(program).args(arguments);
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -180,6 +191,22 @@ impl Lab {
     /// Starts an agent again with what it has on disk.
     pub fn restart_agent(&mut self, name: &str) {
         self.start_agent(name, "server");
+    }
+
+    /// Starts a program of this machine on a host.
+    pub fn start_program(&mut self, name: &str, program: &Path, arguments: &[&str]) {
+        self.start(name, program, arguments);
+    }
+
+    /// Whether a host's program has been started and runs.
+    pub fn runs(&mut self, name: &str) -> bool {
+        let program = self.host_mut(name).program.as_mut();
+        program.is_some_and(|program| program.try_wait().unwrap().is_none())
+    }
+
+    /// The end of what a host's program has written.
+    pub fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.folder.join(name).join("log.txt")).unwrap_or_default()
     }
 
     /// Ends everything.
@@ -210,7 +237,7 @@ impl Drop for Lab {
         }
         if std::thread::panicking() {
             for host in &self.hosts {
-                let log = fs::read_to_string(self.folder.join(&host.name).join("log.txt")).unwrap_or_default();
+                let log = self.log(&host.name);
                 let lines: Vec<&str> = log.lines().collect();
                 let last = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default();
                 eprintln!("---- end of the log of {}\n{}", host.name, last.join("\n"));

@@ -15,12 +15,17 @@ pub struct Kubectl {
 impl Kubectl {
     /// With the kubeconfig that the server wrote, which names loopback; here it is reached by its address.
     pub fn of(lab: &Lab, server: &str) -> Self {
+        Self::through(lab, server, server)
+    }
+
+    /// The same, sent to the address of another host.
+    pub fn through(lab: &Lab, front: &str, server: &str) -> Self {
         let written = lab.file(server, "etc/k3s/k3s.yaml");
         until("the server has written its kubeconfig", || written.exists());
         let text = fs::read_to_string(&written).unwrap();
         assert!(text.contains("https://127.0.0.1:6443"), "{text}");
-        let config = lab.folder().join("kubeconfig");
-        fs::write(&config, text.replace("127.0.0.1", &lab.address(server))).unwrap();
+        let config = lab.folder().join(format!("kubeconfig-{front}"));
+        fs::write(&config, text.replace("127.0.0.1", &lab.address(front))).unwrap();
         Self { config }
     }
 

@@ -9,9 +9,11 @@
     reason = "a helper that fails fails its test: everything here may panic"
 )]
 
+mod faults;
 mod host;
 pub mod image;
 mod kubectl;
 
-pub use host::{Lab, binary, until};
+pub use faults::BACKYARD;
+pub use host::{Lab, binary, until, within};
 pub use kubectl::Kubectl;

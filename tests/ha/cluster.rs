@@ -1,0 +1,176 @@
+//! A whole cluster on hosts of its own: servers on one datastore, a load balancer in front of them, two agents.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use tests::lab::{Kubectl, Lab, image, until};
+
+use crate::database::Database;
+use crate::door::Door;
+
+/// The host of the fixed registration address.
+pub const FRONT: &str = "front";
+/// Hosts that run pods and nothing else.
+pub const AGENTS: [&str; 2] = ["one", "two"];
+
+pub struct Cluster {
+    pub lab: Lab,
+    pub database: Database,
+    /// The first one runs a node, too.
+    pub servers: Vec<&'static str>,
+    /// kubectl by server.
+    kubectls: BTreeMap<&'static str, Kubectl>,
+    /// The way into each server.
+    pub doors: Vec<Door>,
+}
+
+impl Cluster {
+    /// Starts everything, all servers at once, and waits until the nodes are ready. `start`: the datastore, in the lab.
+    pub fn start(servers: &[&'static str], start: impl FnOnce() -> Database) -> Self {
+        let mut lab = Lab::new();
+        lab.add_backyard();
+        let database = start();
+        let archive = image::archive(lab.folder());
+        for name in servers.iter().chain(&AGENTS) {
+            lab.add_host(name);
+            lab.put_image(name, &archive);
+        }
+        lab.add_host(FRONT);
+        let (servers, kubectls) = (servers.to_vec(), BTreeMap::new());
+        let mut cluster = Self {
+            lab,
+            database,
+            servers,
+            kubectls,
+            doors: Vec::new(),
+        };
+        cluster.start_balancer();
+        for name in cluster.servers.clone() {
+            cluster.lab.join_backyard(name);
+            cluster.start_server(name);
+        }
+        for name in &cluster.servers {
+            let kubectl = Kubectl::of(&cluster.lab, name);
+            until("the API is ready", || {
+                kubectl.try_run(&["get", "--raw", "/readyz"]).is_ok()
+            });
+            cluster.kubectls.insert(name, kubectl);
+            let door = Door::of(&cluster.lab, name, name);
+            cluster.doors.push(door);
+        }
+        for name in AGENTS {
+            cluster.start_agent(name);
+        }
+        for name in &cluster.servers {
+            until("all nodes are ready, and every server says so", || {
+                cluster.ready_nodes(name) == 1 + AGENTS.len()
+            });
+        }
+        cluster
+    }
+
+    /// Starts a server of the cluster, with what it has on its disk.
+    pub fn start_server(&mut self, name: &str) {
+        let mut flags = self.database.flags();
+        flags.push(format!("--tls-san={}", self.lab.address(FRONT)));
+        if name != self.servers[0] {
+            flags.push("--disable-agent".to_owned());
+        }
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        self.lab.start_server_with(name, &flags);
+    }
+
+    /// Starts an agent, with what it has on its disk, at the fixed registration address.
+    pub fn start_agent(&mut self, name: &str) {
+        self.lab.start_agent_through(name, FRONT, self.servers[0]);
+    }
+
+    /// Starts the load balancer: HAProxy, which passes connections on to the servers that answer.
+    pub fn start_balancer(&mut self) {
+        let servers = self.servers.iter().map(|name| {
+            let address = self.lab.address(name);
+            format!("  server {name} {address}:6443 check inter 500ms fall 2 rise 1\n")
+        });
+        let text = format!(
+            "defaults\n  mode tcp\n  timeout connect 2s\n  timeout client 1h\n  timeout server 1h\n\
+             frontend cluster\n  bind :6443\n  default_backend servers\n\
+             backend servers\n  option tcp-check\n  balance roundrobin\n{}",
+            servers.collect::<String>()
+        );
+        let path = self.lab.file(FRONT, "haproxy.cfg");
+        fs::write(&path, text).unwrap();
+        let arguments = ["-db", "-f", path.to_str().unwrap()];
+        self.lab
+            .start_program(FRONT, Path::new("/usr/sbin/haproxy"), &arguments);
+    }
+
+    /// kubectl at a server.
+    pub fn at(&self, name: &str) -> &Kubectl {
+        &self.kubectls[name]
+    }
+
+    /// The way into a server.
+    pub fn door(&self, name: &str) -> &Door {
+        self.doors.iter().find(|door| door.name == name).unwrap()
+    }
+
+    /// All servers but one.
+    pub fn others(&self, name: &str) -> Vec<&'static str> {
+        self.servers.iter().copied().filter(|other| *other != name).collect()
+    }
+
+    /// How many nodes are ready, by a server's word.
+    pub fn ready_nodes(&self, server: &str) -> usize {
+        let nodes = self.at(server).try_run(&["get", "nodes", "--no-headers"]);
+        let ready = |line: &&str| line.split_whitespace().nth(1) == Some("Ready");
+        nodes.map_or(0, |nodes| nodes.lines().filter(ready).count())
+    }
+
+    /// The servers in the endpoints of the service `kubernetes`, by a server's word.
+    pub fn endpoints(&self, server: &str) -> Vec<&'static str> {
+        let path = "jsonpath={.subsets[*].addresses[*].ip}";
+        let found = self.at(server).try_run(&["get", "endpoints", "kubernetes", "-o", path]);
+        let found = found.unwrap_or_default();
+        let found: Vec<&str> = found.split_whitespace().collect();
+        let listed = |name: &&str| found.contains(&self.lab.address(name).as_str());
+        self.servers.iter().copied().filter(listed).collect()
+    }
+
+    /// Who leads, by a server's word.
+    pub fn leader(&self, server: &str) -> Option<&'static str> {
+        let lease = |name: &str, path: &str| {
+            let path = format!("jsonpath={path}");
+            let arguments = ["-n", "kube-system", "get", "lease", name, "-o", &path];
+            self.at(server).try_run(&arguments).ok()
+        };
+        let holder = lease("k3s", "{.spec.holderIdentity}")?;
+        let (holder, _) = holder.split_once('_')?;
+        let address = lease(holder, r"{.metadata.annotations.amphipod\.io/address}")?;
+        let (address, _) = address.split_once(':')?;
+        self.servers
+            .iter()
+            .copied()
+            .find(|name| self.lab.address(name) == address)
+    }
+
+    /// Pods of the Deployment with their node, container and restarts, by a server's word: what no fault may change.
+    pub fn pods(&self, server: &str) -> Vec<String> {
+        let fields = "{.metadata.name} {.spec.nodeName} {.status.containerStatuses[0].containerID} \
+                      {.status.containerStatuses[0].restartCount} {.status.phase}";
+        let path = format!("jsonpath={{range .items[*]}}{fields}{{\"\\n\"}}{{end}}");
+        let printed = self.at(server).run(&["get", "pods", "-l", "app=web", "-o", &path]);
+        let mut pods: Vec<String> = printed.lines().map(ToOwned::to_owned).collect();
+        pods.sort();
+        pods
+    }
+}
+
+/// Runs what is asynchronous to its end.
+pub fn now<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let work = async { tokio::time::timeout(Duration::from_secs(60), work).await };
+    runtime.unwrap().block_on(work).expect("no answer")
+}

@@ -1,0 +1,84 @@
+//! The kinds of datastore that servers can share, mistreated the same way.
+
+use std::path::Path;
+
+use tests::database::etcd::{Etcd, Form};
+use tests::database::{MariaDb, Postgres, SqlServer};
+use tests::lab::BACKYARD;
+
+/// A datastore in the lab's backyard.
+pub enum Database {
+    Postgres(Box<Postgres>),
+    MariaDb(Box<MariaDb>),
+    Etcd(Box<Etcd>),
+}
+
+impl Database {
+    pub fn postgres() -> Self {
+        Self::Postgres(Box::new(Postgres::start_at(BACKYARD)))
+    }
+
+    pub fn mariadb() -> Self {
+        Self::MariaDb(Box::new(MariaDb::start_at(BACKYARD)))
+    }
+
+    pub fn etcd() -> Self {
+        let form = Form {
+            address: Some(BACKYARD),
+            ..Form::default()
+        };
+        Self::Etcd(Box::new(Etcd::start_as(form).unwrap()))
+    }
+
+    /// What a server is given; SQL servers with their certificate to be verified.
+    pub fn flags(&self) -> Vec<String> {
+        let flags = |endpoint: String, ca: &Path| {
+            let (endpoint, ca) = (
+                format!("--datastore-endpoint={endpoint}"),
+                format!("--datastore-cafile={}", ca.display()),
+            );
+            vec![endpoint, ca]
+        };
+        match self {
+            Self::Postgres(server) => flags(server.endpoint("cluster", ""), &server.certificates.ca),
+            Self::MariaDb(server) => flags(server.endpoint("cluster", ""), &server.certificates.ca),
+            Self::Etcd(etcd) => vec![format!("--datastore-endpoint={}", etcd.endpoint())],
+        }
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        match self {
+            Self::Postgres(server) => server.kill(),
+            Self::MariaDb(server) => server.kill(),
+            Self::Etcd(etcd) => etcd.kill(0).unwrap(),
+        }
+    }
+
+    /// Starts it on what is there.
+    pub fn start_again(&mut self) {
+        match self {
+            Self::Postgres(server) => server.start_again(),
+            Self::MariaDb(server) => server.start_again(),
+            Self::Etcd(etcd) => etcd.start_again(0).unwrap(),
+        }
+    }
+
+    /// It stands still, connections and all.
+    pub fn pause(&mut self) {
+        match self {
+            Self::Postgres(server) => server.pause(),
+            Self::MariaDb(server) => server.pause(),
+            Self::Etcd(etcd) => etcd.pause(0).unwrap(),
+        }
+    }
+
+    /// It goes on.
+    pub fn resume(&mut self) {
+        match self {
+            Self::Postgres(server) => server.resume(),
+            Self::MariaDb(server) => server.resume(),
+            Self::Etcd(etcd) => etcd.resume(0).unwrap(),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Clusters that survive: whole programs on hosts of their own, on real databases, while servers, databases and networks
+//! break, driven by the kubectl that people have.
+//!
+//! Each test is one cluster on one kind of datastore and breaks one thing after another. While it does, clients write, read
+//! and watch at every server and remember what they were told (`load.rs`); what `docs/server-died.md` promises is held to the
+//! second, and the answers must be explainable by one order of all operations (`tests/src/history`).
+
+#![cfg(test)]
+
+mod cluster;
+mod database;
+mod door;
+mod judge;
+mod load;
+mod outage;
+mod steps;
+mod watcher;
+
+use cluster::Cluster;
+use database::Database;
+use outage::{Away, Cut};
+
+#[test]
+fn on_postgresql_a_cluster_survives() {
+    if !tests::in_own_namespaces("on_postgresql_a_cluster_survives") {
+        return;
+    }
+    let mut cluster = Cluster::start(&["a", "b"], Database::postgres);
+    steps::they_are_one_cluster(&cluster);
+    steps::a_deployment_runs(&cluster);
+    steps::a_watch_goes_on_at_another_server(&cluster);
+    steps::the_leader_is_killed(&mut cluster);
+    steps::the_load_balancer_is_taken_away(&mut cluster);
+    outage::the_datastore_is_away(&mut cluster, Away::Killed);
+    outage::the_datastore_is_away(&mut cluster, Away::Paused);
+    outage::the_leader_is_cut_off(&mut cluster, Cut::Stalled);
+    outage::the_leader_is_cut_off(&mut cluster, Cut::FromDatastore);
+    cluster.lab.stop();
+}
+
+#[test]
+fn on_mariadb_a_cluster_survives() {
+    if !tests::in_own_namespaces("on_mariadb_a_cluster_survives") {
+        return;
+    }
+    let mut cluster = Cluster::start(&["a", "b", "c"], Database::mariadb);
+    steps::they_are_one_cluster(&cluster);
+    steps::a_deployment_runs(&cluster);
+    steps::the_leader_is_killed(&mut cluster);
+    outage::the_datastore_is_away(&mut cluster, Away::Killed);
+    outage::the_leader_is_cut_off(&mut cluster, Cut::Stalled);
+    cluster.lab.stop();
+}
+
+#[test]
+fn on_etcd_a_cluster_survives() {
+    if !tests::in_own_namespaces("on_etcd_a_cluster_survives") {
+        return;
+    }
+    let mut cluster = Cluster::start(&["a", "b"], Database::etcd);
+    steps::they_are_one_cluster(&cluster);
+    steps::a_deployment_runs(&cluster);
+    steps::the_leader_is_killed(&mut cluster);
+    outage::the_datastore_is_away(&mut cluster, Away::Killed);
+    outage::the_datastore_is_away(&mut cluster, Away::Paused);
+    outage::the_leader_is_cut_off(&mut cluster, Cut::FromDatastore);
+    cluster.lab.stop();
+}

@@ -1,0 +1,134 @@
+//! The datastore goes, or a server's way to it, or a server stands still: what goes on, what waits, and that all of it heals.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use tests::lab::{until, within};
+
+use crate::cluster::{AGENTS, Cluster, now};
+use crate::load::Load;
+use crate::steps::{TAKEOVER, agents_work};
+
+/// Longer than a lead lasts and a Lease counts (`server/src/peers`).
+const LONG: Duration = Duration::from_secs(13);
+/// Until everything is as before, once the cause is gone.
+const HEALED: Duration = Duration::from_secs(20);
+
+/// How a datastore goes away.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Away {
+    /// As by a power cut.
+    Killed,
+    /// It stands still for longer than any Lease counts, its connections open.
+    Paused,
+}
+
+/// The datastore is away under load: reads and watches go on, writes wait for it, nobody ends, and nothing is lost.
+pub fn the_datastore_is_away(cluster: &mut Cluster, how: Away) {
+    let before = cluster.pods(cluster.servers[0]);
+    let phase = match how {
+        Away::Killed => "db-killed",
+        Away::Paused => "db-paused",
+    };
+    let load = Load::start(&cluster.doors, phase);
+    match how {
+        Away::Killed => cluster.database.kill(),
+        Away::Paused => cluster.database.pause(),
+    }
+    for name in cluster.servers.clone() {
+        let door = cluster.door(name);
+        now(async {
+            let read = door.read(&format!("by-{name}")).await.unwrap();
+            assert_eq!((read.code, read.stale), (200, true), "{name}: {}", read.body);
+            let refused = door.create("refused", 1).await.unwrap();
+            assert_eq!(refused.code, 503, "{name}: {}", refused.body);
+            assert!(refused.retry_after.is_some(), "{name}: {}", refused.body);
+        });
+        assert_eq!(cluster.pods(name), before);
+    }
+    if how == Away::Paused {
+        sleep(LONG);
+    }
+    for name in cluster.servers.iter().chain(&AGENTS) {
+        assert!(cluster.lab.runs(name), "{name} has ended");
+    }
+    match how {
+        Away::Killed => cluster.database.start_again(),
+        Away::Paused => cluster.database.resume(),
+    }
+    let back = load.goes_on(HEALED);
+    all_is_well(cluster);
+    let verdict = load.end();
+    assert!(verdict.doubts > 0, "nothing was on its way: {verdict:?}");
+    let broken: usize = verdict.interruptions.iter().map(|(_, count)| count).sum();
+    assert_eq!(broken, 0, "a watch ended: {verdict:?}");
+    assert_eq!(cluster.pods(cluster.servers[0]), before);
+    agents_work(cluster, cluster.servers[1], phase);
+    eprintln!("{phase}: writes went on {back:?} after it was back: {verdict:?}");
+}
+
+/// What happens to a server.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Cut {
+    /// It stands still.
+    Stalled,
+    /// Its packets to the datastore get lost; it is reached, and reaches all others.
+    FromDatastore,
+}
+
+/// The leader is cut off for longer than its lead lasts: another one takes over, it does no harm when it is back, and in
+/// between its clients are told.
+pub fn the_leader_is_cut_off(cluster: &mut Cluster, how: Cut) {
+    until("somebody leads", || cluster.leader(cluster.servers[0]).is_some());
+    let away = cluster.leader(cluster.servers[0]).unwrap();
+    let others = cluster.others(away);
+    let before = cluster.pods(others[0]);
+    let phase = match how {
+        Cut::Stalled => "stalled",
+        Cut::FromDatastore => "cut-off",
+    };
+    let load = Load::start(&cluster.doors, phase);
+    match how {
+        Cut::Stalled => cluster.lab.pause(away),
+        Cut::FromDatastore => cluster.lab.cut_backdoor(away),
+    }
+    load.goes_on(HEALED);
+    within(TAKEOVER, "another server leads, alone in the endpoints", || {
+        cluster.endpoints(others[0]) == others && cluster.leader(others[0]).is_some_and(|leader| leader != away)
+    });
+    if how == Cut::FromDatastore {
+        now(async {
+            let read = cluster.door(away).read(&format!("by-{away}")).await.unwrap();
+            assert_eq!((read.code, read.stale), (200, true), "{}", read.body);
+            let refused = cluster.door(away).create("refused", 1).await.unwrap();
+            assert_eq!(refused.code, 503, "{}", refused.body);
+        });
+    }
+    match how {
+        Cut::Stalled => cluster.lab.resume(away),
+        Cut::FromDatastore => cluster.lab.mend_backdoor(away),
+    }
+    within(HEALED, "it is back among the servers", || {
+        cluster.endpoints(others[0]) == cluster.servers
+    });
+    all_is_well(cluster);
+    load.goes_on(HEALED);
+    let verdict = load.end();
+    assert_eq!(cluster.pods(others[0]), before);
+    let leader = cluster.leader(others[0]);
+    assert!(
+        leader.is_some_and(|leader| leader != away),
+        "it took the lead back: {leader:?}"
+    );
+    agents_work(cluster, others[0], phase);
+    eprintln!("{phase}: {verdict:?}");
+}
+
+/// Every server says that every node is ready.
+fn all_is_well(cluster: &Cluster) {
+    for name in &cluster.servers {
+        within(HEALED, "all nodes are ready", || {
+            cluster.ready_nodes(name) == 1 + AGENTS.len()
+        });
+    }
+}

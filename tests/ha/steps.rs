@@ -1,0 +1,184 @@
+//! What is done to a cluster, and what must hold then.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use tests::lab::{image, until, within};
+
+use crate::cluster::{AGENTS, Cluster, FRONT, now};
+use crate::load::Load;
+
+/// Until a dead server is out of the endpoints, and another one leads (`docs/server-died.md`).
+pub const TAKEOVER: Duration = Duration::from_secs(15);
+/// Until agents work through another server.
+const MOVE: Duration = Duration::from_secs(10);
+/// Pods for every node.
+const WEB: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 4
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - name: main
+        image: IMAGE
+        command: ["sleep", "100000"]
+"#;
+
+/// Servers started at once on an empty datastore are one cluster.
+pub fn they_are_one_cluster(cluster: &Cluster) {
+    let ca = |name: &str| fs::read(cluster.lab.file(name, "lib/k3s/server/tls/server-ca.crt")).unwrap();
+    let first = cluster.servers[0];
+    for name in &cluster.servers {
+        assert!(ca(name) == ca(first), "{name} has another authority than {first}");
+        until("all servers are in the endpoints", || {
+            cluster.endpoints(name) == cluster.servers
+        });
+    }
+    for agent in AGENTS {
+        let list = cluster
+            .lab
+            .file(agent, "lib/k3s/agent/etc/k3s-agent-load-balancer.json");
+        until("an agent knows all servers", || {
+            let known = fs::read_to_string(&list).unwrap_or_default();
+            let knows = |name: &&str| known.contains(&format!("\"{}:6443\"", cluster.lab.address(name)));
+            cluster.servers.iter().all(knows)
+        });
+    }
+    for writer in &cluster.servers {
+        let name = format!("by-{writer}");
+        cluster
+            .at(writer)
+            .run(&["create", "configmap", &name, "--from-literal=a=b"]);
+        for reader in &cluster.servers {
+            let read = cluster
+                .at(reader)
+                .run(&["get", "configmap", &name, "-o", "jsonpath={.data.a}"]);
+            assert_eq!(read, "b", "written at {writer}, read at {reader}");
+        }
+    }
+}
+
+/// A Deployment runs on all nodes.
+pub fn a_deployment_runs(cluster: &Cluster) {
+    let kubectl = cluster.at(cluster.servers[1]);
+    kubectl.feed(&["apply", "-f", "-"], &WEB.replace("IMAGE", image::NAME));
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=120s"]);
+    let pods = cluster.pods(cluster.servers[0]);
+    assert_eq!(pods.len(), 4, "{pods:?}");
+    for node in AGENTS {
+        assert!(pods.iter().any(|pod| pod.contains(&format!(" {node} "))), "{pods:?}");
+    }
+}
+
+/// A watch begun at one server goes on at another, from the revision it has come to.
+pub fn a_watch_goes_on_at_another_server(cluster: &Cluster) {
+    let (here, there) = (&cluster.doors[0], &cluster.doors[1]);
+    now(async {
+        let from = here.revision().await.unwrap();
+        let mut watch = here.watch(from).await.unwrap();
+        let first = there.create("watched", 1).await.unwrap();
+        let seen = watch.next().await.unwrap().unwrap();
+        let last = crate::door::revision(&seen.object).unwrap();
+        assert_eq!(Some(last), crate::door::revision(&first.body));
+        drop(watch);
+        let second = here.update("watched", 2, last).await.unwrap();
+        let third = there.delete("watched").await.unwrap();
+        assert_eq!((second.code, third.code), (200, 200));
+        let mut watch = there.watch(last).await.unwrap();
+        let (second, third) = (watch.next().await.unwrap(), watch.next().await.unwrap());
+        let values = [second.unwrap(), third.unwrap()].map(|event| (event.kind, crate::door::value(&event.object)));
+        assert_eq!(
+            values,
+            [
+                (agent::api::WatchKind::Modified, Some(2)),
+                (agent::api::WatchKind::Deleted, Some(2))
+            ]
+        );
+    });
+}
+
+/// The leader is killed under load: nothing acknowledged is lost, agents go on, another one leads, and it comes back.
+pub fn the_leader_is_killed(cluster: &mut Cluster) {
+    until("somebody leads", || cluster.leader(cluster.servers[0]).is_some());
+    let dead = cluster.leader(cluster.servers[0]).unwrap();
+    let others = cluster.others(dead);
+    let before = cluster.pods(others[0]);
+    let load = Load::start(&cluster.doors, "killed");
+    let begun = Instant::now();
+    cluster.lab.end(dead, true);
+    load.goes_on(MOVE);
+    let started = agents_work(cluster, others[0], "after-the-kill");
+    let mut left = None;
+    let led = within(
+        TAKEOVER,
+        "another server leads, and the endpoints lose the dead one",
+        || {
+            if left.is_none() && others.iter().all(|name| cluster.endpoints(name) == others) {
+                left = Some(begun.elapsed());
+            }
+            left.is_some() && cluster.leader(others[0]).is_some_and(|leader| leader != dead)
+        },
+    );
+    // The node of a server that ran one is away with it; nobody else is.
+    let away = usize::from(dead == cluster.servers[0]);
+    assert!(cluster.ready_nodes(others[0]) >= 1 + AGENTS.len() - away);
+    assert_eq!(cluster.pods(others[0]), before);
+    cluster.start_server(dead);
+    until("the server is back", || cluster.endpoints(others[0]) == cluster.servers);
+    until("its node is ready", || cluster.ready_nodes(dead) == 1 + AGENTS.len());
+    load.goes_on(MOVE);
+    let verdict = load.end();
+    assert!(
+        verdict.doubts > 0,
+        "nothing was on its way when it was killed: {verdict:?}"
+    );
+    assert_eq!(cluster.pods(dead), before);
+    eprintln!(
+        "killed leader: agents worked after {started:?}, endpoints after {left:?}, lead {:?} later: {verdict:?}",
+        led
+    );
+}
+
+/// Every agent starts a pod that it is given through a server, and its status is seen there. Returns how long that took.
+pub fn agents_work(cluster: &Cluster, server: &str, name: &str) -> Duration {
+    let begun = Instant::now();
+    let kubectl = cluster.at(server);
+    for node in AGENTS {
+        let pod = serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("{name}-{node}")},
+            "spec": {
+                "nodeName": node, "terminationGracePeriodSeconds": 1,
+                "containers": [{"name": "c", "image": image::NAME, "command": ["sleep", "10000"]}],
+            },
+        });
+        kubectl.feed(&["apply", "-f", "-"], &pod.to_string());
+    }
+    for node in AGENTS {
+        let left = MOVE.saturating_sub(begun.elapsed()).as_secs().max(1);
+        let pod = format!("pod/{name}-{node}");
+        kubectl.run(&["wait", "--for=condition=Ready", &pod, &format!("--timeout={left}s")]);
+    }
+    let took = begun.elapsed();
+    for node in AGENTS {
+        kubectl.run(&["delete", "pod", &format!("{name}-{node}"), "--wait=false"]);
+    }
+    took
+}
+
+/// Without the fixed registration address nothing stops, and an agent that starts anew finds the servers it knows.
+pub fn the_load_balancer_is_taken_away(cluster: &mut Cluster) {
+    let server = cluster.servers[0];
+    let before = cluster.pods(server);
+    cluster.lab.end(FRONT, true);
+    agents_work(cluster, server, "without-the-front");
+    cluster.lab.end(AGENTS[0], true);
+    cluster.start_agent(AGENTS[0]);
+    agents_work(cluster, server, "after-a-restart");
+    assert_eq!(cluster.pods(server), before);
+    cluster.start_balancer();
+}
