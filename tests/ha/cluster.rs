@@ -107,6 +107,12 @@ impl Cluster {
             .start_program(FRONT, Path::new("/usr/sbin/haproxy"), &arguments);
     }
 
+    /// Ends everything in order; HAProxy knows no clean end.
+    pub fn stop(mut self) {
+        self.lab.end(FRONT, true);
+        self.lab.stop();
+    }
+
     /// kubectl at a server.
     pub fn at(&self, name: &str) -> &Kubectl {
         &self.kubectls[name]

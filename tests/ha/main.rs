@@ -35,7 +35,7 @@ fn on_postgresql_a_cluster_survives() {
     outage::the_datastore_is_away(&mut cluster, Away::Paused);
     outage::the_leader_is_cut_off(&mut cluster, Cut::Stalled);
     outage::the_leader_is_cut_off(&mut cluster, Cut::FromDatastore);
-    cluster.lab.stop();
+    cluster.stop();
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn on_mariadb_a_cluster_survives() {
     steps::the_leader_is_killed(&mut cluster);
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
     outage::the_leader_is_cut_off(&mut cluster, Cut::Stalled);
-    cluster.lab.stop();
+    cluster.stop();
 }
 
 #[test]
@@ -64,5 +64,5 @@ fn on_etcd_a_cluster_survives() {
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
     outage::the_datastore_is_away(&mut cluster, Away::Paused);
     outage::the_leader_is_cut_off(&mut cluster, Cut::FromDatastore);
-    cluster.lab.stop();
+    cluster.stop();
 }

@@ -1,7 +1,8 @@
 //! A PostgreSQL server.
 
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 
@@ -73,7 +74,10 @@ impl SqlServer for Postgres {
             arguments.extend(["-c", setting]);
         }
         let mut server = Server::start(&program("postgres"), &arguments, &log, Signal::SIGQUIT);
-        server.wait_until(&log, || TcpStream::connect((self.address, self.port)).is_ok());
+        // It listens long before it has recovered from what was done to it.
+        let mut asking = Command::new(program("pg_isready"));
+        asking.args(["-q", "-h", &self.address.to_string(), "-p", &self.port.to_string()]);
+        server.wait_until(&log, || asking.status().is_ok_and(|status| status.success()));
         self.server = Some(server);
     }
 
