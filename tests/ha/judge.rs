@@ -23,6 +23,21 @@ pub struct Verdict {
     pub interruptions: Vec<(String, usize)>,
 }
 
+impl Verdict {
+    /// Watches that ended.
+    pub fn broken(&self) -> usize {
+        self.interruptions.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Holds it against a run that proves nothing: one without work, or one whose clients noticed nothing.
+    pub fn means_something(&self) {
+        assert!(self.acknowledged > 0, "nothing was written: {self:?}");
+        assert!(self.happened <= self.doubts, "more happened than could: {self:?}");
+        let felt = self.doubts + self.refusals + self.stale + self.broken();
+        assert!(felt > 0, "nobody noticed that anything broke: {self:?}");
+    }
+}
+
 /// Judges the load of one phase.
 pub fn judge(phase: &str, deeds: &[Deeds], views: &[View]) -> Verdict {
     let ours = |view: &View| -> Vec<Sight> {

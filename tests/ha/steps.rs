@@ -133,10 +133,7 @@ pub fn the_leader_is_killed(cluster: &mut Cluster) {
     until("its node is ready", || cluster.ready_nodes(dead) == 1 + AGENTS.len());
     load.goes_on(MOVE);
     let verdict = load.end();
-    assert!(
-        verdict.doubts > 0,
-        "nothing was on its way when it was killed: {verdict:?}"
-    );
+    verdict.means_something();
     assert_eq!(cluster.pods(dead), before);
     eprintln!(
         "killed leader: agents worked after {started:?}, endpoints after {left:?}, lead {:?} later: {verdict:?}",
