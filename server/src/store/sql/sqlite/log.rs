@@ -19,7 +19,7 @@ use super::table::{self, Mark, NewLine, Table, open_error};
 use super::wal::{self, Rest};
 use super::{OpenError, Reply, place, schedule};
 
-/// Revisions that volatile writes may use between two writes of the mark.
+/// Revisions that volatile writes may use between two writes of the mark; more than one commit has.
 const BLOCK: u64 = 1000;
 /// Volatile state reaches the disk this often, and sooner when it grows. A box's flash is worth more than a heartbeat.
 const FLUSH_EVERY: Duration = Duration::from_secs(30 * 60);
@@ -116,9 +116,15 @@ impl Log {
             .map_err(error)?;
         let mut reserved = table.mark(Mark::Reserved).map_err(error)?;
         let mut revision = newest.max(reserved);
-        if torn == Rest::Lost {
+        let jump = match torn {
+            Rest::Nothing => 0,
+            // That commit was never acknowledged, or it is lost: either way its revisions are not handed out again.
+            Rest::Begun => BLOCK,
             // Writes up to who knows where have been acknowledged.
-            revision = Revision::new(revision.get().saturating_add(JUMP));
+            Rest::Lost => JUMP,
+        };
+        if jump > 0 {
+            revision = Revision::new(revision.get().saturating_add(jump));
             reserved = revision;
             table.begin_after(revision).map_err(|problem| OpenError::Sql {
                 path: path.to_owned(),

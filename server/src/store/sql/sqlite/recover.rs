@@ -118,7 +118,7 @@ pub fn open(path: &Path) -> Result<(Log, Option<Repair>), OpenError> {
 /// SQLite writes over what it does not take from its own log: that is copied first.
 fn keep_torn(path: &Path) -> io::Result<Option<PathBuf>> {
     match wal::examine(&place::with(path, "-wal"))? {
-        Rest::Nothing => Ok(None),
+        Rest::Nothing | Rest::Begun => Ok(None),
         Rest::Lost => place::copy_log_aside(path),
     }
 }
@@ -184,7 +184,7 @@ fn from_itself(path: &Path, next: &Path) -> (bool, Option<Revision>) {
     let mut seen = None;
     let whole = match copied() {
         Ok(rest) => match read_back(&copy, next, &mut seen) {
-            Ok(true) => rest == Rest::Nothing,
+            Ok(true) => rest != Rest::Lost,
             Ok(false) => false,
             Err(problem) => {
                 warn!(error = %problem, "not every row of the damaged datastore can be read");

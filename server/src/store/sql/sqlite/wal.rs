@@ -22,6 +22,9 @@ const AGES: u32 = 1 << 16;
 pub enum Rest {
     /// Nothing that belongs to this log.
     Nothing,
+    /// The beginning of a commit that was cut short. A process that was killed leaves that; so does damage to the very last
+    /// commit, and nothing tells them apart.
+    Begun,
     /// Something was written there that cannot be read any more. It may have been acknowledged.
     Lost,
 }
@@ -57,12 +60,11 @@ fn walk(mut log: impl Read) -> io::Result<Rest> {
         return Ok(Rest::Lost);
     };
     let mut frame = vec![0; FRAME + size];
-    // Frames that can be read and that no commit follows are lost, too.
-    let (mut readable, mut open) = (true, false);
+    let (mut readable, mut rest) = (true, Rest::Nothing);
     loop {
         let found = fill(&mut log, &mut frame)?;
         if found < 16 {
-            return Ok(if open { Rest::Lost } else { Rest::Nothing });
+            return Ok(rest);
         }
         let theirs = (word(&frame, 8), word(&frame, 12));
         if readable && found == frame.len() && theirs == salts {
@@ -70,14 +72,21 @@ fn walk(mut log: impl Read) -> io::Result<Rest> {
             let next = checksum(little, next, frame.get(FRAME..).unwrap_or_default());
             if next == (word(&frame, 16), word(&frame, 20)) {
                 sum = next;
-                open = word(&frame, 4) == 0;
+                rest = match word(&frame, 4) {
+                    0 => Rest::Begun,
+                    _ => Rest::Nothing,
+                };
                 continue;
             }
         }
-        readable = false;
-        if open || !is_older(theirs, salts) {
-            return Ok(Rest::Lost);
+        if !is_older(theirs, salts) {
+            // One that was being written is the last one; what comes behind another was written after it.
+            if !readable {
+                return Ok(Rest::Lost);
+            }
+            rest = Rest::Begun;
         }
+        readable = false;
     }
 }
 
@@ -158,11 +167,13 @@ mod tests {
     #[test]
     fn a_byte_changed_anywhere_is_noticed() {
         let log = log();
+        let last = log.len() - FRAME - 4096;
         for at in (0..log.len()).step_by(61) {
             // The sequence number of checkpoints and what follows it is under the header's sum as well.
             let mut changed = log.clone();
             changed[at] ^= 0x10;
-            assert_eq!(walk(changed.as_slice()).unwrap(), Rest::Lost, "byte {at}");
+            let wanted = if at < last { Rest::Lost } else { Rest::Begun };
+            assert_eq!(walk(changed.as_slice()).unwrap(), wanted, "byte {at}");
         }
     }
 
@@ -170,7 +181,7 @@ mod tests {
     fn a_log_that_was_cut_is_noticed_unless_the_cut_is_between_commits() {
         let log = log();
         let frame = FRAME + 4096;
-        let lost = |length: usize| walk(&log[..length]).unwrap() == Rest::Lost;
+        let lost = |length: usize| walk(&log[..length]).unwrap() != Rest::Nothing;
         assert!(lost(20));
         assert!(!lost(HEADER));
         for length in (HEADER + 1..log.len()).step_by(61) {
