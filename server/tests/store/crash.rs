@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -51,6 +51,9 @@ fn fifty_kills_lose_no_durable_write_and_repeat_no_revision() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+/// A start on a slow, busy machine; it only ends a hopeless wait.
+const OPENING: Duration = Duration::from_secs(60);
+
 /// Starts a child, kills it after a while that differs from round to round, and returns the whole lines it wrote.
 fn one_life(file: &Path, round: u64) -> Vec<String> {
     let mut child = Running(
@@ -66,6 +69,7 @@ fn one_life(file: &Path, round: u64) -> Vec<String> {
             .unwrap(),
     );
     let mut output = BufReader::new(child.0.stdout.take().unwrap());
+    let (opened, is_open) = mpsc::channel();
     let reader = thread::spawn(move || {
         let mut lines = Vec::new();
         loop {
@@ -74,13 +78,18 @@ fn one_life(file: &Path, round: u64) -> Vec<String> {
             if output.read_line(&mut line).unwrap() == 0 || !line.ends_with('\n') {
                 return lines;
             }
+            if line.contains("open ") {
+                // Nobody waits for that of one that dies early.
+                let _ = opened.send(());
+            }
             lines.push(line);
         }
     });
-    // Every fifth dies early, perhaps while it opens the file.
+    // Every fifth dies early, perhaps while it opens the file; the others have time to write, however long that took.
     let life = if round % 5 == 4 {
         round * 7 % 60
     } else {
+        is_open.recv_timeout(OPENING).unwrap();
         100 + round * 37 % 150
     };
     thread::sleep(Duration::from_millis(life));
