@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use super::inhabitants;
 use crate::run;
 
 /// What any step of a cluster may take on a slow, busy machine. Nothing is timed here; this only ends a hopeless wait.
@@ -243,15 +244,9 @@ impl Drop for Lab {
                 eprintln!("---- end of the log of {}\n{}", host.name, last.join("\n"));
             }
         }
-        // Pods outlive their agent: whatever still has one of our namespaces ends here.
+        // Pods outlive their agent.
         for host in &self.hosts {
-            let left = Command::new("ip").args(["netns", "pids", &host.name]).output();
-            let left = left
-                .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
-                .unwrap_or_default();
-            for pid in left.split_whitespace() {
-                let _ = Command::new("kill").args(["-KILL", pid]).status();
-            }
+            inhabitants::end(host.holder.id());
         }
         for host in &mut self.hosts {
             let _ = host.holder.kill();

@@ -12,6 +12,7 @@
 mod faults;
 mod host;
 pub mod image;
+mod inhabitants;
 mod kubectl;
 
 pub use faults::BACKYARD;
