@@ -49,6 +49,7 @@ fn on_mariadb_a_cluster_survives() {
     steps::the_leader_is_killed(&mut cluster);
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
     outage::the_leader_is_cut_off(&mut cluster, Cut::Stalled);
+    outage::an_agent_is_cut_off_from_a_server(&cluster);
     cluster.stop();
 }
 
