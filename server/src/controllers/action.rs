@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agent::wire::object::{Meta, text};
+use agent::wire::object::{Meta, set, text};
 use agent::wire::time;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -101,6 +101,22 @@ impl Plan {
     pub fn after(&mut self, delay: Duration) {
         self.again = Some(self.again.map_or(delay, |again| again.min(delay)));
     }
+
+    /// What is merged into statuses, with what it is good for.
+    #[cfg(test)]
+    pub fn status_changes(&self) -> Vec<&Value> {
+        fn of(action: &Action) -> Option<&Value> {
+            match action {
+                Action::Patch {
+                    subresource: Some("status"),
+                    patch: Patch::Strategic(change),
+                    ..
+                } => Some(change),
+                _ => None,
+            }
+        }
+        self.actions.iter().filter_map(of).collect()
+    }
 }
 
 impl Action {
@@ -120,16 +136,42 @@ impl Action {
         }
     }
 
-    /// Merges `change` into the object.
+    /// Merges these members into the status of the object, lists by their keys, if it is still as it was seen.
+    pub fn merge_status(what: What, meta: &Meta, status: Value) -> Self {
+        Self::Patch {
+            what,
+            at: (meta.namespace.clone(), meta.name.clone()),
+            subresource: Some("status"),
+            patch: status_patch(meta, status),
+        }
+    }
+
+    /// Merges `change` into the object, if it is still as it was seen.
     pub fn merge(what: What, meta: &Meta, change: Value) -> Self {
         let at = (meta.namespace.clone(), meta.name.clone());
         Self::Patch {
             what,
             at,
             subresource: None,
-            patch: Patch::Merge(change),
+            patch: Patch::Merge(if_as_seen(meta, change)),
         }
     }
+}
+
+/// The patch that merges these members into a status, lists by their keys, if the object is still as it was seen.
+pub fn status_patch(meta: &Meta, status: Value) -> Patch {
+    Patch::Strategic(if_as_seen(meta, json!({ "status": status })))
+}
+
+/// What was concluded from one state must not be done to a newer one, nor to another object of the name.
+fn if_as_seen(meta: &Meta, mut change: Value) -> Value {
+    set(&mut change, &["metadata", "uid"], meta.uid.clone());
+    set(
+        &mut change,
+        &["metadata", "resourceVersion"],
+        meta.resource_version.clone(),
+    );
+    change
 }
 
 /// A reference to an object, as Events carry it.
@@ -238,6 +280,26 @@ mod tests {
             note("a").event(Timestamp::UNIX_EPOCH)["firstTimestamp"],
             "1970-01-01T00:00:00Z"
         );
+    }
+
+    #[test]
+    fn a_change_is_merged_only_into_the_object_that_was_seen() {
+        let pod = json!({"metadata": {"name": "p", "namespace": "default", "uid": "u", "resourceVersion": "7"}});
+        let meta = Meta::of(&pod);
+        let mut plan = Plan::default();
+        plan.push(Action::merge_status(What::PODS, &meta, json!({"phase": "Failed"})));
+        let status = json!({"metadata": {"uid": "u", "resourceVersion": "7"}, "status": {"phase": "Failed"}});
+        assert_eq!(plan.status_changes(), [&status]);
+        let labels = json!({"metadata": {"labels": {"a": "b"}}});
+        let Action::Patch {
+            patch: Patch::Merge(change),
+            ..
+        } = Action::merge(What::PODS, &meta, labels)
+        else {
+            panic!("no merge")
+        };
+        let whole = json!({"metadata": {"uid": "u", "resourceVersion": "7", "labels": {"a": "b"}}});
+        assert_eq!(change, whole);
     }
 
     #[test]

@@ -114,7 +114,7 @@ fn claim(plan: &mut Plan, deployment: &Value, selector: &Labels, sets: Vec<Value
             None if selects(selector, &meta) && !terminating(&meta) && !terminating(&owner) => {
                 let mut owners = list(&one, &["metadata", "ownerReferences"]).to_vec();
                 owners.push(controller_reference(deployment));
-                let change = json!({"metadata": {"uid": meta.uid, "ownerReferences": owners}});
+                let change = json!({"metadata": {"ownerReferences": owners}});
                 plan.push(Action::merge(What::REPLICA_SETS, &meta, change));
                 ours.push(one);
             }
@@ -292,10 +292,7 @@ fn scale_to(plan: &mut Plan, deployment: &Value, one: &Value, to: i64) {
     }
     let meta = Meta::of(one);
     let change = json!({
-        "metadata": {
-            "resourceVersion": meta.resource_version,
-            "annotations": {DESIRED: limits.wanted.to_string(), MOST: limits.most().to_string()},
-        },
+        "metadata": {"annotations": {DESIRED: limits.wanted.to_string(), MOST: limits.most().to_string()}},
         "spec": {"replicas": to},
     });
     plan.push(Action::merge(What::REPLICA_SETS, &meta, change));

@@ -172,17 +172,13 @@ fn delete_dependents(plan: &mut Plan, world: &dyn World, uid: &str) -> bool {
 fn disown(what: What, object: &Value, uid: &str) -> Action {
     let meta = Meta::of(object);
     let kept: Vec<&OwnerReference> = meta.owner_references.iter().filter(|owner| owner.uid != uid).collect();
-    let change = json!({"metadata": {"resourceVersion": meta.resource_version, "ownerReferences": kept}});
+    let change = json!({"metadata": {"ownerReferences": kept}});
     Action::merge(what, &meta, change)
 }
 
 fn without_finalizer(what: What, meta: &Meta, finalizer: &str) -> Action {
     let kept: Vec<&String> = meta.finalizers.iter().filter(|one| *one != finalizer).collect();
-    Action::merge(
-        what,
-        meta,
-        json!({"metadata": {"resourceVersion": meta.resource_version, "finalizers": kept}}),
-    )
+    Action::merge(what, meta, json!({"metadata": {"finalizers": kept}}))
 }
 
 #[cfg(test)]

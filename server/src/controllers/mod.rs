@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use crate::cache::Cache;
 use crate::request::{Api, Client, User};
 
-pub use action::{Note, reference};
+pub use action::{Note, reference, status_patch};
 pub use runner::tell;
 
 /// What controllers need to know of the cluster.

@@ -23,7 +23,7 @@ use super::action::{Action, Note, Plan, reference};
 use super::replicaset::ready;
 use super::runner::{Controller, Source};
 use super::world::{Key, World};
-use crate::request::{Patch, What};
+use crate::request::What;
 
 pub use evict::TaintEviction;
 pub use orphan::PodGarbage;
@@ -138,12 +138,8 @@ fn lose(plan: &mut Plan, node: &Value, now: Timestamp) {
         return;
     }
     let meta = Meta::of(node);
-    plan.push(Action::Patch {
-        what: What::NODES,
-        at: (String::new(), meta.name.clone()),
-        subresource: Some("status"),
-        patch: Patch::Strategic(json!({"status": {"conditions": unknown}})),
-    });
+    let status = json!({"conditions": unknown});
+    plan.push(Action::merge_status(What::NODES, &meta, status));
     plan.push(Action::Event(Note {
         kind: "Normal",
         reason: "NodeNotReady",
@@ -184,12 +180,8 @@ fn mark_pods(plan: &mut Plan, pods: &[Value], now: Timestamp) {
         let mut condition = json!({"type": "Ready"});
         set(&mut condition, &["status"], "False");
         set(&mut condition, &["lastTransitionTime"], time::seconds(now));
-        plan.push(Action::Patch {
-            what: What::PODS,
-            at: (meta.namespace.clone(), meta.name.clone()),
-            subresource: Some("status"),
-            patch: Patch::Strategic(json!({"status": {"conditions": [condition]}})),
-        });
+        let status = json!({"conditions": [condition]});
+        plan.push(Action::merge_status(What::PODS, &meta, status));
         plan.push(Action::Event(Note {
             kind: "Warning",
             reason: "NodeNotReady",
@@ -207,7 +199,7 @@ mod tests {
 
     fn node(ready: &str) -> Value {
         json!({
-            "apiVersion": "v1", "kind": "Node", "metadata": {"name": "edge", "uid": "u"}, "spec": {},
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": "edge", "uid": "u", "resourceVersion": "7"}, "spec": {},
             "status": {"conditions": [{"type": "Ready", "status": ready, "lastHeartbeatTime": "2026-11-25T11:00:00Z"}]},
         })
     }
@@ -221,17 +213,12 @@ mod tests {
     }
 
     fn statuses(plan: &Plan) -> Vec<&Value> {
-        let of = |action: &'_ Action| match action {
-            Action::Patch {
-                subresource: Some("status"),
-                patch: Patch::Strategic(change),
-                ..
-            } => Some(change.clone()),
-            _ => None,
-        };
-        let found: Vec<Value> = plan.actions.iter().filter_map(of).collect();
-        Vec::leak(found)
-            .iter()
+        let changes = plan.status_changes();
+        for change in &changes {
+            assert_eq!(change["metadata"], json!({"uid": "u", "resourceVersion": "7"}));
+        }
+        changes
+            .into_iter()
             .map(|change| &change["status"]["conditions"])
             .collect()
     }
@@ -265,7 +252,8 @@ mod tests {
     #[test]
     fn pods_of_a_node_that_is_not_ready_are_not_ready() {
         let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": {"nodeName": "edge"},
+            "apiVersion": "v1", "kind": "Pod", "spec": {"nodeName": "edge"},
+            "metadata": {"name": "p", "namespace": "default", "uid": "u", "resourceVersion": "7"},
             "status": {"conditions": [{"type": "Ready", "status": "True"}]},
         });
         let objects = Objects::new(vec![(What::NODES, node("False")), (What::PODS, pod)]);

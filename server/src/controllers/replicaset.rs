@@ -188,11 +188,7 @@ fn adopt(pod: &Value, set: &Value) -> Action {
     let meta = Meta::of(pod);
     let mut owners = list(pod, &["metadata", "ownerReferences"]).to_vec();
     owners.push(controller_reference(set));
-    Action::merge(
-        What::PODS,
-        &meta,
-        json!({"metadata": {"uid": meta.uid, "ownerReferences": owners}}),
-    )
+    Action::merge(What::PODS, &meta, json!({"metadata": {"ownerReferences": owners}}))
 }
 
 fn release(pod: &Meta, owner_uid: &str) -> Action {
@@ -201,11 +197,7 @@ fn release(pod: &Meta, owner_uid: &str) -> Action {
         .iter()
         .filter(|owner| owner.uid != owner_uid)
         .collect();
-    Action::merge(
-        What::PODS,
-        pod,
-        json!({"metadata": {"uid": pod.uid, "ownerReferences": others}}),
-    )
+    Action::merge(What::PODS, pod, json!({"metadata": {"ownerReferences": others}}))
 }
 
 /// Neither finished nor going.

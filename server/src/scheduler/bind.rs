@@ -17,9 +17,11 @@ use super::score::choose;
 use super::state::State;
 use super::wish::Wish;
 use crate::cache::{ChangeKind, Filter, From, Watch, WatchEvent};
-use crate::controllers::{Note, reference, tell};
-use crate::request::{Client, Patch, What};
+use crate::controllers::{Note, reference, status_patch, tell};
+use crate::request::{Client, What};
 
+/// How often somebody else may be quicker at a pod's status; what is not said then is said by the Event alone.
+const RACES: usize = 3;
 /// Bindings on their way at once.
 const BINDINGS: usize = 64;
 /// Between two tries to open the watches.
@@ -218,15 +220,14 @@ async fn announce(client: Client, wish: Wish) {
 
 /// Says in the pod's conditions and in an Event why it has no node; again only when the reason is another.
 async fn explain(client: Client, meta: Meta, message: String) {
-    let Ok(pod) = client.get(What::PODS, &meta.namespace, &meta.name).await else {
-        return;
-    };
-    let told = list(&pod, &["status", "conditions"]).iter().any(|one| {
-        text(one, &["type"]) == "PodScheduled"
-            && text(one, &["status"]) == "False"
-            && text(one, &["message"]) == message
-    });
-    if !told && text(&pod, &["spec", "nodeName"]).is_empty() {
+    for _ in 0..RACES {
+        let Ok(pod) = client.get(What::PODS, &meta.namespace, &meta.name).await else {
+            return;
+        };
+        let seen = Meta::of(&pod);
+        if seen.uid != meta.uid || !text(&pod, &["spec", "nodeName"]).is_empty() || says(&pod, &message) {
+            break;
+        }
         let condition = json!({
             "type": "PodScheduled",
             "status": "False",
@@ -234,12 +235,18 @@ async fn explain(client: Client, meta: Meta, message: String) {
             "message": message,
             "lastTransitionTime": time::seconds(Timestamp::now()),
         });
-        let change = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
+        // Not of a pod that was bound meanwhile, nor of another one of its name.
+        let change = status_patch(&seen, json!({"conditions": [condition]}));
         let patched = client
             .patch(What::PODS, &meta.namespace, &meta.name, Some("status"), change)
             .await;
-        if let Err(status) = patched {
-            debug!(pod = %meta.name, error = %status, "could not say why the pod has no node");
+        match patched {
+            Err(status) if status.is(Reason::Conflict) => {}
+            Err(status) => {
+                debug!(pod = %meta.name, error = %status, "could not say why the pod has no node");
+                break;
+            }
+            Ok(_) => break,
         }
     }
     tell(
@@ -248,6 +255,15 @@ async fn explain(client: Client, meta: Meta, message: String) {
         Timestamp::now(),
     )
     .await;
+}
+
+/// Whether the pod's conditions give this reason already.
+fn says(pod: &Value, message: &str) -> bool {
+    list(pod, &["status", "conditions"]).iter().any(|one| {
+        text(one, &["type"]) == "PodScheduled"
+            && text(one, &["status"]) == "False"
+            && text(one, &["message"]) == message
+    })
 }
 
 fn note(meta: &Meta, kind: &'static str, reason: &'static str, message: String) -> Note {

@@ -17,7 +17,7 @@ use super::super::action::{Action, Note, Plan, reference};
 use super::super::runner::{Controller, Source};
 use super::super::world::{Key, World, terminating};
 use super::pods_and_their_nodes;
-use crate::request::{Patch, What};
+use crate::request::What;
 
 /// The controller.
 #[derive(Debug, Default)]
@@ -79,13 +79,6 @@ impl TaintEviction {
 
 fn evict(plan: &mut Plan, pod: &Value, world: &dyn World) {
     let meta = Meta::of(pod);
-    plan.push(Action::Event(Note {
-        kind: "Normal",
-        reason: "TaintManagerEviction",
-        message: format!("Marking for deletion Pod {}/{}", meta.namespace, meta.name),
-        about: reference(pod),
-        component: "taint-eviction-controller",
-    }));
     let condition = json!({
         "type": "DisruptionTarget",
         "status": "True",
@@ -93,12 +86,16 @@ fn evict(plan: &mut Plan, pod: &Value, world: &dyn World) {
         "message": "Taint manager: deleting due to NoExecute taint",
         "lastTransitionTime": time::seconds(world.now()),
     });
-    plan.push(Action::Patch {
-        what: What::PODS,
-        at: (meta.namespace.clone(), meta.name.clone()),
-        subresource: Some("status"),
-        patch: Patch::Strategic(json!({"status": {"conditions": [condition]}})),
-    });
+    let status = json!({"conditions": [condition]});
+    plan.push(Action::merge_status(What::PODS, &meta, status));
+    // After what may find that the pod has moved on.
+    plan.push(Action::Event(Note {
+        kind: "Normal",
+        reason: "TaintManagerEviction",
+        message: format!("Marking for deletion Pod {}/{}", meta.namespace, meta.name),
+        about: reference(pod),
+        component: "taint-eviction-controller",
+    }));
     plan.push(Action::delete(What::PODS, pod));
 }
 
@@ -110,7 +107,7 @@ mod tests {
     fn world(tolerations: Value) -> Objects {
         let node = json!({"metadata": {"name": "edge"}, "spec": {"taints": [{"key": "k", "effect": "NoExecute"}]}});
         let pod = json!({
-            "metadata": {"name": "p", "namespace": "default", "uid": "u"},
+            "metadata": {"name": "p", "namespace": "default", "uid": "u", "resourceVersion": "7"},
             "spec": {"nodeName": "edge", "tolerations": tolerations},
         });
         Objects::new(vec![(What::NODES, node), (What::PODS, pod)])
@@ -138,7 +135,12 @@ mod tests {
         world.uptime += Duration::from_secs(299);
         assert!(!deletes(&plan(&controller, &world)));
         world.uptime += Duration::from_secs(1);
-        assert!(deletes(&plan(&controller, &world)));
+        let plan = plan(&controller, &world);
+        assert!(deletes(&plan), "{plan:?}");
+        assert_eq!(
+            plan.status_changes()[0]["metadata"],
+            json!({"uid": "u", "resourceVersion": "7"})
+        );
     }
 
     #[test]

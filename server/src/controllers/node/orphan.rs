@@ -16,7 +16,7 @@ use super::super::action::{Action, Deletion, Plan};
 use super::super::runner::{Controller, Source};
 use super::super::world::{Key, World};
 use super::pods_and_their_nodes;
-use crate::request::{Patch, What};
+use crate::request::What;
 
 const QUARANTINE: Duration = Duration::from_secs(40);
 
@@ -69,12 +69,8 @@ fn remove(plan: &mut Plan, pod: &Value, world: &dyn World) {
             "message": "PodGC: node no longer exists",
             "lastTransitionTime": time::seconds(world.now()),
         });
-        plan.push(Action::Patch {
-            what: What::PODS,
-            at: (meta.namespace.clone(), meta.name.clone()),
-            subresource: Some("status"),
-            patch: Patch::Strategic(json!({"status": {"phase": "Failed", "conditions": [condition]}})),
-        });
+        let status = json!({"phase": "Failed", "conditions": [condition]});
+        plan.push(Action::merge_status(What::PODS, &meta, status));
     }
     plan.push(Action::Delete {
         what: What::PODS,
@@ -90,7 +86,8 @@ mod tests {
 
     #[test]
     fn a_pod_outlives_its_node_by_the_quarantine_only() {
-        let pod = json!({"metadata": {"name": "p", "namespace": "default", "uid": "u"}, "spec": {"nodeName": "gone"}});
+        let pod = json!({"metadata": {"name": "p", "namespace": "default", "uid": "u", "resourceVersion": "7"},
+            "spec": {"nodeName": "gone"}});
         let mut world = Objects::new(vec![(What::PODS, pod)]);
         let controller = PodGarbage::default();
         let key = Key {
@@ -103,6 +100,10 @@ mod tests {
         assert!(
             matches!(plan.actions.last(), Some(Action::Delete { how: Deletion::Now, .. })),
             "{plan:?}"
+        );
+        assert_eq!(
+            plan.status_changes()[0]["metadata"],
+            json!({"uid": "u", "resourceVersion": "7"})
         );
         let node = json!({"metadata": {"name": "gone"}});
         world.objects.push((What::NODES, node));

@@ -78,7 +78,7 @@ impl Controller for NodeRanges {
             Some(share) => {
                 let meta = Meta::of(&node);
                 let spec = json!({"podCIDR": share, "podCIDRs": [share]});
-                let change = json!({"metadata": {"resourceVersion": meta.resource_version}, "spec": spec});
+                let change = json!({ "spec": spec });
                 plan.push(Action::merge(What::NODES, &meta, change));
             }
             None => plan.push(Action::Event(Note {

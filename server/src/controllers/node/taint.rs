@@ -39,7 +39,7 @@ pub fn put(plan: &mut Plan, node: &Value, ready: &str, now: Timestamp) {
     let taints: Vec<Taint> = kept.cloned().chain(stamped).collect();
     if taints != present {
         let meta = Meta::of(node);
-        let change = json!({"metadata": {"resourceVersion": meta.resource_version}, "spec": {"taints": taints}});
+        let change = json!({"spec": {"taints": taints}});
         plan.push(Action::merge(What::NODES, &meta, change));
     }
 }
