@@ -26,6 +26,8 @@ pub struct Attempt {
     pub attempt: u32,
     /// 64 hexadecimal digits.
     pub id: String,
+    /// Of the image it was made of, as the pod wrote it then: a pod's image may be changed afterwards.
+    pub image: String,
     /// `sha256:...`.
     pub image_id: String,
     /// Its process lives.
@@ -52,6 +54,7 @@ impl Attempt {
             container: it.name.clone(),
             attempt: it.attempt,
             id: it.id.clone(),
+            image: it.image.clone(),
             image_id: it.image_id.clone(),
             running: it.status == RunStatus::Running,
             exit_code: it.exit_code,

@@ -177,7 +177,7 @@ fn container_status(facts: &Facts<'_>, it: &Container, before: &PodStatus, initi
         last_state,
         ready: now.running && note.ready,
         restart_count: now.attempt,
-        image: it.image.clone(),
+        image: now.image.clone(),
         image_id: now.image_id.clone(),
         container_id: container_id(&now.id),
         started: now.running && note.started,

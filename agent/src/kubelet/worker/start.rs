@@ -216,6 +216,7 @@ impl Worker {
                 care.refused = Some(Attempt {
                     container: it.name.clone(),
                     attempt: number,
+                    image: it.image.clone(),
                     exit_code: START_ERROR_CODE,
                     started: wall,
                     finished: wall,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{about, exec, named, one, seconds};
-use crate::kubelet::testing::node::Rig;
+use crate::kubelet::testing::node::{Rig, path};
 use crate::runtime::Status;
 
 #[tokio::test(start_paused = true)]
@@ -257,4 +257,23 @@ async fn a_sandbox_that_is_nobodys_is_swept_away() {
     rig.until("it is gone", |rig| rig.fake.state("old").is_none()).await;
     rig.until_gone("old").await;
     assert!(rig.fake.state("web").is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_names_the_image_that_runs_and_not_the_one_that_is_asked_for_now() {
+    let rig = Rig::start();
+    rig.run("web", one("Always", json!({})));
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    rig.fake.images.lock().unwrap().insert("j".into());
+    let mut pod = rig.pod("web");
+    pod["spec"]["containers"][0]["image"] = json!("j");
+    pod["metadata"]["generation"] = json!(2);
+    rig.api.put(&path("web"), pod);
+    rig.until("it is seen", |rig| rig.pod("web")["status"]["observedGeneration"] == 2)
+        .await;
+    assert_eq!(rig.container("web", "c")["image"], "i");
+    rig.fake.end("web", "c", 1);
+    rig.until("it is started again", |rig| rig.restarts("web", "c") == 1)
+        .await;
+    assert_eq!(rig.container("web", "c")["image"], "j");
 }
