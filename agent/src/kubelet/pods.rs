@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
@@ -110,12 +109,19 @@ impl Pods {
         }
     }
 
-    /// Takes a pod of the API; its uid, if it is one.
+    /// Takes a pod of the API; its uid, if it is one of this node. What of it runs goes on when it can no longer be read.
     fn set(&mut self, mut object: Value) -> Option<String> {
-        if let Err(error) = Pod::deserialize(&object) {
-            self.refuse(&object, &error);
+        let own = &self.host.settings.node_name;
+        if object::text(&object, &["spec", "nodeName"]) != own {
+            return None;
         }
-        let pod = Pod::of(&object).filter(|pod| pod.spec.node_name == self.host.settings.node_name)?;
+        let pod = match Pod::read(&object) {
+            Ok(pod) => pod?,
+            Err(error) => {
+                self.refuse(&object, &error);
+                return Some(object::text(&object, &["metadata", "uid"]).to_owned());
+            }
+        };
         let uid = pod.meta.uid.clone();
         if self.done.contains(&uid) {
             return Some(uid);
@@ -143,9 +149,6 @@ impl Pods {
 
     /// Says that a pod cannot be run because it cannot be read: it would wait without a word otherwise.
     fn refuse(&self, object: &Value, error: &serde_json::Error) {
-        if object::text(object, &["spec", "nodeName"]) != self.host.settings.node_name {
-            return;
-        }
         let name = object::text(object, &["metadata", "name"]);
         tracing::warn!(pod = name, %error, "a pod cannot be read and is not run");
         let text = format!("this agent cannot read the pod: {error}; correct the field and create the pod again");

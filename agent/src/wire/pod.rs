@@ -500,8 +500,16 @@ fn is_zero_i32(number: &i32) -> bool {
 impl Pod {
     /// Reads a pod; `None` when it is no pod at all (no name or no uid).
     pub fn of(object: &Value) -> Option<Self> {
-        let pod = Self::deserialize(object).ok()?;
-        (!pod.meta.name.is_empty() && !pod.meta.uid.is_empty()).then_some(pod)
+        Self::read(object).ok().flatten()
+    }
+
+    /// As [`Pod::of`], with what is wrong with a pod that cannot be read.
+    ///
+    /// # Errors
+    /// The field that cannot be read.
+    pub fn read(object: &Value) -> Result<Option<Self>, serde_json::Error> {
+        let pod = Self::deserialize(object)?;
+        Ok((!pod.meta.name.is_empty() && !pod.meta.uid.is_empty()).then_some(pod))
     }
 
     /// `namespace/name`, for logs.

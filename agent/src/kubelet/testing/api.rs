@@ -199,9 +199,10 @@ impl Api for FakeApi {
             let mut object = state.find(path)?;
             let uid = text(&object, &["metadata", "uid"]).to_owned();
             if !matches!(text(body, &["metadata", "uid"]), wanted if wanted == uid || wanted.is_empty()) {
+                let asked = text(body, &["metadata", "uid"]);
                 return Err(ApiFailure::Status(Status::failure(
                     Reason::Conflict,
-                    "another pod of that name",
+                    format!("Precondition failed: UID in precondition: {asked}, UID in object meta: {uid}"),
                 )));
             }
             *state.patches.entry(uid).or_default() += 1;

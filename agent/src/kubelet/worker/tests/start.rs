@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{about, exec, named, one, seconds};
-use crate::kubelet::testing::node::Rig;
+use crate::kubelet::testing::node::{Rig, path};
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_starts_and_is_told_of_once() {
@@ -277,6 +277,25 @@ async fn a_pod_that_cannot_be_read_is_told_of() {
     })
     .await;
     assert_eq!(rig.started(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_can_no_longer_be_read_runs_on() {
+    let mut rig = Rig::start();
+    rig.run("web", one("Always", json!({})));
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    let mut pod = rig.pod("web");
+    pod["spec"]["terminationGracePeriodSeconds"] = json!("soon");
+    rig.api.put(&path("web"), pod);
+    rig.until("it is told", |rig| {
+        rig.api.events().contains(&"FailedToRead".to_owned())
+    })
+    .await;
+    rig.agent_dies().await;
+    rig.agent_starts(); // it reads what it kept, then lists
+    tokio::time::sleep(seconds(120)).await;
+    assert_eq!((rig.started(), rig.signals()), (vec!["c 0".to_owned()], vec![]));
+    assert!(rig.fake.state("web").is_some());
 }
 
 #[tokio::test(start_paused = true)]
