@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use self::images::Images;
 use crate::balancer::{Balancer, state};
 use crate::config::Config;
 use crate::join::{Address, Clock, Files, Identity, Joined, Joiner, random_fraction};
@@ -55,8 +56,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         started = start(&config, &joiner, &balancer) => started?,
         () = &mut shutdown => return Ok(()),
     };
-    let (joined, runtime, from_disk) = started;
+    let (joined, runtime, images, from_disk) = started;
     tasks.spawn(tunnels(&config, &joined, &balancer, &files));
+    tasks.spawn(images.follow());
     let ended = {
         let renewing = renew::run(&joiner, &joined.client, from_disk, || balancer.trouble());
         let kubelet = run_kubelet(&config, &joined, runtime, &mut shutdown);
@@ -71,7 +73,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
 }
 
 /// Joins, unless an earlier join left all there is to know; opens the runtime meanwhile.
-async fn start(config: &Config, joiner: &Joiner<'_>, balancer: &Balancer) -> anyhow::Result<(Joined, Runtime, bool)> {
+async fn start(
+    config: &Config,
+    joiner: &Joiner<'_>,
+    balancer: &Balancer,
+) -> anyhow::Result<(Joined, Runtime, Images, bool)> {
     let joining = async {
         match joiner.remembered().await {
             Some(joined) => {
@@ -85,9 +91,10 @@ async fn start(config: &Config, joiner: &Joiner<'_>, balancer: &Balancer) -> any
         }
     };
     let opening = open_runtime(config);
-    let ((joined, from_disk), runtime) = tokio::join!(joining, opening);
+    let ((joined, from_disk), opened) = tokio::join!(joining, opening);
     crate::config::notify_ready(config.notify.as_deref());
-    Ok((joined, runtime?, from_disk))
+    let (runtime, images) = opened?;
+    Ok((joined, runtime, images, from_disk))
 }
 
 fn address(config: &Config) -> Address {
@@ -124,17 +131,13 @@ async fn open_balancer(
     Ok(balancer)
 }
 
-async fn open_runtime(config: &Config) -> anyhow::Result<Runtime> {
+async fn open_runtime(config: &Config) -> anyhow::Result<(Runtime, Images)> {
     let (data, run) = (config.agent_dir().join("containers"), config.run_dir.join("pods"));
     let opened = Runtime::open(RuntimeConfig::new(data, run));
     let runtime = opened.await.context("cannot open the container runtime")?;
-    images::import(
-        &runtime,
-        &config.agent_dir().join("images"),
-        &config.agent_dir().join("etc"),
-    )
-    .await;
-    Ok(runtime)
+    let (folder, state) = (config.agent_dir().join("images"), config.agent_dir().join("etc"));
+    let images = Images::open(runtime.clone(), folder, state).await;
+    Ok((runtime, images))
 }
 
 fn tunnels(

@@ -19,6 +19,8 @@ fn a_cluster_is_started_joined_and_used() {
     let archive = image::archive(lab.folder());
     for name in ["server", "one", "two"] {
         lab.add_host(name);
+    }
+    for name in ["server", "one"] {
         lab.put_image(name, &archive);
     }
     lab.start_server("server");
@@ -31,6 +33,8 @@ fn a_cluster_is_started_joined_and_used() {
         lab.start_agent(name, "server");
     }
     walk::all_nodes_become_ready(&kubectl, &["server", "one", "two"]);
+    lab.put_image("two", &archive);
+    walk::a_node_has_the_image(&kubectl, "two");
     walk::a_deployment_runs_with_its_config(&kubectl);
     walk::it_scales_rolls_and_goes(&kubectl);
     walk::bad_input_is_told_as_kubernetes_tells_it(&kubectl);

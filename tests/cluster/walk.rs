@@ -105,6 +105,12 @@ pub fn all_nodes_become_ready(kubectl: &Kubectl, names: &[&str]) {
     );
 }
 
+/// An archive that comes while an agent runs is taken in.
+pub fn a_node_has_the_image(kubectl: &Kubectl, name: &str) {
+    let images = ["get", "node", name, "-o", "jsonpath={.status.images[*].names[*]}"];
+    until("the node has the image", || kubectl.run(&images).contains(image::NAME));
+}
+
 pub fn a_deployment_runs_with_its_config(kubectl: &Kubectl) {
     let printed = kubectl.feed(&["apply", "-f", "-"], &WEB.replace("IMAGE", image::NAME));
     assert_eq!(

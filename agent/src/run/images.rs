@@ -1,21 +1,93 @@
-//! Image archives that an operator puts under `<data>/agent/images`: taken in before the kubelet starts, once each.
+//! Image archives that an operator puts under `<data>/agent/images`: taken in once each, before the kubelet starts or when
+//! they come.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use serde_json::Value;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::runtime::Runtime;
+use crate::sys::notice::Notice;
+
+/// How long nothing is written to the folder before what came is taken for whole. A copy that pauses longer is an archive
+/// that cannot be read, and comes again with its next change.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// What of an archive shows that it is the one that was taken in.
 type Print = String;
 
+/// The folder of archives.
+pub struct Images {
+    runtime: Runtime,
+    folder: PathBuf,
+    state: PathBuf,
+    notice: io::Result<Notice>,
+}
+
+impl Images {
+    /// Takes in what is there. `state`: the folder where it is noted.
+    pub async fn open(runtime: Runtime, folder: PathBuf, state: PathBuf) -> Self {
+        // Watched first: what comes while it is read is not missed.
+        let notice = watch(&folder);
+        import(&runtime, &folder, &state).await;
+        Self {
+            runtime,
+            folder,
+            state,
+            notice,
+        }
+    }
+
+    /// Takes in what comes. Runs for ever.
+    pub async fn follow(mut self) {
+        loop {
+            let settled = match &self.notice {
+                Ok(notice) => settled(notice, QUIET).await,
+                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            };
+            if let Err(error) = settled {
+                let folder = self.folder.display();
+                warn!(%folder, %error, "cannot watch for images: archives are taken in when the agent starts");
+                return std::future::pending().await;
+            }
+            // The folder may be another by now.
+            self.notice = watch(&self.folder);
+            import(&self.runtime, &self.folder, &self.state).await;
+        }
+    }
+}
+
+fn watch(folder: &Path) -> io::Result<Notice> {
+    fs::create_dir_all(folder)?;
+    Notice::of(folder)
+}
+
+/// Waits for a change, and then until the folder has been left alone for so long.
+async fn settled(notice: &Notice, quiet: Duration) -> io::Result<()> {
+    notice.changed().await?;
+    loop {
+        sleep(quiet).await;
+        let mut busy = false;
+        while let Some(changed) = notice.changed().now_or_never() {
+            changed?;
+            busy = true;
+        }
+        if !busy {
+            return Ok(());
+        }
+    }
+}
+
 /// Takes in every archive that is new or changed, or whose images are gone. What cannot be read is passed over: a bad
 /// archive must not keep a node from starting.
-pub async fn import(runtime: &Runtime, folder: &Path, state: &Path) {
+async fn import(runtime: &Runtime, folder: &Path, state: &Path) {
     let record = state.join("imported-images.json");
     let known = read(&fs::read(&record).unwrap_or_default());
     let mut present = BTreeMap::new();
@@ -86,4 +158,38 @@ fn write(record: &BTreeMap<String, (Print, Vec<String>)>) -> String {
         .as_ref()
         .map(Value::to_string)
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_folder_is_settled_once_nothing_is_written_to_it_any_more() {
+        let folder = std::env::temp_dir().join(format!("amphipod-archives-{}", std::process::id()));
+        let notice = watch(&folder).unwrap();
+        let quiet = Duration::from_millis(200);
+        assert!(
+            timeout(2 * quiet, settled(&notice, quiet)).await.is_err(),
+            "nothing has come"
+        );
+        let mut last = Instant::now();
+        let copy = async {
+            for size in 1..10 {
+                fs::write(folder.join("a.tar"), vec![0; size]).unwrap();
+                last = Instant::now();
+                sleep(quiet / 4).await;
+            }
+        };
+        let (waited, ()) = tokio::join!(settled(&notice, quiet), copy);
+        waited.unwrap();
+        assert!(last.elapsed() >= quiet, "{:?} after the last write", last.elapsed());
+        assert!(
+            timeout(2 * quiet, settled(&notice, quiet)).await.is_err(),
+            "it was told already"
+        );
+        fs::remove_dir_all(folder).unwrap();
+    }
 }

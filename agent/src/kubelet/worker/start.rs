@@ -186,7 +186,8 @@ impl Worker {
                 let image = &it.image;
                 let text = format!(
                     "failed to pull image \"{image}\": this agent does not pull from registries yet; \
-                     put an archive of it (docker save) into agent/images of the data directory"
+                     put an archive of it (docker save) into agent/images of the data directory, which is taken in \
+                     within seconds"
                 );
                 events.warning(about(), "Failed", format!("Failed to pull image \"{image}\": {text}"));
                 failed("ErrImagePull");
