@@ -215,6 +215,10 @@ impl Runtime {
             .map_err(failed)?;
         let reason = || String::from_utf8_lossy(&done.stderr).trim().to_owned();
         if done.status.success() {
+            let (archive, strange) = (archive.display(), String::from_utf8_lossy(&done.stderr));
+            for image in strange.lines() {
+                warn!(%archive, image, "an image for another machine is passed over");
+            }
             let names = String::from_utf8_lossy(&done.stdout);
             Ok(names.lines().map(str::to_owned).collect())
         } else if done.status.code() == Some(BAD_INPUT) {

@@ -75,17 +75,25 @@ pub fn find<'a>(records: &'a [Record], reference: &str) -> Option<&'a Record> {
         .find(|record| record.id == full || record.names.binary_search(&full).is_ok())
 }
 
-/// Takes in every image of an archive; returns their names (ids where there are none).
+/// What an archive gave.
+pub struct Imported {
+    /// Names of the images taken in, ids where there are none.
+    pub names: Vec<String>,
+    /// What was passed over because it is for another machine: a line about each.
+    pub strange: Vec<String>,
+}
+
+/// Takes in every image of an archive that this machine can run.
 ///
 /// # Errors
 /// `InvalidData` for what is wrong with the archive, else what the file system said.
-pub fn import(data: &Path, path: &Path) -> io::Result<Vec<String>> {
+pub fn import(data: &Path, path: &Path) -> io::Result<Imported> {
     let lock = File::create(data.join(LOCK))?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
     let result = import_locked(data, path);
     // What was unpacked for nothing must not fill the disk until the next start.
     let cleared = clear(&data.join("tmp"));
-    let done = result?;
+    let (done, strange) = result?;
     cleared?;
     let names = |record: &Record| {
         if record.names.is_empty() {
@@ -94,28 +102,25 @@ pub fn import(data: &Path, path: &Path) -> io::Result<Vec<String>> {
             record.names.clone()
         }
     };
-    Ok(done.iter().flat_map(names).collect())
+    let names = done.iter().flat_map(names).collect();
+    Ok(Imported { names, strange })
 }
 
-fn import_locked(data: &Path, path: &Path) -> io::Result<Vec<Record>> {
+fn import_locked(data: &Path, path: &Path) -> io::Result<(Vec<Record>, Vec<String>)> {
     let archive = Archive::open(path, &data.join("tmp"))?;
     let mut pending = Pending::default();
-    let mut done = Vec::new();
-    let mut strange = None;
+    let (mut done, mut strange) = (Vec::new(), Vec::new());
     for found in archive.images()? {
         match unpack_image(data, &archive, &found, &mut pending)? {
             Unpacked::Ours(record) => done.push(record),
-            Unpacked::Strange(platform) => {
-                tracing::warn!(archive = %path.display(), images = found.names.join(","), platform, "an image for another machine is passed over");
-                strange = Some(platform);
-            }
+            Unpacked::Strange(platform) => strange.push(format!("{}: it is for {platform}", found.names.join(", "))),
         }
     }
-    if let (true, Some(platform)) = (done.is_empty(), strange) {
-        return Err(bad(format!("it is for {platform}")));
+    if done.is_empty() && !strange.is_empty() {
+        return Err(bad(strange.join("; ")));
     }
     commit(data, &pending, &done)?;
-    Ok(done)
+    Ok((done, strange))
 }
 
 /// Layers unpacked but not named yet.

@@ -30,7 +30,7 @@ impl Scratch {
     fn import(&self, archive: &[u8]) -> io::Result<Vec<String>> {
         let path = self.0.join("image.tar");
         fs::write(&path, archive).unwrap();
-        import(&self.data(), &path)
+        Ok(import(&self.data(), &path)?.names)
     }
 
     /// The highest layer's folder of an image.
@@ -383,6 +383,8 @@ fn an_image_for_another_machine_is_passed_over_if_others_are_there_and_named_if_
         scratch.import(&members(json!([foreign, ours]))).unwrap(),
         ["docker.io/library/app:1"]
     );
+    let again = import(&scratch.data(), &scratch.0.join("image.tar")).unwrap();
+    assert_eq!(again.strange, ["docker.io/library/far:1: it is for linux/s390x"]);
     let error = scratch.import(&members(json!([foreign]))).unwrap_err();
     assert!(error.to_string().contains("linux/s390x"), "{error}");
 }

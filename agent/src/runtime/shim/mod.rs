@@ -43,11 +43,15 @@ pub fn main(args: Vec<OsString>) -> ! {
     })
 }
 
-/// Prints the names of the images taken in, one a line.
+/// Prints the names of the images taken in, one a line; on standard error those passed over.
 fn import(data: &Path, archive: &Path) -> io::Result<()> {
+    let imported = image::import(data, archive)?;
     let mut out = io::stdout().lock();
-    for name in image::import(data, archive)? {
+    for name in imported.names {
         writeln!(out, "{name}")?;
+    }
+    for line in imported.strange {
+        eprintln!("{line}");
     }
     Ok(())
 }
