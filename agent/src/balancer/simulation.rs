@@ -3,7 +3,8 @@
 //!
 //! What must hold, whatever happens: the configured address is always among the ways; a dial finds a server that works
 //! whenever there is one, within its time; the server in use stays in use as long as it works; a connection is cut only
-//! when there is another way, and none stays on a server that has failed while another works; and once the network is well again, everything goes straight to one server.
+//! when there is another way, and none stays on a server that has failed while another works; and once the network is well
+//! again, everything goes straight to one server.
 
 use std::time::Duration;
 

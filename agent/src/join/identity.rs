@@ -120,16 +120,21 @@ fn sound(id: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes a password file, of which copies and restored backups may be readable by all, back to its owner.
+/// Takes a password file, of which copies and restored backups may be readable by all, back to its owner. A disk that
+/// cannot be written keeps no node from starting.
 fn tighten(path: &Path) -> io::Result<()> {
     let mode = fs::metadata(path)?.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        fs::set_permissions(path, Permissions::from_mode(0o600))?;
-        warn!(
-            path = %path.display(),
-            mode = format!("{mode:o}"),
-            "others could read the node's password; now only its owner can"
-        );
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let (path, mode, tightened) = (
+        path.display(),
+        format!("{mode:o}"),
+        fs::set_permissions(path, Permissions::from_mode(0o600)),
+    );
+    match tightened {
+        Ok(()) => warn!(%path, mode, "others could read the node's password; now only its owner can"),
+        Err(error) => warn!(%path, mode, %error, "others can read the node's password, and its mode cannot be changed"),
     }
     Ok(())
 }
@@ -230,6 +235,8 @@ mod tests {
             let found = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
             assert_eq!(found, expected, "from {mode:o}");
         }
+        // A file whose mode nobody can change.
+        tighten(Path::new("/proc/self/status")).unwrap();
         fs::remove_dir_all(folder).unwrap();
     }
 

@@ -34,9 +34,9 @@ pub async fn run(joiner: &Joiner<'_>, client: &Client, mut due: bool, trouble: i
             info!(node = joiner.identity.node_name, "certificates renewed");
         }
         note_time(joiner, client);
-        refusals.mark_unchanged();
         let refused = async {
             sleep(HEED_REFUSALS).await;
+            refusals.mark_unchanged();
             // The client, and with it the sender, is there as long as this runs.
             let _ = refusals.changed().await;
         };
