@@ -14,6 +14,8 @@ pub mod kubelet;
 pub mod podnet;
 pub mod run;
 pub mod runtime;
+#[cfg(test)]
+mod scratch;
 #[expect(unsafe_code, reason = "system calls live here and nowhere else")]
 pub mod sys;
 pub mod tunnel;

@@ -294,7 +294,7 @@ mod tests {
     use rustls::crypto::ring;
 
     use super::*;
-    use crate::join::testing::folder;
+    use crate::scratch::TempDir;
 
     /// The first of January of a year.
     fn year(year: i32) -> u64 {
@@ -419,7 +419,8 @@ mod tests {
 
     #[test]
     fn the_floor_is_written_once_a_day_and_when_it_was_false() {
-        let files = Files::create(folder("clock")).unwrap();
+        let scratch = TempDir::new("clock");
+        let files = Files::create(scratch.path().to_owned()).unwrap();
         fs::write(files.cert(Certificate::ClientKubelet), "nonsense").unwrap();
         let clock = Clock::open(&files);
         assert_eq!(clock.floor(), 0);
@@ -445,7 +446,8 @@ mod tests {
 
     #[test]
     fn the_nodes_own_certificate_is_a_floor_without_a_file() {
-        let files = Files::create(folder("clock")).unwrap();
+        let scratch = TempDir::new("clock");
+        let files = Files::create(scratch.path().to_owned()).unwrap();
         let mut params = CertificateParams::default();
         params.not_before = date_time_ymd(2026, 1, 1);
         let own = params.self_signed(&KeyPair::generate().unwrap()).unwrap();

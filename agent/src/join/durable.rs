@@ -82,7 +82,7 @@ fn temporary(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::join::testing::folder;
+    use crate::scratch::TempDir;
 
     const STEPS: [Step; 6] = [
         Step::Create,
@@ -97,7 +97,8 @@ mod tests {
     fn an_interrupted_write_leaves_the_old_file_or_the_new_one_whole() {
         for old in [None, Some("old")] {
             for stop in STEPS {
-                let folder = folder("durable");
+                let scratch = TempDir::new("durable");
+                let folder = scratch.path();
                 let path = folder.join("password");
                 if let Some(old) = old {
                     replace(&path, old.as_bytes(), 0o600).unwrap();
@@ -118,22 +119,21 @@ mod tests {
                     "after a stop before {stop:?}"
                 );
                 assert_eq!(
-                    fs::read_dir(&folder).unwrap().count(),
+                    fs::read_dir(folder).unwrap().count(),
                     1,
                     "litter after a stop before {stop:?}"
                 );
-                fs::remove_dir_all(folder).unwrap();
             }
         }
     }
 
     #[test]
     fn a_failed_write_leaves_no_litter() {
-        let folder = folder("durable");
+        let scratch = TempDir::new("durable");
+        let folder = scratch.path();
         let path = folder.join("taken");
         fs::create_dir_all(path.join("not-empty")).unwrap();
         replace(&path, b"x", 0o600).unwrap_err();
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-        fs::remove_dir_all(folder).unwrap();
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 1);
     }
 }

@@ -185,18 +185,19 @@ fn random(digits: usize) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::join::testing::folder;
+    use crate::scratch::TempDir;
 
     #[test]
     fn an_identity_is_made_once_and_kept() {
-        let folder = folder("identity").join("rancher/node");
-        let first = Identity::open(&folder, "pi", true).unwrap();
-        let again = Identity::open(&folder, "pi", true).unwrap();
+        let scratch = TempDir::new("identity");
+        let folder = &scratch.path().join("rancher/node");
+        let first = Identity::open(folder, "pi", true).unwrap();
+        let again = Identity::open(folder, "pi", true).unwrap();
         assert_eq!(first.password, again.password);
         assert_eq!(first.node_name, again.node_name);
         assert_eq!(first.node_name.len(), "pi-".len() + ID_DIGITS);
         assert_eq!(first.password.expose().len(), PASSWORD_DIGITS);
-        assert_eq!(Identity::open(&folder, "pi", false).unwrap().node_name, "pi");
+        assert_eq!(Identity::open(folder, "pi", false).unwrap().node_name, "pi");
         let mode = fs::metadata(folder.join("password")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(fs::read_to_string(folder.join("password")).unwrap().ends_with('\n'));
@@ -204,10 +205,11 @@ mod tests {
 
     #[test]
     fn a_damaged_id_does_not_make_a_known_machine_another_node() {
-        let folder = folder("identity-id");
+        let scratch = TempDir::new("identity-id");
+        let folder = scratch.path();
         let id = folder.join("id");
         fs::write(&id, "").unwrap();
-        let first = Identity::open(&folder, "pi", true).unwrap();
+        let first = Identity::open(folder, "pi", true).unwrap();
         assert_eq!(
             first.node_name.len(),
             "pi-".len() + ID_DIGITS,
@@ -215,34 +217,34 @@ mod tests {
         );
         let kept = fs::read(&id).unwrap();
         fs::write(&id, "01\0").unwrap();
-        let refused = Identity::open(&folder, "pi", true).unwrap_err().to_string();
+        let refused = Identity::open(folder, "pi", true).unwrap_err().to_string();
         assert!(refused.contains("kubectl get nodes"), "{refused}");
         assert_eq!(fs::read(&id).unwrap(), b"01\0", "left as it is");
-        assert_eq!(Identity::open(&folder, "pi", false).unwrap().node_name, "pi");
+        assert_eq!(Identity::open(folder, "pi", false).unwrap().node_name, "pi");
         fs::write(&id, kept).unwrap();
-        assert_eq!(Identity::open(&folder, "pi", true).unwrap().node_name, first.node_name);
-        fs::remove_dir_all(folder).unwrap();
+        assert_eq!(Identity::open(folder, "pi", true).unwrap().node_name, first.node_name);
     }
 
     #[test]
     fn a_password_that_others_can_read_is_taken_back() {
-        let folder = folder("identity-mode");
+        let scratch = TempDir::new("identity-mode");
+        let folder = scratch.path();
         let path = folder.join("password");
         fs::write(&path, "0123456789abcdef0123456789abcdef\n").unwrap();
         for (mode, expected) in [(0o644, 0o600), (0o660, 0o600), (0o400, 0o400)] {
             fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-            Identity::open(&folder, "pi", false).unwrap();
+            Identity::open(folder, "pi", false).unwrap();
             let found = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
             assert_eq!(found, expected, "from {mode:o}");
         }
         // A file whose mode nobody can change.
         tighten(Path::new("/proc/self/status")).unwrap();
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn damaged_passwords_are_noticed_and_others_kept() {
-        let folder = folder("identity");
+        let scratch = TempDir::new("identity");
+        let folder = scratch.path();
         let path = folder.join("password");
         for (content, kept) in [
             ("", false),
@@ -257,7 +259,7 @@ mod tests {
             ("my own", true),
         ] {
             fs::write(&path, content).unwrap();
-            let identity = Identity::open(&folder, "pi", false).unwrap();
+            let identity = Identity::open(folder, "pi", false).unwrap();
             assert_eq!(identity.password.expose() == content.trim(), kept, "{content:?}");
             assert_eq!(identity.damaged.is_some(), !kept, "{content:?}");
             assert_eq!(fs::read_to_string(&path).unwrap(), content, "left as it is");
@@ -266,27 +268,28 @@ mod tests {
 
     #[test]
     fn a_damaged_password_is_replaced_once_a_server_has_accepted_another_and_not_before() {
-        let folder = folder("identity-settle");
+        let scratch = TempDir::new("identity-settle");
+        let folder = scratch.path();
         let path = folder.join("password");
         fs::write(&path, "0123").unwrap();
-        let first = Identity::open(&folder, "pi", false).unwrap();
-        let again = Identity::open(&folder, "pi", false).unwrap();
+        let first = Identity::open(folder, "pi", false).unwrap();
+        let again = Identity::open(folder, "pi", false).unwrap();
         assert_eq!(first.password, again.password, "the same at every start");
         fs::write(&path, "0123456789abcdef0123456789abcdef\n").unwrap();
-        let restored = Identity::open(&folder, "pi", false).unwrap();
+        let restored = Identity::open(folder, "pi", false).unwrap();
         assert_eq!(restored.password.expose(), "0123456789abcdef0123456789abcdef");
         restored.settle().unwrap();
         assert!(!folder.join("password.damaged").exists(), "nothing to settle");
         fs::write(&path, "").unwrap();
-        let damaged = Identity::open(&folder, "pi", false).unwrap();
+        let damaged = Identity::open(folder, "pi", false).unwrap();
         damaged.settle().unwrap();
         damaged.settle().unwrap();
         assert_eq!(fs::read_to_string(folder.join("password.damaged")).unwrap(), "");
-        let settled = Identity::open(&folder, "pi", false).unwrap();
+        let settled = Identity::open(folder, "pi", false).unwrap();
         assert_eq!(settled.password, damaged.password);
         assert_eq!(settled.damaged, None);
         fs::rename(&path, folder.join("password.new")).unwrap();
-        let cut_off = Identity::open(&folder, "pi", false).unwrap();
+        let cut_off = Identity::open(folder, "pi", false).unwrap();
         assert_eq!(cut_off.password, damaged.password, "a stop between the two renames");
     }
 }

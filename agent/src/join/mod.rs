@@ -12,8 +12,6 @@ mod files;
 mod identity;
 mod key;
 mod supervisor;
-#[cfg(test)]
-mod testing;
 pub mod trust;
 
 use std::fs;

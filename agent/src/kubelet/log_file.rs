@@ -108,7 +108,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kubelet::testing::TempDir;
+    use crate::scratch::TempDir;
 
     #[test]
     fn lines_are_taken_apart() {

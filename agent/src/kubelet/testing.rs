@@ -1,12 +1,9 @@
-//! Folders and neighbours for tests: a runtime that is played here, an API in [`api`], a whole node in [`node`].
+//! Neighbours for tests: a runtime that is played here, an API in [`api`], a whole node in [`node`].
 
 pub mod api;
 pub mod node;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -17,29 +14,6 @@ use super::ports::{Containers, Control, Events, Process};
 use crate::runtime::{
     ContainerSpec, ContainerState, ExecSpec, Image, PodState, RuntimeError, RuntimeEvent, Sandbox, SandboxSpec, Status,
 };
-
-/// A folder that goes with its owner.
-pub struct TempDir(PathBuf);
-
-impl TempDir {
-    pub fn new(name: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("amphipod-{name}-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// How a command behaves: its exit code, and how long it takes.
 #[derive(Clone, Copy, Debug, Default)]

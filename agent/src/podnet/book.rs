@@ -102,10 +102,12 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::TempDir;
 
     #[test]
     fn addresses_outlive_the_process_and_strays_are_dropped() {
-        let folder = std::env::temp_dir().join(format!("amphipod-book-{}", std::process::id()));
+        let scratch = TempDir::new("book");
+        let folder = scratch.path().to_owned();
         let range: Range = "10.42.0.0/24".parse().unwrap();
         let mut book = Book::open(folder.clone(), range).unwrap();
         let a = book.take("a").unwrap().unwrap();
@@ -122,6 +124,5 @@ mod tests {
         book.retain(|pod| pod == "b").unwrap();
         assert_eq!(book.of("a"), None);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-        fs::remove_dir_all(folder).unwrap();
     }
 }

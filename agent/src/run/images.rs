@@ -165,11 +165,13 @@ mod tests {
     use tokio::time::{Instant, timeout};
 
     use super::*;
+    use crate::scratch::TempDir;
 
     #[tokio::test]
     async fn a_folder_is_settled_once_nothing_is_written_to_it_any_more() {
-        let folder = std::env::temp_dir().join(format!("amphipod-archives-{}", std::process::id()));
-        let notice = watch(&folder).unwrap();
+        let scratch = TempDir::new("archives");
+        let folder = scratch.path();
+        let notice = watch(folder).unwrap();
         let quiet = Duration::from_millis(200);
         assert!(
             timeout(2 * quiet, settled(&notice, quiet)).await.is_err(),
@@ -190,6 +192,5 @@ mod tests {
             timeout(2 * quiet, settled(&notice, quiet)).await.is_err(),
             "it was told already"
         );
-        fs::remove_dir_all(folder).unwrap();
     }
 }

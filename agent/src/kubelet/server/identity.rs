@@ -131,7 +131,7 @@ fn unusable(error: impl ToString) -> IdentityError {
 mod tests {
     use super::*;
     use crate::kubelet::server::testing::Authority;
-    use crate::kubelet::testing::TempDir;
+    use crate::scratch::TempDir;
 
     #[test]
     fn a_renewed_certificate_is_served_and_a_broken_one_is_not() {

@@ -195,7 +195,7 @@ mod tests {
 
     use super::super::route::Since;
     use super::*;
-    use crate::kubelet::testing::TempDir;
+    use crate::scratch::TempDir;
 
     fn stamp(second: i64) -> String {
         time::nanos(Timestamp::from_second(second).unwrap())

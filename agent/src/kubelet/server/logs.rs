@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn the_newest_log_has_the_highest_number() {
-        let dir = crate::kubelet::testing::TempDir::new("newest-log");
+        let dir = crate::scratch::TempDir::new("newest-log");
         assert_eq!(newest_log(dir.path(), None).unwrap(), None);
         for name in ["9.log", "10.log", "10.log.20260101-000000", "x.log"] {
             std::fs::write(dir.path().join(name), "").unwrap();

@@ -22,9 +22,10 @@ use tokio_rustls::TlsConnector;
 use super::{Port, accept};
 use crate::kubelet::ports::Containers as _;
 use crate::kubelet::settings::Settings;
-use crate::kubelet::testing::{Fake, TempDir};
+use crate::kubelet::testing::Fake;
 use crate::kubelet::translate::log_path;
 use crate::runtime::{ContainerSpec, SandboxSpec};
+use crate::scratch::TempDir;
 use crate::wire::pod::{Pod, PodStatus};
 
 /// Signs both the port's certificate and its clients'.

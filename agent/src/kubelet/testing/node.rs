@@ -16,13 +16,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::api::FakeApi;
-use super::{Behaviour, Fake, TempDir};
+use super::{Behaviour, Fake};
 use crate::kubelet::host::{Host, NetworkState};
 use crate::kubelet::links::Links;
 use crate::kubelet::node::Machine;
 use crate::kubelet::ports::{Api, Network};
 use crate::kubelet::settings::Settings;
 use crate::kubelet::{event, keeper, pods};
+use crate::scratch::TempDir;
 use crate::wire::object::{list, text};
 
 /// How often [`Rig::until`] looks.

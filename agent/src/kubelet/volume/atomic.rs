@@ -106,7 +106,7 @@ fn count(folder: &Path) -> Option<usize> {
 mod tests {
     use super::super::payload::File;
     use super::*;
-    use crate::kubelet::testing::TempDir;
+    use crate::scratch::TempDir;
 
     fn files(list: &[(&str, &str)]) -> Payload {
         let each = list.iter().map(|(path, text)| {

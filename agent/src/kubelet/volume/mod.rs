@@ -301,7 +301,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::kubelet::testing::TempDir;
+    use crate::scratch::TempDir;
 
     #[tokio::test]
     async fn volumes_are_made_brought_up_to_date_and_taken_away() {

@@ -84,7 +84,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::kubelet::testing::TempDir;
+    use crate::scratch::TempDir;
 
     #[test]
     fn parents_are_mounted_before_what_lies_in_them() {

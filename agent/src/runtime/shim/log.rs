@@ -153,6 +153,7 @@ fn line(out: &mut Vec<u8>, stamp: &str, stream: &str, tag: &str, text: &[&[u8]])
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::TempDir;
 
     fn lines(chunks: &[&[u8]]) -> Vec<String> {
         let (mut partial, mut out) = (Vec::new(), Vec::new());
@@ -190,7 +191,8 @@ mod tests {
 
     #[test]
     fn a_log_that_grows_keeps_only_its_newest_files() {
-        let folder = std::env::temp_dir().join(format!("amphipod-log-{}", std::process::id()));
+        let scratch = TempDir::new("log");
+        let folder = scratch.path();
         let plan = LogPlan {
             path: folder.join("0.log"),
             max_bytes: 10,
@@ -200,13 +202,12 @@ mod tests {
         for second in 0..6 {
             log.append(b"12345678\n", Timestamp::from_second(second).unwrap());
         }
-        let mut names: Vec<_> = fs::read_dir(&folder)
+        let mut names: Vec<_> = fs::read_dir(folder)
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
             .collect();
         names.sort();
         assert_eq!(names, ["0.log", "0.log.19700101-000004", "0.log.19700101-000005"]);
         assert_eq!(fs::read(folder.join("0.log")).unwrap(), b"12345678\n");
-        fs::remove_dir_all(folder).unwrap();
     }
 }
