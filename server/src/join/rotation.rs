@@ -122,12 +122,15 @@ impl Rotator {
                     None => return,
                     Some(order) => {
                         let outcome = work.rotate(order.next).await;
-                        resuming = matches!(&outcome, Err(RotateError::Record(BootstrapError::Store(_))));
+                        resuming = work.is_unfinished();
                         // That the asker has gone changes nothing.
                         let _ = order.answer.send(outcome);
                     }
                 },
-                () = sleep(RETRY), if resuming => resuming = work.resume().await.is_err(),
+                () = sleep(RETRY), if resuming => match work.resume().await {
+                    Ok(()) => resuming = false,
+                    Err(error) => warn!(error = %error, "a rotation of the token is not finished yet; trying again"),
+                },
                 () = work.lost(), if work.shared && !resuming && !work.passwd.is_behind() => work.fall_behind().await,
             }
         }
@@ -163,6 +166,11 @@ impl Work {
             "the cluster's token was rotated; nodes that joined go on, other servers have to be restarted with the new one"
         );
         Ok(())
+    }
+
+    /// Whether a rotation was cut off, by the datastore or by the disk: the next token lies there then.
+    fn is_unfinished(&self) -> bool {
+        !matches!(passwd::next(&self.dir), Ok(None))
     }
 
     /// Finds out what became of a rotation whose end was not seen.
@@ -260,7 +268,37 @@ fn hidden(error: &(dyn Error + 'static)) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::JoinSet;
+
     use super::*;
+    use crate::join::files::Scratch;
+    use crate::join::passwd::Given;
+    use crate::store::memory::Memory;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_disk_refused_is_finished_later_and_not_taken_for_another_servers_rotation() {
+        let (scratch, store) = (Scratch::new("rotation-disk"), Arc::new(Memory::new()));
+        let given = Given {
+            token: Some(Secret::new("old")),
+            agent_token: None,
+        };
+        let given = bootstrap::settle(&*store, &scratch.0, &given, Timestamp::now()).await;
+        let passwd = Passwd::load_or_create(&scratch.0, &given.unwrap(), &"0".repeat(64)).unwrap();
+        let passwd = Arc::new(passwd);
+        let (rotation, rotator) = Rotation::new(store, Arc::clone(&passwd), &scratch.0, true);
+        let mut working = JoinSet::new();
+        working.spawn(rotator.run());
+        let in_the_way = scratch.0.join("cred/.passwd.new");
+        std::fs::create_dir(&in_the_way).unwrap();
+        assert_eq!(rotation.to("new").await.unwrap_err().code, 500);
+        sleep(RETRY * 3).await;
+        assert!(passwd.check("server", "old").is_some() && !rotation.is_behind());
+        std::fs::remove_dir(&in_the_way).unwrap();
+        sleep(RETRY * 3).await;
+        assert!(passwd.check("server", "new").is_some() && passwd.check("server", "old").is_none());
+        assert!(!rotation.is_behind());
+        assert_eq!(passwd::next(&scratch.0).unwrap(), None);
+    }
 
     #[test]
     fn a_fault_is_a_number_for_the_caller_and_its_reason_stays_in_the_log() {
