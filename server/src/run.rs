@@ -311,6 +311,7 @@ impl Ground {
             register,
             rotation,
             client: self.client.clone(),
+            ready: ready.clone(),
             settings: cluster_settings(config, advertised.port()).to_json(),
             advertised: advertised.to_string(),
             sessions: Arc::clone(&sessions),

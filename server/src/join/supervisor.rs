@@ -26,6 +26,7 @@ use rcgen::PublicKeyData as _;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::copy_bidirectional;
+use tokio::sync::watch::Receiver;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::{debug, info, warn};
@@ -69,6 +70,8 @@ pub struct Parts {
     pub rotation: Rotation,
     /// The API, as the supervisor.
     pub client: Client,
+    /// Whether the server has started: `/v1-k3s/readyz`.
+    pub ready: Receiver<bool>,
     /// Body of `/v1-k3s/config`.
     pub settings: Value,
     /// `host:port` under which agents reach this server.
@@ -149,7 +152,7 @@ impl Supervisor {
             Route::CaCerts | Route::ServerCa => Ok(plain(self.parts.pki.server_ca_pem().to_owned())),
             Route::ClientCa => Ok(plain(self.parts.pki.client_ca_pem().to_owned())),
             Route::Ping => Ok(plain("pong")),
-            Route::Ready => Ok(plain("ok")),
+            Route::Ready => readiness(*self.parts.ready.borrow()),
             Route::Config => Ok(json(self.settings.clone())),
             Route::Servers => Ok(json(
                 serde_json::to_vec(&self.servers().await).map_err(Status::internal)?,
@@ -322,6 +325,14 @@ impl Supervisor {
                 debug!(node, error = %error, "a stream between another server and a node broke off");
             }
         })
+    }
+}
+
+/// Source: K3s v1.36 `pkg/server/handlers` (`Readyz`).
+fn readiness(ready: bool) -> Result<Response<Body>, Status> {
+    match ready {
+        true => Ok(plain("ok")),
+        false => Err(Status::unavailable("this server has not started yet")),
     }
 }
 
@@ -515,6 +526,12 @@ mod tests {
         ] {
             assert!(status.message.contains(part), "{part}: {}", status.message);
         }
+    }
+
+    #[test]
+    fn a_server_is_ready_once_it_has_started() {
+        assert_eq!(readiness(false).unwrap_err().code, 503);
+        assert_eq!(readiness(true).unwrap().status(), 200);
     }
 
     #[test]
