@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use agent::units::Revision;
-use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -14,42 +12,8 @@ use crate::cache::Cache;
 use crate::kinds;
 use crate::registry::{RealWorld, Registry, Settings};
 use crate::request::User;
-use crate::store::memory::Memory;
-use crate::store::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
-
-/// A store that can be away.
-#[derive(Default)]
-struct Shared {
-    store: Memory,
-    away: AtomicBool,
-}
-
-impl Store for Shared {
-    fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
-        match self.away.load(Ordering::Relaxed) {
-            true => ready(Err(StoreError::Unavailable("away".to_owned()))).boxed(),
-            false => self.store.write(write),
-        }
-    }
-    fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
-        self.store.get(key)
-    }
-    fn list(&self, range: Range, at: Option<Revision>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
-        self.store.list(range, at)
-    }
-    fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>> {
-        self.store.watch(from)
-    }
-    fn compact(&self, oldest: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.compact(oldest)
-    }
-    fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
-        self.store.revision()
-    }
-    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.close()
-    }
-}
+use crate::store::Store;
+use crate::store::refusing::Refusing;
 
 struct Server {
     api: Arc<Api>,
@@ -71,7 +35,7 @@ impl Drop for Flag {
 }
 
 impl Server {
-    async fn start(store: &Arc<Shared>, address: &str) -> Self {
+    async fn start(store: &Arc<Refusing>, address: &str) -> Self {
         let mut serving = JoinSet::new();
         let store: Arc<dyn Store> = Arc::clone(store) as _;
         let cache = Cache::start(Arc::clone(&store), kinds::indexer(), &mut serving)
@@ -186,7 +150,7 @@ async fn who_stops_says_good_bye_and_is_followed_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn while_the_datastore_is_away_nobody_leads_and_nobody_is_taken_for_dead() {
-    let store: Arc<Shared> = Arc::default();
+    let store: Arc<Refusing> = Arc::default();
     let a = Server::start(&store, A).await;
     let b = Server::start(&store, B).await;
     until(async || a.leads()).await;
@@ -194,12 +158,12 @@ async fn while_the_datastore_is_away_nobody_leads_and_nobody_is_taken_for_dead()
     let acting = Client::new(a.peers.leaders_api(&a.api), masters);
     let map = |name: &str| json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name } });
     acting.create(What::CONFIG_MAPS, "default", map("led")).await.unwrap();
-    store.away.store(true, Ordering::Relaxed);
+    store.refuse(Some(""));
     let took = until(async || !a.leads()).await;
     assert!(took < EXPIRY, "it stops before another may begin: {took:?}");
     sleep(NOTICED * 2).await;
     assert!(!a.leads() && !b.leads());
-    store.away.store(false, Ordering::Relaxed);
+    store.refuse(None);
     let refused = acting.create(What::CONFIG_MAPS, "default", map("stale")).await;
     assert!(refused.unwrap_err().message.contains("leads no longer"));
     until(async || a.leads() || b.leads()).await;

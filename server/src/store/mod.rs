@@ -11,6 +11,8 @@ pub mod etcd;
 mod heads;
 pub mod memory;
 mod open;
+#[cfg(test)]
+pub mod refusing;
 pub mod sql;
 mod tails;
 mod tls;

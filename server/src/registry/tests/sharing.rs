@@ -2,63 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use agent::units::Revision;
 use bytes::Bytes;
-use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, join_all, ready};
+use futures_util::future::join_all;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tokio::time::{Instant, sleep};
 
 use super::*;
 use crate::registry::ServiceRange;
-use crate::store::{Change, Durability, Entry, Expect, Range, Snapshot, StoreError, Tail, Write};
+use crate::store::refusing::Refusing;
+use crate::store::{Change, Durability, Expect, Write};
 
 const SERVICES: Place<'static> = ("services", "default", "", "");
 const ADDRESSES: Place<'static> = ("ipaddresses", "", "", "");
 /// Longer than the repair waits for the Service of a claim, with a look after it.
 const REPAIRED: Duration = Duration::from_secs(700);
-
-/// A store that gives way before each write, so that servers get between each other's; it can lose Services' writes.
-#[derive(Default)]
-struct Crowded {
-    store: Memory,
-    loses_services: AtomicBool,
-}
-
-impl Store for Crowded {
-    fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
-        if self.loses_services.load(Ordering::Relaxed) && write.key.starts_with("/registry/services/specs/") {
-            return ready(Err(StoreError::Unavailable("away".to_owned()))).boxed();
-        }
-        async move {
-            tokio::task::yield_now().await;
-            self.store.write(write).await
-        }
-        .boxed()
-    }
-    fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
-        self.store.get(key)
-    }
-    fn list(&self, range: Range, at: Option<Revision>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
-        self.store.list(range, at)
-    }
-    fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>> {
-        self.store.watch(from)
-    }
-    fn compact(&self, oldest: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.compact(oldest)
-    }
-    fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
-        self.store.revision()
-    }
-    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.close()
-    }
-}
 
 /// Thirteen addresses and eight ports, so that servers meet.
 fn tight() -> Settings {
@@ -73,8 +34,8 @@ fn tight() -> Settings {
 }
 
 /// Two servers.
-async fn pair(settings: &Settings) -> (Arc<Crowded>, [Cluster; 2]) {
-    let store: Arc<Crowded> = Arc::default();
+async fn pair(settings: &Settings) -> (Arc<Refusing>, [Cluster; 2]) {
+    let store: Arc<Refusing> = Arc::default();
     let a = Cluster::on(Arc::clone(&store) as _, 1, settings.clone()).await;
     let b = Cluster::on(Arc::clone(&store) as _, 1 << 40, settings.clone()).await;
     let namespace = json!({"metadata": {"name": "default"}});
@@ -266,9 +227,9 @@ async fn a_deletion_frees_for_the_other_server_and_a_change_of_type_too() {
 async fn a_claim_left_by_a_crash_is_its_services_own_or_released_in_the_end() {
     let (store, [a, b]) = pair(&Settings::default()).await;
     let wish = |name| service(name, json!({"clusterIP": "10.43.0.10", "ports": [{"port": 80}]}));
-    store.loses_services.store(true, Ordering::Relaxed);
+    store.refuse(Some("/registry/services/specs/"));
     assert_eq!(a.create(SERVICES, wish("one")).await.unwrap_err().code, 503);
-    store.loses_services.store(false, Ordering::Relaxed);
+    store.refuse(None);
     b.registry.cache.reached(a.registry.cache.revision()).await;
     let refused = b.create(SERVICES, wish("two")).await.unwrap_err();
     assert!(
@@ -288,9 +249,9 @@ async fn a_claim_left_by_a_crash_is_its_services_own_or_released_in_the_end() {
     a.delete(named(SERVICES, "one"), DeleteOptions::default())
         .await
         .unwrap();
-    store.loses_services.store(true, Ordering::Relaxed);
+    store.refuse(Some("/registry/services/specs/"));
     assert_eq!(a.create(SERVICES, wish("one")).await.unwrap_err().code, 503);
-    store.loses_services.store(false, Ordering::Relaxed);
+    store.refuse(None);
     while b.create(SERVICES, wish("two")).await.is_err() {
         sleep(Duration::from_secs(10)).await;
         assert!(begun.elapsed() < REPAIRED * 3, "the claim was never released");

@@ -1,0 +1,60 @@
+//! For tests: a store in memory that refuses writes when told so, and gives way before each, so that others get between.
+
+use std::sync::{Mutex, PoisonError};
+
+use agent::units::Revision;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, ready};
+
+use super::memory::Memory;
+use super::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
+
+/// The store.
+#[derive(Default)]
+pub struct Refusing {
+    store: Memory,
+    refused: Mutex<Option<&'static str>>,
+}
+
+impl Refusing {
+    /// From now on it is away for writes of keys that begin so; `None`: for none.
+    pub fn refuse(&self, prefix: Option<&'static str>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = prefix;
+    }
+
+    fn refuses(&self, key: &str) -> bool {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.is_some_and(|prefix| key.starts_with(prefix))
+    }
+}
+
+impl Store for Refusing {
+    fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
+        if self.refuses(&write.key) {
+            return ready(Err(StoreError::Unavailable("away".to_owned()))).boxed();
+        }
+        async move {
+            tokio::task::yield_now().await;
+            self.store.write(write).await
+        }
+        .boxed()
+    }
+    fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
+        self.store.get(key)
+    }
+    fn list(&self, range: Range, at: Option<Revision>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
+        self.store.list(range, at)
+    }
+    fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>> {
+        self.store.watch(from)
+    }
+    fn compact(&self, oldest: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.compact(oldest)
+    }
+    fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
+        self.store.revision()
+    }
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.close()
+    }
+}
