@@ -8,7 +8,6 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use server::cache::{Filter, From, WatchEvent};
 use server::request::What;
-use server::store::endpoint::{self, Tls};
 use server::store::memory::Memory;
 use server::store::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
 use tests::database::{MariaDb, SqlServer as _};
@@ -141,15 +140,7 @@ async fn a_commit_is_told_to_the_other_server_and_to_one_that_comes_back() {
 async fn on_mariadb_a_watch_on_one_server_shows_at_once_what_the_other_commits() {
     const COMMITS: usize = 200;
     let (machines, database) = (Machines::new("mariadb"), MariaDb::start());
-    let endpoint = endpoint::parse(&database.endpoint("hints", ""), false).unwrap();
-    let folder = machines.dir("stores");
-    let open = async || {
-        server::store::open(&endpoint, &Tls::default(), &folder.join("none"))
-            .await
-            .unwrap()
-    };
-    let a = machines.start("a", "secret", &open().await).await;
-    let b = machines.start("b", "secret", &open().await).await;
+    let [a, b] = machines.start_both(&database.endpoint("hints", "")).await;
     let watching = b
         .client
         .watch(What::CONFIG_MAPS, Some("default"), Filter::default(), From::Now);

@@ -21,6 +21,7 @@ use server::config::{self, Command};
 use server::request::What;
 use server::run::Server;
 use server::store::Store;
+use server::store::endpoint::{self, Tls};
 use server::store::memory::Memory;
 use tokio::time::{sleep, timeout};
 
@@ -61,6 +62,17 @@ impl Machines {
     async fn start(&self, name: &str, token: &str, store: &Arc<dyn Store>) -> Server {
         let config = self.config(name, &format!("--token {token}"));
         Server::start_on(&config, Arc::clone(store)).await.unwrap()
+    }
+
+    /// Two servers on one database, each by a store of its own.
+    async fn start_both(&self, database: &str) -> [Server; 2] {
+        let endpoint = endpoint::parse(database, false).unwrap();
+        let folder = self.dir("stores");
+        let start = async |name| {
+            let store = server::store::open(&endpoint, &Tls::default(), &folder.join("none")).await;
+            self.start(name, "secret", &store.unwrap()).await
+        };
+        [start("a").await, start("b").await]
     }
 }
 

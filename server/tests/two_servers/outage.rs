@@ -10,7 +10,6 @@ use server::cache::{Filter, From, WatchEvent};
 use server::join::pki::{Own, Pki};
 use server::request::What;
 use server::run::Server;
-use server::store::endpoint::{self, Tls};
 use tests::database::{Postgres, SqlServer as _};
 use tokio::time::timeout;
 
@@ -40,15 +39,9 @@ async fn post(pki: &Pki, at: &Server, name: &str) -> (u16, String, String) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_that_hangs_stops_no_server_and_no_watch() {
     let (machines, mut database) = (Machines::new("postgres"), Postgres::start());
-    let endpoint = endpoint::parse(&database.endpoint("outage", "?sslmode=disable"), false).unwrap();
-    let folder = machines.dir("stores");
-    let open = async || {
-        server::store::open(&endpoint, &Tls::default(), &folder.join("none"))
-            .await
-            .unwrap()
-    };
-    let a = machines.start("a", "secret", &open().await).await;
-    let b = machines.start("b", "secret", &open().await).await;
+    let [a, b] = machines
+        .start_both(&database.endpoint("outage", "?sslmode=disable"))
+        .await;
     let pki = Arc::new(authorities(&a, &machines.dir("authorities")));
     let admin = || Some(own(&pki, Own::Admin));
     assert_eq!(post(&pki, &a, "before").await.0, 201);
