@@ -26,7 +26,7 @@ use crate::auth::may::Attributes;
 use crate::auth::token::uuid;
 use crate::auth::who::{Anonymous, Who, anonymous};
 use crate::cache::Fresh;
-use crate::request::{Api, User};
+use crate::request::{Api, Target, User};
 
 /// Upstream's `RequestTimeout`.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -275,16 +275,18 @@ fn exempt(user: &User, route: &Route) -> bool {
     let member = |wanted: &str| user.groups.iter().any(|group| group == wanted);
     match route {
         Route::Health(..) => true,
-        Route::Resource { target, .. } if member("system:nodes") => {
-            let row = (target.resource.group, target.resource.plural);
-            let heartbeat = match (row, target.subresource.as_deref()) {
-                (("coordination.k8s.io", "leases"), None) => target.namespace.as_deref() == Some("kube-node-lease"),
-                (("", "nodes"), Some("status")) => true,
-                _ => false,
-            };
-            heartbeat || member("system:masters")
-        }
-        _ => member("system:masters"),
+        _ if member("system:masters") => true,
+        Route::Resource { target, .. } => member("system:nodes") && is_heartbeat(target),
+        _ => false,
+    }
+}
+
+fn is_heartbeat(target: &Target) -> bool {
+    let row = (target.resource.group, target.resource.plural);
+    match (row, target.subresource.as_deref()) {
+        (("coordination.k8s.io", "leases"), None) => target.namespace.as_deref() == Some("kube-node-lease"),
+        (("", "nodes"), Some("status")) => true,
+        _ => false,
     }
 }
 
