@@ -128,11 +128,7 @@ async fn changed([one, two, three, four]: &mut [Watch; 4]) -> bool {
 }
 
 fn compile(cache: &Cache) -> Grants {
-    let all = |prefix| {
-        let page = cache.list(prefix, &Filter::default(), None, None, None);
-        let items = page.map(|page| page.items).unwrap_or_default();
-        items.iter().map(|item| item.value()).collect()
-    };
+    let all = |prefix| cache.all(prefix).iter().map(|item| item.value()).collect();
     let [cluster_roles, roles, cluster_bindings, bindings] = SOURCES.map(all);
     Grants::compile(&Sources {
         cluster_roles,

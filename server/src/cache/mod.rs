@@ -229,6 +229,13 @@ impl Cache {
         self.0.read(|state| state.list(prefix, filter, after, limit, at))
     }
 
+    /// All objects under `prefix`, in key order, as of now.
+    pub fn all(&self, prefix: &str) -> Vec<Arc<Item>> {
+        // Only a past revision can be out of reach.
+        let page = self.list(prefix, &Filter::default(), None, None, None);
+        page.map(|page| page.items).unwrap_or_default()
+    }
+
     /// Follows the objects under `prefix` that match.
     ///
     /// # Errors

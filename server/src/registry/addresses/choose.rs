@@ -80,63 +80,164 @@ pub(super) fn node_ports(service: &Value) -> BTreeSet<u16> {
         .collect()
 }
 
-/// Fills in what the Service needs and does not have; wishes that cannot be granted are faults.
-pub(super) fn allocate(
-    range: &ServiceRange,
-    taken: &Taken,
-    service: &mut Value,
-    old: Option<&Value>,
-    random: [u8; 16],
-    faults: &mut Vec<FieldError>,
-) {
-    let kind = text(service, &["spec", "type"]).to_owned();
-    if kind != "ExternalName" {
-        address(range, taken, service, old, random, faults);
-    }
-    if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
-        ports(range, taken, service, old, random, faults);
-    }
+/// By what is chosen.
+pub(super) struct Choice<'a> {
+    pub range: &'a ServiceRange,
+    pub taken: &'a Taken,
+    /// The Service as it was.
+    pub old: Option<&'a Value>,
+    pub random: [u8; 16],
 }
 
-fn address(
-    range: &ServiceRange,
-    taken: &Taken,
-    service: &mut Value,
-    old: Option<&Value>,
-    random: [u8; 16],
-    faults: &mut Vec<FieldError>,
-) {
-    let asked = text(service, &["spec", "clusterIP"]).to_owned();
-    if asked == "None" || old.is_some_and(|old| !asked.is_empty() && text(old, &["spec", "clusterIP"]) == asked) {
-        return;
-    }
-    let refuse = |faults: &mut Vec<FieldError>, detail: String| {
-        let value = json!([asked]);
-        faults.push(FieldError::invalid("spec.clusterIPs", &value, &detail));
-    };
-    if !asked.is_empty() {
-        // The kind's own rules refuse what is no address at all; an IPv6 one is out of range.
-        let held = asked.parse::<Ipv4Addr>().ok().filter(|address| range.holds(*address));
-        let Some(address) = held else {
-            let detail = format!(
-                "failed to allocate IP {asked}: the provided IP ({asked}) is not in the valid range. The range of valid IPs is {}",
-                range.text()
-            );
-            return refuse(faults, detail);
-        };
-        if taken.addresses.contains(&address) {
-            return refuse(
-                faults,
-                format!("failed to allocate IP {asked}: provided IP is already allocated"),
-            );
+impl Choice<'_> {
+    /// Fills in what the Service needs and does not have; wishes that cannot be granted are faults.
+    pub(super) fn fill(&self, service: &mut Value, faults: &mut Vec<FieldError>) {
+        let kind = text(service, &["spec", "type"]).to_owned();
+        if kind != "ExternalName" {
+            self.address(service, faults);
         }
-        return;
+        if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
+            self.ports(service, faults);
+        }
     }
-    let Some(address) = free_address(range, &taken.addresses, random) else {
-        return refuse(faults, "failed to allocate a serviceIP: range is full".to_owned());
-    };
-    object::set(service, &["spec", "clusterIP"], address.to_string());
-    object::set(service, &["spec", "clusterIPs"], json!([address.to_string()]));
+
+    fn address(&self, service: &mut Value, faults: &mut Vec<FieldError>) {
+        let asked = text(service, &["spec", "clusterIP"]).to_owned();
+        if asked == "None"
+            || self
+                .old
+                .is_some_and(|old| !asked.is_empty() && text(old, &["spec", "clusterIP"]) == asked)
+        {
+            return;
+        }
+        let refuse = |faults: &mut Vec<FieldError>, detail: String| {
+            let value = json!([asked]);
+            faults.push(FieldError::invalid("spec.clusterIPs", &value, &detail));
+        };
+        if !asked.is_empty() {
+            // The kind's own rules refuse what is no address at all; an IPv6 one is out of range.
+            let held = asked
+                .parse::<Ipv4Addr>()
+                .ok()
+                .filter(|address| self.range.holds(*address));
+            let Some(address) = held else {
+                let detail = format!(
+                    "failed to allocate IP {asked}: the provided IP ({asked}) is not in the valid range. The range of valid IPs is {}",
+                    self.range.text()
+                );
+                return refuse(faults, detail);
+            };
+            if self.taken.addresses.contains(&address) {
+                return refuse(
+                    faults,
+                    format!("failed to allocate IP {asked}: provided IP is already allocated"),
+                );
+            }
+            return;
+        }
+        let Some(address) = free_address(self.range, &self.taken.addresses, self.random) else {
+            return refuse(faults, "failed to allocate a serviceIP: range is full".to_owned());
+        };
+        object::set(service, &["spec", "clusterIP"], address.to_string());
+        object::set(service, &["spec", "clusterIPs"], json!([address.to_string()]));
+    }
+
+    fn ports(&self, service: &mut Value, faults: &mut Vec<FieldError>) {
+        let before = self.old.map(node_ports).unwrap_or_default();
+        let mut used = self.taken.ports.clone();
+        let kind = text(service, &["spec", "type"]);
+        let wanted =
+            kind == "NodePort" || at(service, &["spec", "allocateLoadBalancerNodePorts"]) != Some(&json!(false));
+        let health = text(service, &["spec", "externalTrafficPolicy"]) == "Local" && kind == "LoadBalancer";
+        let asked: Vec<(Option<u16>, String)> = list(service, &["spec", "ports"])
+            .iter()
+            .map(|port| {
+                let number = integer(port, &["nodePort"]).and_then(|port| u16::try_from(port).ok());
+                (number.filter(|port| *port > 0), text(port, &["protocol"]).to_owned())
+            })
+            .collect();
+        // Explicit wishes first: a free choice must not take one of them.
+        let mut mine: BTreeSet<(u16, String)> = BTreeSet::new();
+        for (index, (number, protocol)) in asked.iter().enumerate() {
+            let Some(number) = number else { continue };
+            let field = format!("spec.ports[{index}].nodePort");
+            if !mine.insert((*number, protocol.clone())) {
+                faults.push(FieldError::duplicate(field, &(*number).into()));
+            } else if used.contains(number) {
+                let detail = "provided port is already allocated";
+                faults.push(FieldError::invalid(field, &(*number).into(), detail));
+            } else if !self.range.ports.contains(number) && !before.contains(number) {
+                faults.push(FieldError::invalid(field, &(*number).into(), &out_of_range(self.range)));
+            }
+        }
+        for (number, _) in &mine {
+            used.insert(*number);
+        }
+        let mut chosen = Vec::new();
+        for (index, (number, protocol)) in asked.iter().enumerate() {
+            if number.is_some() || !wanted {
+                continue;
+            }
+            // TCP and UDP of one service port share the node port, as upstream does.
+            let port_of = |index: usize| {
+                list(service, &["spec", "ports"])
+                    .get(index)
+                    .and_then(|port| integer(port, &["port"]))
+            };
+            let twin = chosen
+                .iter()
+                .find(|(other, _, other_protocol): &&(usize, u16, String)| {
+                    port_of(*other) == port_of(index) && other_protocol != protocol
+                });
+            let number = twin
+                .map(|(_, number, _)| *number)
+                .or_else(|| free_port(self.range, &used, self.random));
+            let Some(number) = number else {
+                let text = "failed to allocate a nodePort: range is full";
+                faults.push(FieldError::invalid(
+                    format!("spec.ports[{index}].nodePort"),
+                    &0.into(),
+                    text,
+                ));
+                return;
+            };
+            used.insert(number);
+            chosen.push((index, number, protocol.clone()));
+        }
+        for (index, number, _) in chosen {
+            let port = service.get_mut("spec").and_then(|spec| spec.get_mut("ports"));
+            if let Some(port) = port.and_then(|ports| ports.get_mut(index)) {
+                object::set(port, &["nodePort"], number);
+            }
+        }
+        if health {
+            self.health_port(&used, &before, service, faults);
+        }
+    }
+
+    fn health_port(
+        &self,
+        used: &BTreeSet<u16>,
+        before: &BTreeSet<u16>,
+        service: &mut Value,
+        faults: &mut Vec<FieldError>,
+    ) {
+        const FIELD: &str = "spec.healthCheckNodePort";
+        let asked = integer(service, &["spec", "healthCheckNodePort"]).unwrap_or(0);
+        let mut refuse = |detail: &str| faults.push(FieldError::invalid(FIELD, &asked.into(), detail));
+        if asked == 0 {
+            match free_port(self.range, used, self.random) {
+                Some(number) => object::set(service, &["spec", "healthCheckNodePort"], number),
+                None => refuse("failed to allocate a nodePort: range is full"),
+            }
+            return;
+        }
+        match u16::try_from(asked) {
+            Ok(number) if used.contains(&number) => refuse("provided port is already allocated"),
+            Ok(number) if self.range.ports.contains(&number) || before.contains(&number) => {}
+            Ok(_) | Err(_) => refuse(&out_of_range(self.range)),
+        }
+    }
 }
 
 /// A free address from a random place on; the reserved ones last.
@@ -152,110 +253,6 @@ fn free_address(range: &ServiceRange, taken: &BTreeSet<Ipv4Addr>, random: [u8; 1
         .chain(first..start)
         .find_map(free)
         .or_else(|| (1..first).find_map(free))
-}
-
-fn ports(
-    range: &ServiceRange,
-    taken: &Taken,
-    service: &mut Value,
-    old: Option<&Value>,
-    random: [u8; 16],
-    faults: &mut Vec<FieldError>,
-) {
-    let before = old.map(node_ports).unwrap_or_default();
-    let mut used = taken.ports.clone();
-    let kind = text(service, &["spec", "type"]);
-    let wanted = kind == "NodePort" || at(service, &["spec", "allocateLoadBalancerNodePorts"]) != Some(&json!(false));
-    let health = text(service, &["spec", "externalTrafficPolicy"]) == "Local" && kind == "LoadBalancer";
-    let asked: Vec<(Option<u16>, String)> = list(service, &["spec", "ports"])
-        .iter()
-        .map(|port| {
-            let number = integer(port, &["nodePort"]).and_then(|port| u16::try_from(port).ok());
-            (number.filter(|port| *port > 0), text(port, &["protocol"]).to_owned())
-        })
-        .collect();
-    // Explicit wishes first: a free choice must not take one of them.
-    let mut mine: BTreeSet<(u16, String)> = BTreeSet::new();
-    for (index, (number, protocol)) in asked.iter().enumerate() {
-        let Some(number) = number else { continue };
-        let field = format!("spec.ports[{index}].nodePort");
-        if !mine.insert((*number, protocol.clone())) {
-            faults.push(FieldError::duplicate(field, &(*number).into()));
-        } else if used.contains(number) {
-            let detail = "provided port is already allocated";
-            faults.push(FieldError::invalid(field, &(*number).into(), detail));
-        } else if !range.ports.contains(number) && !before.contains(number) {
-            faults.push(FieldError::invalid(field, &(*number).into(), &out_of_range(range)));
-        }
-    }
-    for (number, _) in &mine {
-        used.insert(*number);
-    }
-    let mut chosen = Vec::new();
-    for (index, (number, protocol)) in asked.iter().enumerate() {
-        if number.is_some() || !wanted {
-            continue;
-        }
-        // TCP and UDP of one service port share the node port, as upstream does.
-        let port_of = |index: usize| {
-            list(service, &["spec", "ports"])
-                .get(index)
-                .and_then(|port| integer(port, &["port"]))
-        };
-        let twin = chosen
-            .iter()
-            .find(|(other, _, other_protocol): &&(usize, u16, String)| {
-                port_of(*other) == port_of(index) && other_protocol != protocol
-            });
-        let number = twin
-            .map(|(_, number, _)| *number)
-            .or_else(|| free_port(range, &used, random));
-        let Some(number) = number else {
-            let text = "failed to allocate a nodePort: range is full";
-            faults.push(FieldError::invalid(
-                format!("spec.ports[{index}].nodePort"),
-                &0.into(),
-                text,
-            ));
-            return;
-        };
-        used.insert(number);
-        chosen.push((index, number, protocol.clone()));
-    }
-    for (index, number, _) in chosen {
-        let port = service.get_mut("spec").and_then(|spec| spec.get_mut("ports"));
-        if let Some(port) = port.and_then(|ports| ports.get_mut(index)) {
-            object::set(port, &["nodePort"], number);
-        }
-    }
-    if health {
-        health_port(range, &used, &before, service, random, faults);
-    }
-}
-
-fn health_port(
-    range: &ServiceRange,
-    used: &BTreeSet<u16>,
-    before: &BTreeSet<u16>,
-    service: &mut Value,
-    random: [u8; 16],
-    faults: &mut Vec<FieldError>,
-) {
-    const FIELD: &str = "spec.healthCheckNodePort";
-    let asked = integer(service, &["spec", "healthCheckNodePort"]).unwrap_or(0);
-    let mut refuse = |detail: &str| faults.push(FieldError::invalid(FIELD, &asked.into(), detail));
-    if asked == 0 {
-        match free_port(range, used, random) {
-            Some(number) => object::set(service, &["spec", "healthCheckNodePort"], number),
-            None => refuse("failed to allocate a nodePort: range is full"),
-        }
-        return;
-    }
-    match u16::try_from(asked) {
-        Ok(number) if used.contains(&number) => refuse("provided port is already allocated"),
-        Ok(number) if range.ports.contains(&number) || before.contains(&number) => {}
-        Ok(_) | Err(_) => refuse(&out_of_range(range)),
-    }
 }
 
 fn out_of_range(range: &ServiceRange) -> String {
@@ -285,14 +282,13 @@ mod tests {
 
     fn filled(taken: &Taken, service: Value) -> (Value, Vec<FieldError>) {
         let (mut service, mut faults) = (service, Vec::new());
-        allocate(
-            &ServiceRange::default(),
+        let choice = Choice {
+            range: &ServiceRange::default(),
             taken,
-            &mut service,
-            None,
-            [7; 16],
-            &mut faults,
-        );
+            old: None,
+            random: [7; 16],
+        };
+        choice.fill(&mut service, &mut faults);
         (service, faults)
     }
 

@@ -26,11 +26,11 @@ use tracing::debug;
 
 use super::resource::{FieldError, Keep, Resource};
 use super::{Registry, store_failure, stored};
-use crate::cache::{Cache, Filter};
+use crate::cache::Cache;
 use crate::store::{Change, Expect, StoreError};
 
 pub use choose::ServiceRange;
-use choose::{Taken, allocate, node_ports};
+use choose::{Choice, Taken, node_ports};
 use claim::{ADDRESSES, Owner, PORTS, Slot, held, owner};
 use repair::GRACE;
 
@@ -108,7 +108,13 @@ impl Registry {
         for _ in 0..ATTEMPTS {
             let (mut draft, mut found) = (service.clone(), Vec::new());
             let taken = taken(&self.cache, &own, &wishes);
-            allocate(&self.services, &taken, &mut draft, old, self.world.random(), &mut found);
+            let choice = Choice {
+                range: &self.services,
+                taken: &taken,
+                old,
+                random: self.world.random(),
+            };
+            choice.fill(&mut draft, &mut found);
             if !found.is_empty() {
                 faults.extend(found);
                 return Ok(Claims::default());
@@ -216,12 +222,8 @@ fn refused(slot: Slot) -> FieldError {
 /// What is not for this Service: what the others have, claimed or not, and all other claims, but for those it left behind
 /// itself and wishes for.
 fn taken(cache: &Cache, own: &Owner, wishes: &BTreeSet<Slot>) -> Taken {
-    let list = |prefix: &str| {
-        let page = cache.list(prefix, &Filter::default(), None, None, None);
-        page.map(|page| page.items).unwrap_or_default()
-    };
     let mut taken = Taken::default();
-    for claim in [ADDRESSES, PORTS].into_iter().flat_map(list) {
+    for claim in [ADDRESSES, PORTS].into_iter().flat_map(|prefix| cache.all(prefix)) {
         let Some(slot) = Slot::of_key(&claim.key) else {
             continue;
         };
@@ -235,7 +237,7 @@ fn taken(cache: &Cache, own: &Owner, wishes: &BTreeSet<Slot>) -> Taken {
             }
         }
     }
-    for service in list(SERVICES) {
+    for service in cache.all(SERVICES) {
         let is = |path: &str, text: &str| service.field(path) == text;
         if is("metadata.namespace", &own.namespace) && is("metadata.name", &own.name) {
             continue;

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 
 use super::claim::{ADDRESSES, Owner, PORTS, Slot, held, owner};
 use super::{Registry, SERVICES, stored};
-use crate::cache::{Cache, Filter};
+use crate::cache::Cache;
 use crate::registry::resource::Keep;
 use crate::store::{Change, Expect, StoreError};
 
@@ -138,21 +138,16 @@ impl Registry {
 /// The same as long as no Service and no claim changes.
 fn mark(cache: &Cache) -> Vec<(usize, Option<Revision>)> {
     let mark = |prefix| {
-        let page = cache.list(prefix, &Filter::default(), None, None, None);
-        let items = page.map(|page| page.items).unwrap_or_default();
+        let items = cache.all(prefix);
         (items.len(), items.iter().map(|item| item.revision).max())
     };
     [SERVICES, ADDRESSES, PORTS].map(mark).to_vec()
 }
 
 fn look(cache: &Cache) -> Seen {
-    let list = |prefix: &str| {
-        let page = cache.list(prefix, &Filter::default(), None, None, None);
-        page.map(|page| page.items).unwrap_or_default()
-    };
-    let services = list(SERVICES);
+    let services = cache.all(SERVICES);
     let services = services.iter().map(|item| item.value());
-    let claims = [ADDRESSES, PORTS].into_iter().flat_map(list);
+    let claims = [ADDRESSES, PORTS].into_iter().flat_map(|prefix| cache.all(prefix));
     Seen {
         services: services.map(|service| (Owner::of(&service), held(&service))).collect(),
         claims: claims
