@@ -19,7 +19,8 @@ const RUNNING: &str = "the server runs: stop it first (systemctl stop k3s); its 
 
 /// Copies the state to a file; the answer is to be printed.
 pub async fn back_up(command: Backup) -> anyhow::Result<String> {
-    let log = log_of(&command.data_dir);
+    let data_dir = command.data.path();
+    let log = log_of(&data_dir);
     if !log.try_exists().with_context(|| log.display().to_string())? {
         bail!(
             "there is no embedded datastore at {} (--data-dir names another place; PostgreSQL, MySQL and etcd are backed up with \
@@ -47,13 +48,14 @@ pub async fn back_up(command: Backup) -> anyhow::Result<String> {
         made.keys,
         made.revision,
         made.bytes,
-        command.data_dir.join("server/token").display()
+        data_dir.join("server/token").display()
     ))
 }
 
 /// Puts a file in the place of the state; the answer is to be printed.
 pub fn restore(command: &Restore) -> anyhow::Result<String> {
-    let log = log_of(&command.data_dir);
+    let data_dir = command.data.path();
+    let log = log_of(&data_dir);
     let restored = sqlite::restore(&log, &command.file).map_err(|error| match error {
         RestoreError::File(OpenError::InUse { .. }) => anyhow!(RUNNING),
         other => other.into(),
@@ -65,7 +67,7 @@ pub fn restore(command: &Restore) -> anyhow::Result<String> {
     if let Some(aside) = restored.aside {
         text.push_str(&format!("the state that was there is kept in {}\n", aside.display()));
     }
-    match fs::metadata(command.data_dir.join("server/token")) {
+    match fs::metadata(data_dir.join("server/token")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             text.push_str("start the server with --token and the token of the cluster that was backed up\n");
         }

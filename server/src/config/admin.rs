@@ -62,15 +62,9 @@ The server has to be stopped: pods go on running meanwhile.";
     after_help = format!("Example:\n  systemctl stop k3s && k3s backup /mnt/usb/monday.db && systemctl start k3s\n\n{KEPT}")
 )]
 pub struct Backup {
-    /// Data directory of the server
-    #[arg(
-        long,
-        short,
-        env = "K3S_DATA_DIR",
-        value_name = "DIR",
-        default_value = "/var/lib/rancher/k3s"
-    )]
-    pub data_dir: PathBuf,
+    /// Where the server keeps its state
+    #[command(flatten)]
+    pub data: DataDir,
     /// Where to; default is a new file in server/db/backups below the data directory
     pub file: Option<PathBuf>,
 }
@@ -90,15 +84,9 @@ pub struct Backup {
     )
 )]
 pub struct Restore {
-    /// Data directory of the server
-    #[arg(
-        long,
-        short,
-        env = "K3S_DATA_DIR",
-        value_name = "DIR",
-        default_value = "/var/lib/rancher/k3s"
-    )]
-    pub data_dir: PathBuf,
+    /// Where the server keeps its state
+    #[command(flatten)]
+    pub data: DataDir,
     /// A file made by k3s backup, a snapshot in server/db/snapshots, or a copy of server/db of a stopped server
     pub file: PathBuf,
 }
