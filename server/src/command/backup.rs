@@ -36,6 +36,10 @@ pub async fn back_up(command: Backup) -> anyhow::Result<String> {
     };
     let store = Sqlite::open_whole(&log).map_err(|error| match error {
         OpenError::InUse { .. } => anyhow!(RUNNING),
+        OpenError::Damaged { detail, .. } => anyhow!(
+            "the datastore {} is damaged ({detail}): start the server, which repairs what can be repaired, and back up then",
+            log.display()
+        ),
         other => other.into(),
     })?;
     let made = store.back_up(file, Arc::default()).await;

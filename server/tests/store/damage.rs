@@ -90,7 +90,12 @@ async fn killed(folder: &Folder) -> History {
     drop(store);
     let store = Sqlite::open(&folder.log()).unwrap();
     write(&store, &mut history, 60).await;
-    // As it is on the disk now: a kill leaves no more.
+    kill(folder, store);
+    history
+}
+
+/// Ends it, and leaves its files as they are on the disk now: a kill leaves no more.
+fn kill(folder: &Folder, store: Sqlite) {
     let left = Folder::new();
     for name in ["state.db", "state.db-wal"] {
         fs::copy(folder.0.join(name), left.0.join(name)).unwrap();
@@ -99,7 +104,6 @@ async fn killed(folder: &Folder) -> History {
     for name in ["state.db", "state.db-wal"] {
         fs::copy(left.0.join(name), folder.0.join(name)).unwrap();
     }
-    history
 }
 
 fn copy_tree(from: &Path, to: &Path) {
@@ -242,6 +246,60 @@ async fn whatever_is_damaged_the_state_is_one_that_was_and_no_revision_comes_twi
         repaired > 80 && whole > 5,
         "too little was damaged to mean anything: {repaired} {whole}"
     );
+}
+
+/// A value that takes many pages, so its commit takes many frames of SQLite's own log.
+fn large() -> String {
+    "y".repeat(100_000)
+}
+
+#[tokio::test]
+async fn kills_in_the_middle_of_commits_are_no_damage_however_many() {
+    let folder = Folder::new();
+    let (mut expected, mut newest) = (BTreeMap::new(), Revision::ZERO);
+    for life in 0..5 {
+        let store = Sqlite::open(&folder.log()).unwrap();
+        assert_eq!(store.repair(), None, "life {life}");
+        assert_eq!(state(&store).await, expected, "life {life}");
+        let key = format!("/registry/{life}");
+        let revision = store.write(put(&key, Expect::Absent, "1")).await.unwrap();
+        assert!(revision > newest, "life {life}");
+        expected.insert(key, "1".to_owned());
+        newest = revision;
+        if life % 2 == 1 {
+            // Frames of the life before lie behind the end.
+            kill(&folder, store);
+            continue;
+        }
+        newest = store.write(put("/registry/cut", Expect::Any, &large())).await.unwrap();
+        kill(&folder, store);
+        // All but the end of the last commit.
+        let log = folder.0.join("state.db-wal");
+        let length = fs::metadata(&log).unwrap().len();
+        let log = fs::File::options().write(true).open(&log).unwrap();
+        log.set_len(length - 3 * 4120).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_log_is_told_once_also_when_a_kill_follows() {
+    let folder = Folder::new();
+    killed(&folder).await;
+    let log = folder.0.join("state.db-wal");
+    let mut bytes = fs::read(&log).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&log, &bytes).unwrap();
+    let refused = Sqlite::open_whole(&folder.log()).unwrap_err();
+    assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
+    assert_eq!(fs::read(&log).unwrap(), bytes, "who only reads leaves it to the server");
+    let store = Sqlite::open(&folder.log()).unwrap();
+    assert!(store.repair().unwrap().to_string().contains("LOST"));
+    let newest = store.write(put("/registry/new", Expect::Absent, "1")).await.unwrap();
+    kill(&folder, store);
+    let store = Sqlite::open(&folder.log()).unwrap();
+    assert_eq!(store.repair(), None);
+    assert_eq!(store.revision().await.unwrap(), newest);
 }
 
 #[tokio::test]

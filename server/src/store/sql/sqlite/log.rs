@@ -16,7 +16,7 @@ use super::copying::{Copying, UNDER_WAY};
 use super::growth::Growth;
 use super::snapshot::{self, Backup, BackupError, Copied, Progress};
 use super::table::{self, Mark, NewLine, Table, open_error};
-use super::wal::{self, Rest};
+use super::wal::Rest;
 use super::{OpenError, Reply, place, schedule};
 
 /// Revisions that volatile writes may use between two writes of the mark; more than one commit has.
@@ -85,17 +85,12 @@ pub struct Log {
     durable: Revision,
     snapshotted: Revision,
     snapshot_at: Instant,
-    /// Something that was written behind the end of SQLite's own log cannot be read.
-    torn: bool,
 }
 
 impl Log {
-    /// Opens the file, checks it whole and loads the heads.
-    pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let torn = wal::examine(&place::with(path, "-wal")).map_err(|source| OpenError::File {
-            path: path.to_owned(),
-            source,
-        })?;
+    /// Opens the file, checks it whole and loads the heads. `rest`: what [`wal::examine`](super::wal::examine) found beside
+    /// it; that is gone afterwards.
+    pub fn open(path: &Path, rest: Rest) -> Result<Self, OpenError> {
         let mut table = Table::open(path)?;
         let error = |error: rusqlite::Error| open_error(path, &error);
         let (mut lines, mut rows, mut newest) = (BTreeMap::new(), 0_usize, Revision::ZERO);
@@ -116,7 +111,7 @@ impl Log {
             .map_err(error)?;
         let mut reserved = table.mark(Mark::Reserved).map_err(error)?;
         let mut revision = newest.max(reserved);
-        let jump = match torn {
+        let jump = match rest {
             Rest::Nothing => 0,
             // That commit was never acknowledged, or it is lost: either way its revisions are not handed out again.
             Rest::Begun => BLOCK,
@@ -130,6 +125,9 @@ impl Log {
                 path: path.to_owned(),
                 detail: problem.to_string(),
             })?;
+            if let Err(problem) = table.empty_log() {
+                warn!(error = %problem, "what cannot be read of the datastore's log is found again at the next start");
+            }
         }
         if table.mark(Mark::Closed).map_err(error)? < reserved {
             warn!(%revision, "the last stop was not clean: watches begin anew");
@@ -186,7 +184,6 @@ impl Log {
             durable: newest,
             snapshotted: snapshots.first().map_or(Revision::ZERO, |found| found.revision),
             snapshot_at: now + schedule::first(age),
-            torn: torn == Rest::Lost,
         })
     }
 
@@ -203,11 +200,6 @@ impl Log {
     /// No revision above it has been handed out, nor will be without being reserved.
     pub fn handed_out(&self) -> Revision {
         self.revision.max(self.reserved)
-    }
-
-    /// Whether writes were lost behind what SQLite could read of its own log.
-    pub fn is_torn(&self) -> bool {
-        self.torn
     }
 
     /// Decides on the writes of a batch, commits those that may go ahead, and answers all. Returns the commit's error.

@@ -35,6 +35,7 @@ use log::Log;
 pub use recover::Repair;
 pub use restore::{RestoreError, Restored, restore};
 pub use snapshot::{Backup, BackupError, Progress, folder as snapshots, verify};
+use wal::Rest;
 
 /// Requests on their way to the thread: enough for a few batches, little memory when the disk stalls.
 const REQUESTS: usize = 4096;
@@ -137,12 +138,22 @@ impl Sqlite {
     /// [`OpenError`]; the file is as it was.
     pub fn open_whole(path: &Path) -> Result<Self, OpenError> {
         let lock = place::lock(path)?;
-        let there = place::finish(path).and_then(|()| std::fs::metadata(path));
-        there.map_err(|source| OpenError::File {
+        let look = || {
+            place::finish(path)?;
+            std::fs::metadata(path)?;
+            wal::examine(&place::with(path, "-wal"))
+        };
+        let rest = look().map_err(|source| OpenError::File {
             path: path.to_owned(),
             source,
         })?;
-        Self::start(path, Log::open(path)?, lock, None)
+        if rest == Rest::Lost {
+            return Err(OpenError::Damaged {
+                path: path.to_owned(),
+                detail: recover::LOST.to_owned(),
+            });
+        }
+        Self::start(path, Log::open(path, rest)?, lock, None)
     }
 
     fn start(path: &Path, log: Log, lock: place::Lock, repair: Option<Repair>) -> Result<Self, OpenError> {

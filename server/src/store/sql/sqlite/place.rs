@@ -104,14 +104,14 @@ fn put_aside(path: &Path, why: Aside) -> io::Result<Option<PathBuf>> {
 }
 
 /// Keeps a copy of the log of a file, which SQLite is about to write over.
-pub fn copy_log_aside(path: &Path) -> io::Result<Option<PathBuf>> {
+pub fn copy_log_aside(path: &Path) -> io::Result<PathBuf> {
     let own = new_folder(path, Aside::Damaged)?;
     let log = with(path, "-wal");
     let to = own.join(log.file_name().unwrap_or_default());
     fs::copy(&log, &to)?;
     File::open(&to)?.sync_all()?;
     prune(&parent(path).join(Aside::Damaged.folder()));
-    Ok(Some(own))
+    Ok(own)
 }
 
 fn new_folder(path: &Path, why: Aside) -> io::Result<PathBuf> {

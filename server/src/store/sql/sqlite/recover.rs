@@ -23,6 +23,9 @@ use super::sum::Fields;
 use super::table::{self, Mark, Table};
 use super::wal::{self, Rest};
 
+/// What is said of a file whose log goes on behind the place where it can be read.
+pub const LOST: &str = "what was written last, in the file with -wal, cannot be read";
+
 /// What was damaged, and what was done about it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Repair {
@@ -88,11 +91,16 @@ pub fn open(path: &Path) -> Result<(Log, Option<Repair>), OpenError> {
         };
         return repaired(path, damage, damaged);
     }
-    let kept = keep_torn(path).map_err(disk)?;
-    match Log::open(path) {
+    let rest = wal::examine(&place::with(path, "-wal")).map_err(disk)?;
+    let kept = match rest {
+        Rest::Nothing | Rest::Begun => None,
+        // SQLite writes over what it does not take from its own log.
+        Rest::Lost => Some(place::copy_log_aside(path).map_err(disk)?),
+    };
+    match Log::open(path, rest) {
         Ok(log) => {
-            let repair = log.is_torn().then(|| Repair {
-                damage: "what was written last, in the file with -wal, cannot be read".to_owned(),
+            let repair = (rest == Rest::Lost).then(|| Repair {
+                damage: LOST.to_owned(),
                 now: Now::UpTo {
                     revision: Revision::new(log.revision().get().saturating_sub(JUMP)),
                     seen: None,
@@ -115,14 +123,6 @@ pub fn open(path: &Path) -> Result<(Log, Option<Repair>), OpenError> {
     }
 }
 
-/// SQLite writes over what it does not take from its own log: that is copied first.
-fn keep_torn(path: &Path) -> io::Result<Option<PathBuf>> {
-    match wal::examine(&place::with(path, "-wal"))? {
-        Rest::Nothing | Rest::Begun => Ok(None),
-        Rest::Lost => place::copy_log_aside(path),
-    }
-}
-
 fn repaired(path: &Path, damage: String, damaged: OpenError) -> Result<(Log, Option<Repair>), OpenError> {
     error!(file = %path.display(), damage, "the datastore is damaged, looking for what can be put in its place");
     let next = place::beside(path, "next");
@@ -134,7 +134,7 @@ fn repaired(path: &Path, damage: String, damaged: OpenError) -> Result<(Log, Opt
         path: path.to_owned(),
         source,
     })?;
-    let log = Log::open(path)?;
+    let log = Log::open(path, Rest::Nothing)?;
     let repair = Repair { damage, now, kept };
     error!("{repair}");
     Ok((log, Some(repair)))

@@ -66,7 +66,7 @@ pub fn exchange(mut log: Log, prepared: &Path) -> (Option<Log>, Result<Restored,
     let _ = log.close();
     drop(log);
     let outcome = place_it(&path, prepared, handed_out);
-    match (Log::open(&path), outcome) {
+    match (Log::open(&path, super::wal::Rest::Nothing), outcome) {
         (Ok(log), outcome) => (Some(log), outcome),
         (Err(problem), Ok(_)) => (None, Err(problem.into())),
         (Err(_), outcome) => (None, outcome),

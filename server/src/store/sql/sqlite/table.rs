@@ -303,6 +303,11 @@ impl Table {
         })
     }
 
+    /// Takes what is in SQLite's own log over into the file, and empties it.
+    pub fn empty_log(&self) -> rusqlite::Result<()> {
+        self.0.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    }
+
     /// Gives pages that have become free back to the disk, a few at a time. Returns whether there are more.
     pub fn tidy(&self) -> Result<bool, StoreError> {
         let step = || {

@@ -22,8 +22,8 @@ const AGES: u32 = 1 << 16;
 pub enum Rest {
     /// Nothing that belongs to this log.
     Nothing,
-    /// The beginning of a commit that was cut short. A process that was killed leaves that; so does damage to the very last
-    /// commit, and nothing tells them apart.
+    /// The beginning of a commit that was cut short. A process that was killed and a disk that was full leave that; so does
+    /// damage to the very last commit, and nothing tells them apart.
     Begun,
     /// Something was written there that cannot be read any more. It may have been acknowledged.
     Lost,
@@ -60,7 +60,7 @@ fn walk(mut log: impl Read) -> io::Result<Rest> {
         return Ok(Rest::Lost);
     };
     let mut frame = vec![0; FRAME + size];
-    let (mut readable, mut rest) = (true, Rest::Nothing);
+    let (mut readable, mut ended, mut rest) = (true, false, Rest::Nothing);
     loop {
         let found = fill(&mut log, &mut frame)?;
         if found < 16 {
@@ -80,8 +80,11 @@ fn walk(mut log: impl Read) -> io::Result<Rest> {
             }
         }
         if !is_older(theirs, salts) {
-            // One that was being written is the last one; what comes behind another was written after it.
-            if !readable {
+            // The last frame of a commit says so, by the size of the file. Frames without such a one are of a commit that
+            // never ended: a kill or a full disk cut it short, and what was written after that may not cover all of them.
+            ended |= theirs != salts || word(&frame, 4) != 0;
+            // The last one may be one that was being written; what comes behind another was written after it.
+            if !readable && ended {
                 return Ok(Rest::Lost);
             }
             rest = Rest::Begun;
@@ -175,6 +178,24 @@ mod tests {
             let wanted = if at < last { Rest::Lost } else { Rest::Begun };
             assert_eq!(walk(changed.as_slice()).unwrap(), wanted, "byte {at}");
         }
+    }
+
+    #[test]
+    fn what_is_left_of_a_commit_that_never_ended_is_no_loss() {
+        let (log, frame) = (log(), FRAME + 4096);
+        let last = log.len() - frame;
+        assert_eq!(
+            word(&log, last - frame + 4),
+            0,
+            "the last commit has two frames at least"
+        );
+        // Its beginning, twice: as if the second had been written over a longer one.
+        let mut left = log[..last].to_vec();
+        left.extend_from_slice(&log[last - frame..last]);
+        left.extend_from_slice(&log[last - frame..last]);
+        assert_eq!(walk(left.as_slice()).unwrap(), Rest::Begun);
+        left.extend_from_slice(&log[last..]);
+        assert_eq!(walk(left.as_slice()).unwrap(), Rest::Lost, "one that ended");
     }
 
     #[test]
