@@ -10,7 +10,7 @@ use futures_util::future::{BoxFuture, ready};
 
 use super::heads::Heads;
 use super::tails::Tails;
-use super::{Change, Durability, Entry, Event, Expect, Range, Snapshot, Store, StoreError, Tail, Write};
+use super::{Change, Durability, Entry, Event, Expect, Range, Snapshot, Store, StoreError, Tail, Write, reachable};
 
 /// A store that forgets all when it is dropped. Keys expire when somebody next writes or reads.
 #[derive(Debug, Default)]
@@ -66,17 +66,6 @@ impl Log {
         }
     }
 
-    fn reachable(&self, asked: Revision) -> Result<(), StoreError> {
-        let (oldest, current) = (self.oldest, self.revision);
-        if asked < oldest {
-            return Err(StoreError::Compacted { asked, oldest });
-        }
-        if asked > current {
-            return Err(StoreError::Future { asked, current });
-        }
-        Ok(())
-    }
-
     /// The state at a revision.
     fn state(&self, at: Revision) -> BTreeMap<&str, Entry> {
         let mut state = BTreeMap::new();
@@ -101,32 +90,22 @@ impl Log {
 
     fn list(&self, range: &Range, at: Option<Revision>) -> Result<Snapshot, StoreError> {
         let revision = at.unwrap_or(self.revision);
-        self.reachable(revision)?;
+        reachable(revision, self.oldest, self.revision)?;
         let wanted = |entry: &Entry| {
             entry.key.starts_with(&range.prefix) && range.after.as_deref().is_none_or(|after| &*entry.key > after)
         };
-        let mut entries: Vec<Entry> = self.state(revision).into_values().filter(wanted).collect();
-        let limit = range.limit.unwrap_or(usize::MAX);
-        let more = entries.len() > limit;
-        entries.truncate(limit);
-        Ok(Snapshot {
-            revision,
-            entries,
-            more,
-        })
+        let entries: Vec<Entry> = self.state(revision).into_values().filter(wanted).collect();
+        Ok(Snapshot::first(revision, entries, range.limit))
     }
 
     fn watch(&mut self, from: Revision) -> Result<Tail, StoreError> {
-        self.reachable(from)?;
+        reachable(from, self.oldest, self.revision)?;
         let backlog = self.events.range(from.next()..).map(|(_, event)| event.clone());
         Ok(self.tails.add(backlog.collect()))
     }
 
     fn compact(&mut self, oldest: Revision) -> Result<(), StoreError> {
-        if oldest > self.revision {
-            let current = self.revision;
-            return Err(StoreError::Future { asked: oldest, current });
-        }
+        reachable(oldest, Revision::ZERO, self.revision)?;
         let shown: Vec<Revision> = self.state(oldest).into_values().map(|entry| entry.revision).collect();
         self.events
             .retain(|revision, _| *revision > oldest || shown.contains(revision));

@@ -119,6 +119,20 @@ pub struct Snapshot {
     pub more: bool,
 }
 
+impl Snapshot {
+    /// Of the entries that there are the first `limit`.
+    fn first(revision: Revision, mut entries: Vec<Entry>, limit: Option<usize>) -> Self {
+        let limit = limit.unwrap_or(usize::MAX);
+        let more = entries.len() > limit;
+        entries.truncate(limit);
+        Self {
+            revision,
+            entries,
+            more,
+        }
+    }
+}
+
 /// Why the store did not do it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -153,6 +167,17 @@ pub enum StoreError {
     /// Nothing helps but room on the disk.
     #[error("the disk that holds the datastore is full")]
     Full,
+}
+
+/// Whether a log that reaches from `oldest` to `current` can say anything of this revision.
+fn reachable(asked: Revision, oldest: Revision, current: Revision) -> Result<(), StoreError> {
+    if asked < oldest {
+        return Err(StoreError::Compacted { asked, oldest });
+    }
+    if asked > current {
+        return Err(StoreError::Future { asked, current });
+    }
+    Ok(())
 }
 
 /// Batches of events in revision order, without gap or repeat; ends when the store closes. A receiver that falls too

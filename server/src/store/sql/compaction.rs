@@ -8,8 +8,8 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::super::StoreError;
 use super::super::compaction::{EVERY, target};
+use super::super::{StoreError, reachable};
 use super::database::{Database, Link};
 use super::has_closed;
 use super::readers::Readers;
@@ -49,10 +49,7 @@ pub async fn run<D: Database>(readers: Arc<Readers<D>>, mut closed: watch::Recei
 pub async fn compact<D: Database>(readers: &Readers<D>, oldest: Revision) -> Result<(), StoreError> {
     loop {
         let marks = readers.read(|link| async move { link.marks().await }.boxed()).await?;
-        if oldest > marks.newest {
-            let current = marks.newest;
-            return Err(StoreError::Future { asked: oldest, current });
-        }
+        reachable(oldest, Revision::ZERO, marks.newest)?;
         let from = marks.compacted;
         if from >= oldest {
             return Ok(());

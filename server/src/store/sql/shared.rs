@@ -10,7 +10,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::super::{Entry, OpenError, Range, Snapshot, Store, StoreError, Tail, Write};
+use super::super::{Entry, OpenError, Range, Snapshot, Store, StoreError, Tail, Write, reachable};
 use super::closed;
 use super::compaction;
 use super::connector::Common;
@@ -125,35 +125,18 @@ impl<D: Database> Shared<D> {
                 }
                 .boxed()
             });
-            let (marks, revision, mut entries, after): (Marks, Revision, Vec<Entry>, Marks) = read.await?;
+            let (marks, revision, entries, after): (Marks, Revision, Vec<Entry>, Marks) = read.await?;
             // It was current when the list began, and compaction has gone past it meanwhile.
             if at.is_none() && revision < after.floor() {
                 continue;
             }
-            reachable(revision, marks.newest, after.floor())?;
-            let limit = limit.unwrap_or(usize::MAX);
-            let more = entries.len() > limit;
-            entries.truncate(limit);
-            return Ok(Snapshot {
-                revision,
-                entries,
-                more,
-            });
+            reachable(revision, after.floor(), marks.newest)?;
+            return Ok(Snapshot::first(revision, entries, limit));
         }
         Err(StoreError::Unavailable(
             "the list is overtaken by compactions again and again".to_owned(),
         ))
     }
-}
-
-fn reachable(asked: Revision, current: Revision, oldest: Revision) -> Result<(), StoreError> {
-    if asked < oldest {
-        return Err(StoreError::Compacted { asked, oldest });
-    }
-    if asked > current {
-        return Err(StoreError::Future { asked, current });
-    }
-    Ok(())
 }
 
 impl<D: Database> Store for Shared<D> {

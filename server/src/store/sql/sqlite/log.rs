@@ -11,7 +11,9 @@ use tracing::{error, info, warn};
 
 use super::super::super::heads::{Head, Heads, Planned, ttl_seconds};
 use super::super::super::tails::Tails;
-use super::super::super::{Change, Durability, Entry, Event, Expect, Range, Snapshot, StoreError, Tail, Write};
+use super::super::super::{
+    Change, Durability, Entry, Event, Expect, Range, Snapshot, StoreError, Tail, Write, reachable,
+};
 use super::copying::{Copying, UNDER_WAY};
 use super::growth::Growth;
 use super::snapshot::{self, Backup, BackupError, Copied, Progress};
@@ -321,17 +323,6 @@ impl Log {
         Ok(())
     }
 
-    fn reachable(&self, asked: Revision) -> Result<(), StoreError> {
-        let (oldest, current) = (self.oldest, self.revision);
-        if asked < oldest {
-            return Err(StoreError::Compacted { asked, oldest });
-        }
-        if asked > current {
-            return Err(StoreError::Future { asked, current });
-        }
-        Ok(())
-    }
-
     pub fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let Some(head) = self.heads.get(key) else {
             return Ok(None);
@@ -350,7 +341,7 @@ impl Log {
 
     pub fn list(&self, range: &Range, at: Option<Revision>) -> Result<Snapshot, StoreError> {
         let revision = at.unwrap_or(self.revision);
-        self.reachable(revision)?;
+        reachable(revision, self.oldest, self.revision)?;
         let mut state = BTreeMap::new();
         for entry in self.table.state(&range.prefix, revision)? {
             let key = self
@@ -378,20 +369,13 @@ impl Log {
                 }
             }
         }
-        let limit = range.limit.unwrap_or(usize::MAX);
         let wanted = |entry: &Entry| range.after.as_deref().is_none_or(|after| &*entry.key > after);
-        let mut entries: Vec<Entry> = state.into_values().filter(wanted).collect();
-        let more = entries.len() > limit;
-        entries.truncate(limit);
-        Ok(Snapshot {
-            revision,
-            entries,
-            more,
-        })
+        let entries: Vec<Entry> = state.into_values().filter(wanted).collect();
+        Ok(Snapshot::first(revision, entries, range.limit))
     }
 
     pub fn watch(&mut self, from: Revision) -> Result<Tail, StoreError> {
-        self.reachable(from)?;
+        reachable(from, self.oldest, self.revision)?;
         let mut backlog = self.table.events(from)?;
         let volatile = self.pending.values().map(|one| &one.event);
         backlog.extend(volatile.filter(|event| event.revision > from).cloned());
@@ -400,10 +384,7 @@ impl Log {
     }
 
     pub fn compact(&mut self, oldest: Revision) -> Result<(), StoreError> {
-        if oldest > self.revision {
-            let current = self.revision;
-            return Err(StoreError::Future { asked: oldest, current });
-        }
+        reachable(oldest, Revision::ZERO, self.revision)?;
         self.target = self.target.max(oldest);
         self.oldest = self.oldest.max(oldest);
         // A copy needs the rows: they go when it is over.
