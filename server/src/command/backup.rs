@@ -1,7 +1,6 @@
 //! `k3s backup` and `k3s restore`: the embedded datastore of a server that is stopped, to a file and back.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::{fs, io};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -42,7 +41,7 @@ pub async fn back_up(command: Backup) -> anyhow::Result<String> {
         ),
         other => other.into(),
     })?;
-    let made = store.back_up(file, Arc::default()).await;
+    let made = store.back_up(file).await;
     let closed = store.close().await;
     let made = made?;
     closed.context("the datastore did not close cleanly")?;

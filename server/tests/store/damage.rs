@@ -82,10 +82,7 @@ async fn killed(folder: &Folder) -> History {
     let store = Sqlite::open(&folder.log()).unwrap();
     write(&store, &mut history, 120).await;
     let at = store.revision().await.unwrap();
-    store
-        .back_up(snapshot_name(&folder.log(), at), Arc::default())
-        .await
-        .unwrap();
+    store.back_up(snapshot_name(&folder.log(), at)).await.unwrap();
     write(&store, &mut history, 60).await;
     drop(store);
     let store = Sqlite::open(&folder.log()).unwrap();
@@ -356,7 +353,7 @@ async fn a_backup_made_while_others_write_is_one_state_and_a_restore_brings_it_b
         .await
         .unwrap();
     let backup = folder.0.join("backup.db");
-    let (made, ()) = tokio::join!(store.back_up(backup.clone(), Arc::default()), async {
+    let (made, ()) = tokio::join!(store.back_up(backup.clone()), async {
         // Pairs: a state between two of the same pair never was one.
         for number in 0..200 {
             store
@@ -368,9 +365,9 @@ async fn a_backup_made_while_others_write_is_one_state_and_a_restore_brings_it_b
     let made = made.unwrap();
     assert_eq!(fs::metadata(&backup).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(sqlite::verify(&backup).unwrap(), made);
-    let again = store.back_up(backup.clone(), Arc::default()).await.unwrap_err();
+    let again = store.back_up(backup.clone()).await.unwrap_err();
     assert!(matches!(again, BackupError::Exists(_)), "{again}");
-    let nowhere = store.back_up(folder.0.join("no/such/../file.db"), Arc::default()).await;
+    let nowhere = store.back_up(folder.0.join("no/such/../file.db")).await;
     assert!(nowhere.is_ok() || matches!(nowhere, Err(BackupError::Disk { .. })));
 
     let restoring = sqlite::restore(&folder.log(), &backup).unwrap_err();
@@ -382,8 +379,13 @@ async fn a_backup_made_while_others_write_is_one_state_and_a_restore_brings_it_b
     store.close().await.unwrap();
     let restored = sqlite::restore(&folder.log(), &backup).unwrap();
     assert_eq!((restored.revision, restored.keys), (made.revision, made.keys));
-    assert!(restored.goes_on > newest && restored.aside.unwrap().join("state.db").exists());
+    assert!(restored.goes_on > newest && restored.aside.as_ref().unwrap().join("state.db").exists());
     let store = Sqlite::open(&folder.log()).unwrap();
+    let old = store.watch(newest).await;
+    assert!(
+        matches!(old, Err(StoreError::Compacted { oldest, .. }) if oldest == restored.goes_on),
+        "{old:?}"
+    );
     let mut found = state(&store).await;
     assert_eq!(
         found.remove("/registry/beat").as_deref(),
@@ -394,33 +396,8 @@ async fn a_backup_made_while_others_write_is_one_state_and_a_restore_brings_it_b
     let mut before = history.last_key_value().unwrap().1.clone();
     before.remove("/registry/a");
     assert_eq!(found, before);
-    assert!(store.write(put("/registry/z", Expect::Absent, "1")).await.unwrap() > newest);
-}
-
-#[tokio::test]
-async fn a_server_that_runs_restores_and_every_watch_ends_and_goes_on_nowhere() {
-    let folder = Folder::new();
-    let store = Sqlite::open(&folder.log()).unwrap();
-    let mut history = History::new();
-    write(&store, &mut history, 100).await;
-    let backup = folder.0.join("backup.db");
-    store.back_up(backup.clone(), Arc::default()).await.unwrap();
-    let before = state(&store).await;
-    write(&store, &mut history, 50).await;
-    let newest = store.revision().await.unwrap();
-    let mut tail = store.watch(newest).await.unwrap();
-    let restored = store.restore(backup).await.unwrap();
-    assert!(tail.recv().await.is_none());
-    assert_eq!(state(&store).await, before);
-    let old = store.watch(newest).await;
-    assert!(
-        matches!(old, Err(StoreError::Compacted { oldest, .. }) if oldest == restored.goes_on),
-        "{old:?}"
-    );
-    let next = store.write(put("/registry/new", Expect::Absent, "1")).await.unwrap();
+    let next = store.write(put("/registry/z", Expect::Absent, "1")).await.unwrap();
     assert_eq!(next, restored.goes_on.next());
-    store.close().await.unwrap();
-    assert_eq!(Sqlite::open(&folder.log()).unwrap().revision().await.unwrap(), next);
 }
 
 #[tokio::test]
@@ -430,7 +407,8 @@ async fn what_is_no_good_backup_is_refused_and_the_present_state_stays() {
     let mut history = History::new();
     write(&store, &mut history, 100).await;
     let good = folder.0.join("good.db");
-    store.back_up(good.clone(), Arc::default()).await.unwrap();
+    store.back_up(good.clone()).await.unwrap();
+    drop(store);
     let file = folder.0.join("file.db");
     let mut flipped = fs::read(&good).unwrap();
     // Wherever a value lies, also where pages keep remains; nothing but values has two in a row.
@@ -455,11 +433,14 @@ async fn what_is_no_good_backup_is_refused_and_the_present_state_stays() {
         (Vec::new(), "holds no cluster"),
     ] {
         fs::write(&file, content).unwrap();
-        let problem = store.restore(file.clone()).await.unwrap_err().to_string();
+        let problem = sqlite::restore(&folder.log(), &file).unwrap_err().to_string();
         assert!(problem.contains(hint) && problem.contains("file.db"), "{problem}");
+        let store = Sqlite::open(&folder.log()).unwrap();
         assert_eq!(&state(&store).await, history.last_key_value().unwrap().1);
     }
-    let gone = store.restore(folder.0.join("gone.db")).await.unwrap_err().to_string();
+    let gone = sqlite::restore(&folder.log(), &folder.0.join("gone.db"))
+        .unwrap_err()
+        .to_string();
     assert!(gone.contains("gone.db"), "{gone}");
     assert!(
         !folder.0.join(".state.db.restore").exists(),

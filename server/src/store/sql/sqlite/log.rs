@@ -16,7 +16,7 @@ use super::super::super::{
 };
 use super::copying::{Copying, UNDER_WAY};
 use super::growth::Growth;
-use super::snapshot::{self, Backup, BackupError, Copied, Progress};
+use super::snapshot::{self, Backup, BackupError, Copied};
 use super::table::{self, Mark, NewLine, Table, open_error};
 use super::wal::Rest;
 use super::{OpenError, Reply, place, schedule};
@@ -189,19 +189,9 @@ impl Log {
         })
     }
 
-    /// Its file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The newest revision.
     pub fn revision(&self) -> Revision {
         self.revision
-    }
-
-    /// No revision above it has been handed out, nor will be without being reserved.
-    pub fn handed_out(&self) -> Revision {
-        self.revision.max(self.reserved)
     }
 
     /// Decides on the writes of a batch, commits those that may go ahead, and answers all. Returns the commit's error.
@@ -421,7 +411,6 @@ impl Log {
     pub fn copy(
         &mut self,
         path: PathBuf,
-        progress: Arc<Progress>,
         done: impl FnOnce(Result<Backup, BackupError>) -> Option<Revision> + Send + 'static,
     ) {
         self.copy_on(Instant::now());
@@ -438,13 +427,12 @@ impl Log {
             ttl: one.ttl,
         };
         let volatile: Vec<Copied> = volatile.map(copied).collect();
-        progress.expect(rows.len().saturating_add(volatile.len()));
         let (to, pieces) = mpsc::sync_channel(UNDER_WAY);
         let written = Arc::new(AtomicBool::new(false));
         let writer = std::thread::Builder::new().name("backup".to_owned()).spawn({
             let written = Arc::clone(&written);
             move || {
-                let outcome = snapshot::write(&path, &pieces, &progress);
+                let outcome = snapshot::write(&path, &pieces);
                 written.store(true, Ordering::Release);
                 done(outcome)
             }
@@ -467,7 +455,7 @@ impl Log {
             }
             Ok(_) => {
                 let path = snapshot::named(&self.path, self.revision);
-                self.copy(path, Arc::default(), |made| match made {
+                self.copy(path, |made| match made {
                     Ok(made) => {
                         info!(revision = %made.revision, bytes = made.bytes, "made a snapshot of the datastore");
                         Some(made.revision)

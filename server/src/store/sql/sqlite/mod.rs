@@ -34,7 +34,7 @@ use super::super::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
 use log::Log;
 pub use recover::Repair;
 pub use restore::{RestoreError, Restored, restore};
-pub use snapshot::{Backup, BackupError, Progress, folder as snapshots, verify};
+pub use snapshot::{Backup, BackupError, folder as snapshots, verify};
 use wal::Rest;
 
 /// Requests on their way to the thread: enough for a few batches, little memory when the disk stalls.
@@ -92,7 +92,6 @@ pub struct Sqlite {
     requests: Option<mpsc::Sender<Queued>>,
     room: Arc<Semaphore>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    path: PathBuf,
     repair: Option<Repair>,
 }
 
@@ -107,9 +106,7 @@ enum Request {
     Watch(Revision, Reply<Tail>),
     Compact(Revision, Reply<()>),
     Revision(Reply<Revision>),
-    BackUp(PathBuf, Arc<Progress>, oneshot::Sender<Result<Backup, BackupError>>),
-    /// A file that has been prepared for it.
-    Restore(PathBuf, oneshot::Sender<Result<Restored, RestoreError>>),
+    BackUp(PathBuf, oneshot::Sender<Result<Backup, BackupError>>),
     Close(Reply<()>),
 }
 
@@ -169,14 +166,8 @@ impl Sqlite {
             requests: Some(requests),
             room: Arc::new(Semaphore::new(REQUESTS)),
             thread: Mutex::new(Some(thread)),
-            path: path.to_owned(),
             repair,
         })
-    }
-
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// What had to be repaired when it was opened.
@@ -188,26 +179,11 @@ impl Sqlite {
     ///
     /// # Errors
     /// [`BackupError`]; the file is not there then.
-    pub async fn back_up(&self, to: PathBuf, progress: Arc<Progress>) -> Result<Backup, BackupError> {
+    pub async fn back_up(&self, to: PathBuf) -> Result<Backup, BackupError> {
         let (reply, answer) = oneshot::channel();
-        let asked = self.queue(Request::BackUp(to, progress, reply)).await;
+        let asked = self.queue(Request::BackUp(to, reply)).await;
         asked.map_err(BackupError::Log)?;
         answer.await.map_err(|_| BackupError::Log(closed()))?
-    }
-
-    /// Puts the state in `file` in the place of this one, while it is open. Every watch ends, and goes on nowhere.
-    ///
-    /// # Errors
-    /// [`RestoreError`]; the present state stays.
-    pub async fn restore(&self, file: PathBuf) -> Result<Restored, RestoreError> {
-        let path = self.path.clone();
-        // Reads and copies the whole file.
-        let prepared = tokio::task::spawn_blocking(move || restore::prepare(&path, &file)).await;
-        let prepared = prepared.map_err(|_| RestoreError::Log(closed()))??;
-        let (reply, answer) = oneshot::channel();
-        let asked = self.queue(Request::Restore(prepared, reply)).await;
-        asked.map_err(RestoreError::Log)?;
-        answer.await.map_err(|_| RestoreError::Log(closed()))?
     }
 
     async fn queue(&self, request: Request) -> Result<(), StoreError> {

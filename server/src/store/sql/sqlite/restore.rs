@@ -1,4 +1,4 @@
-//! Puts a backup in the place of the log, whether a server has it open or not.
+//! Puts a backup in the place of a log that no server has open.
 //!
 //! The old file is kept aside. Revisions go on far past everything that was ever handed out from either of them, and
 //! nothing from before goes on: watchers and lists of old revisions are told to begin anew.
@@ -11,7 +11,7 @@ use agent::units::Revision;
 
 use super::super::super::StoreError;
 use super::OpenError;
-use super::log::{JUMP, Log};
+use super::log::JUMP;
 use super::place::{self, Aside};
 use super::snapshot::{self, Backup};
 use super::table::{Mark, Table, open_error};
@@ -41,45 +41,45 @@ pub enum RestoreError {
     /// The disk of the log.
     #[error("cannot put the backup in place: {0}")]
     Disk(#[from] io::Error),
-    /// The log that is open.
-    #[error(transparent)]
-    Log(StoreError),
+    /// The copy of the backup, where its revisions are to go on.
+    #[error("cannot prepare the backup: {0}")]
+    Marks(StoreError),
 }
 
-/// Restores from `file` to the log at `path`, which nobody has open.
+/// Restores from `file` to the log at `path`, which nobody has open. `file` may be a backup, or a copy of a stopped server's
+/// file with what lies beside it under the same name and `-wal`.
 ///
 /// # Errors
 /// [`RestoreError`]; what was there is as it was. [`OpenError::InUse`]: a server has it open.
 pub fn restore(path: &Path, file: &Path) -> Result<Restored, RestoreError> {
     let _lock = place::lock(path)?;
     place::finish(path)?;
-    let prepared = prepare(path, file)?;
+    let bytes = fs::metadata(file).map_err(|source| OpenError::File {
+        path: file.to_owned(),
+        source,
+    });
+    if bytes?.len() == 0 {
+        return Err(RestoreError::Empty(file.to_owned()));
+    }
+    let copy = place::beside(path, "restore");
+    let restored = place_copy(path, file, &copy);
+    if restored.is_err() {
+        for name in ["", "-wal"] {
+            let _ = place::remove(&place::with(&copy, name));
+        }
+    }
+    restored
+}
+
+fn place_copy(path: &Path, file: &Path, copy: &Path) -> Result<Restored, RestoreError> {
+    let (mut table, Backup { revision, keys, .. }) = copy_and_check(file, copy)?;
     // If that cannot be read, the jump is far enough.
     let old = path.try_exists()?.then(|| handed_out(path)).flatten();
-    place_it(path, &prepared, old.unwrap_or(Revision::ZERO))
-}
-
-/// Restores what has been prepared to a log that is open. The log that is open afterwards comes back, too.
-pub fn exchange(mut log: Log, prepared: &Path) -> (Option<Log>, Result<Restored, RestoreError>) {
-    let (path, handed_out) = (log.path().to_owned(), log.handed_out());
-    // What was volatile goes into the file that is kept; if the disk takes no more, it stays behind.
-    let _ = log.close();
-    drop(log);
-    let outcome = place_it(&path, prepared, handed_out);
-    match (Log::open(&path, super::wal::Rest::Nothing), outcome) {
-        (Ok(log), outcome) => (Some(log), outcome),
-        (Err(problem), Ok(_)) => (None, Err(problem.into())),
-        (Err(_), outcome) => (None, outcome),
-    }
-}
-
-fn place_it(path: &Path, prepared: &Path, old: Revision) -> Result<Restored, RestoreError> {
-    let mut table = Table::open(prepared)?;
-    let Backup { revision, keys, .. } = describe(&table, prepared)?;
-    let goes_on = Revision::new(revision.max(old).get().saturating_add(JUMP));
-    table.begin_after(goes_on).map_err(RestoreError::Log)?;
+    let newest = revision.max(old.unwrap_or(Revision::ZERO));
+    let goes_on = Revision::new(newest.get().saturating_add(JUMP));
+    table.begin_after(goes_on).map_err(RestoreError::Marks)?;
     drop(table);
-    let aside = place::replace(path, prepared, Aside::Replaced)?;
+    let aside = place::replace(path, copy, Aside::Replaced)?;
     Ok(Restored {
         revision,
         keys,
@@ -88,31 +88,8 @@ fn place_it(path: &Path, prepared: &Path, old: Revision) -> Result<Restored, Res
     })
 }
 
-/// Copies a backup beside the log and checks the copy whole. `file` may be one of ours, or a copy of a stopped server's file
-/// with what lies beside it under the same name and `-wal`.
-pub fn prepare(path: &Path, file: &Path) -> Result<PathBuf, RestoreError> {
-    let unreadable = |source| OpenError::File {
-        path: file.to_owned(),
-        source,
-    };
-    let bytes = fs::metadata(file).map_err(unreadable)?.len();
-    if bytes == 0 {
-        return Err(RestoreError::Empty(file.to_owned()));
-    }
-    let copy = place::beside(path, "restore");
-    let prepared = copy_and_check(file, &copy);
-    match prepared {
-        Ok(()) => Ok(copy),
-        Err(error) => {
-            for name in ["", "-wal"] {
-                let _ = place::remove(&place::with(&copy, name));
-            }
-            Err(error)
-        }
-    }
-}
-
-fn copy_and_check(file: &Path, copy: &Path) -> Result<(), RestoreError> {
+/// Copies a backup beside the log and checks the copy whole.
+fn copy_and_check(file: &Path, copy: &Path) -> Result<(Table, Backup), RestoreError> {
     place::fresh(copy)?;
     fs::copy(file, copy)?;
     let log = place::with(file, "-wal");
@@ -141,7 +118,7 @@ fn copy_and_check(file: &Path, copy: &Path) -> Result<(), RestoreError> {
     let found = describe(&table, copy).map_err(named)?;
     match found.keys {
         0 => Err(RestoreError::Empty(file.to_owned())),
-        _ => Ok(()),
+        _ => Ok((table, found)),
     }
 }
 

@@ -7,7 +7,6 @@ use tracing::error;
 use super::super::super::Change;
 use super::log::{Log, answer};
 use super::place::Lock;
-use super::restore;
 use super::{Queued, Request};
 
 /// Requests taken together: more would let the first wait for long.
@@ -46,10 +45,7 @@ pub fn run(mut log: Log, lock: Lock, requests: &Receiver<Queued>) {
                 }
                 other => {
                     let _ = log.write(std::mem::take(&mut writes));
-                    let Some(same_or_restored) = serve(log, other) else {
-                        return;
-                    };
-                    log = same_or_restored;
+                    serve(&mut log, other);
                 }
             }
             let room = places.len() < BATCH && bytes < BATCH_BYTES;
@@ -67,8 +63,8 @@ pub fn run(mut log: Log, lock: Lock, requests: &Receiver<Queued>) {
     }
 }
 
-/// Does what is asked. Returns the log, perhaps another one than before; nothing when it could not be opened again.
-fn serve(mut log: Log, request: Request) -> Option<Log> {
+/// Does what is asked.
+fn serve(log: &mut Log, request: Request) {
     match request {
         Request::Get(key, reply) => answer(Some(reply), log.get(&key)),
         Request::List(range, at, reply) => answer(Some(reply), log.list(&range, at)),
@@ -77,16 +73,10 @@ fn serve(mut log: Log, request: Request) -> Option<Log> {
         Request::Revision(reply) => answer(Some(reply), Ok(log.revision())),
         Request::Write(write, reply) => drop(log.write(vec![(write, Some(reply))])),
         Request::Close(reply) => answer(Some(reply), log.close()),
-        Request::BackUp(path, progress, reply) => log.copy(path, progress, |outcome| {
+        Request::BackUp(path, reply) => log.copy(path, |outcome| {
             // Nobody waits any more if that fails.
             let _ = reply.send(outcome);
             None
         }),
-        Request::Restore(prepared, reply) => {
-            let (log, outcome) = restore::exchange(log, &prepared);
-            let _ = reply.send(outcome);
-            return log;
-        }
     }
-    Some(log)
 }
