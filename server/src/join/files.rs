@@ -50,10 +50,18 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 pub fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
     match fs::read(path) {
         Ok(present) if present == content => {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|error| at(path, &error))?;
+            keep_mode(path, mode).map_err(|error| at(path, &error))?;
             Ok(false)
         }
         _ => write(path, content, mode).map(|()| true),
+    }
+}
+
+/// To set the mode that a file has would write it to the disk once more.
+fn keep_mode(path: &Path, mode: u32) -> io::Result<()> {
+    match fs::metadata(path)?.permissions().mode() & 0o7777 == mode {
+        true => Ok(()),
+        false => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
     }
 }
 
@@ -182,6 +190,8 @@ impl Drop for Scratch {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     fn mode(path: &Path) -> u32 {
@@ -232,6 +242,14 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(!write_if_changed(&path, b"same", PRIVATE).unwrap());
         assert_eq!(mode(&path), 0o600);
+        let changed = || {
+            let about = fs::metadata(&path).unwrap();
+            (about.ctime(), about.ctime_nsec())
+        };
+        let before = changed();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(!write_if_changed(&path, b"same", PRIVATE).unwrap());
+        assert_eq!(changed(), before, "what is as it should be is left alone");
         assert!(write_if_changed(&path, b"other", 0o640).unwrap());
         assert_eq!(mode(&path), 0o640);
         folder(&scratch.0.join("a/b"), PRIVATE_FOLDER).unwrap();
