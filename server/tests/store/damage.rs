@@ -299,6 +299,76 @@ async fn a_damaged_log_is_told_once_also_when_a_kill_follows() {
     assert_eq!(store.revision().await.unwrap(), newest);
 }
 
+/// The format before checksums, as a server left it after a clean stop: one key that lives, one that was deleted.
+fn write_first_format(path: &Path) {
+    let file = rusqlite::Connection::open(path).unwrap();
+    let text = "
+        PRAGMA journal_mode = WAL;
+        CREATE TABLE log (
+            revision INTEGER PRIMARY KEY,
+            key      TEXT    NOT NULL,
+            created  INTEGER NOT NULL,
+            previous INTEGER NOT NULL,
+            ttl      INTEGER,
+            value    BLOB
+        );
+        CREATE INDEX log_by_key ON log (key, revision);
+        CREATE TABLE mark (name TEXT PRIMARY KEY, revision INTEGER NOT NULL) WITHOUT ROWID;
+        PRAGMA user_version = 1;
+        INSERT INTO log VALUES
+            (1, '/registry/a', 1, 0, NULL, x'31'),
+            (2, '/registry/b', 2, 0, NULL, x'31'),
+            (3, '/registry/a', 1, 1, NULL, x'32'),
+            (4, '/registry/b', 2, 2, NULL, NULL);
+        INSERT INTO mark VALUES ('reserved', 4), ('closed', 4);
+    ";
+    file.execute_batch(text).unwrap();
+}
+
+#[tokio::test]
+async fn a_file_of_the_format_before_checksums_goes_on_and_what_is_written_to_it_is_held_to_them() {
+    let folder = Folder::new();
+    write_first_format(&folder.log());
+    let was: BTreeMap<_, _> = [("/registry/a".to_owned(), "2".to_owned())].into();
+    let store = Sqlite::open(&folder.log()).unwrap();
+    assert_eq!(store.repair(), None);
+    assert_eq!(state(&store).await, was);
+    let mut tail = store.watch(Revision::new(2)).await.unwrap();
+    let backlog: Vec<u64> = tail
+        .try_recv()
+        .unwrap()
+        .iter()
+        .map(|event| event.revision.get())
+        .collect();
+    assert_eq!(backlog, [3, 4], "a watch goes on across the upgrade");
+    let next = store.write(put("/registry/c", Expect::Absent, "1")).await.unwrap();
+    assert_eq!(next, Revision::new(5));
+    store.back_up(folder.0.join("backup.db")).await.unwrap();
+    drop(store);
+    let store = Sqlite::open(&folder.log()).unwrap();
+    let mut now = was.clone();
+    now.insert("/registry/c".to_owned(), "1".to_owned());
+    assert_eq!(state(&store).await, now, "and once more");
+    drop(store);
+    sqlite::verify(&folder.0.join("backup.db")).unwrap();
+
+    let file = rusqlite::Connection::open(folder.log()).unwrap();
+    file.execute("UPDATE log SET value = x'39' WHERE revision = 5", [])
+        .unwrap();
+    drop(file);
+    let refused = Sqlite::open(&folder.log()).unwrap_err();
+    assert!(
+        matches!(&refused, OpenError::Damaged { detail, .. } if detail.contains("row 5")),
+        "{refused}"
+    );
+
+    let old = folder.0.join("old.db");
+    write_first_format(&old);
+    let restored = sqlite::restore(&folder.log(), &old).unwrap();
+    assert_eq!((restored.revision, restored.keys), (Revision::new(4), 1));
+    assert_eq!(state(&Sqlite::open(&folder.log()).unwrap()).await, was);
+}
+
 #[tokio::test]
 async fn a_file_that_is_gone_or_empty_comes_back_from_the_snapshot() {
     for gone in [true, false] {
