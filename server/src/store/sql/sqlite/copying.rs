@@ -68,8 +68,11 @@ impl Copying {
 
     /// Hands out the next piece, if there is room for it. `history`: bytes that wait for compaction.
     pub fn step(&mut self, table: &Table, history: usize) {
+        if self.to.is_none() {
+            return;
+        }
         let late = self.moved.elapsed() > PATIENCE;
-        if self.to.is_some() && (late || history > MOST) {
+        if late || history > MOST {
             let why = match late {
                 true => "the disk that it is written to has stood still for a minute",
                 false => "so much was written meanwhile that the log would outgrow its bounds",

@@ -59,6 +59,10 @@ pub fn lock(path: &Path) -> Result<Lock, OpenError> {
 /// Puts `next` in the place of `path` and returns where the old one is, if there was one. After an error, and after a
 /// crash, either the old one or the new one is there, whole.
 pub fn replace(path: &Path, next: &Path, why: Aside) -> io::Result<Option<PathBuf>> {
+    // Closing a database tells nobody when it could not take its log over: the marks may be in there.
+    if with(next, "-wal").try_exists()? {
+        return Err(io::Error::other("the new file could not be written whole"));
+    }
     File::open(next)?.sync_all()?;
     let aside = put_aside(path, why)?;
     fs::rename(next, with(path, ".ready"))?;
@@ -243,6 +247,10 @@ mod tests {
         }
         assert_eq!(folder.read("damaged/2/state.db"), None, "only the last few are kept");
         assert_eq!(folder.read("damaged/5/state.db").as_deref(), Some("new 4"));
+        let next = folder.write("next", "not all of it");
+        folder.write("next-wal", "the rest");
+        replace(&path, &next, Aside::Damaged).unwrap_err();
+        assert_eq!(folder.read("state.db").as_deref(), Some("new 5"));
     }
 
     #[test]

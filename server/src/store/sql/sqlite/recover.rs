@@ -85,11 +85,7 @@ pub fn open(path: &Path) -> Result<(Log, Option<Repair>), OpenError> {
     let empty = fs::metadata(path).map_or(true, |about| about.len() == 0);
     if empty && !snapshot::list(path).is_empty() {
         let damage = "it is empty or gone, and snapshots of it are there".to_owned();
-        let damaged = OpenError::Damaged {
-            path: path.to_owned(),
-            detail: damage.clone(),
-        };
-        return repaired(path, damage, damaged);
+        return repaired(path, damage);
     }
     let rest = wal::examine(&place::with(path, "-wal")).map_err(disk)?;
     let kept = match rest {
@@ -112,23 +108,20 @@ pub fn open(path: &Path) -> Result<(Log, Option<Repair>), OpenError> {
             }
             Ok((log, repair))
         }
-        Err(OpenError::Damaged { path: _, detail }) => {
-            let damaged = OpenError::Damaged {
-                path: path.to_owned(),
-                detail: detail.clone(),
-            };
-            repaired(path, detail, damaged)
-        }
+        Err(OpenError::Damaged { path: _, detail }) => repaired(path, detail),
         Err(other) => Err(other),
     }
 }
 
-fn repaired(path: &Path, damage: String, damaged: OpenError) -> Result<(Log, Option<Repair>), OpenError> {
+fn repaired(path: &Path, damage: String) -> Result<(Log, Option<Repair>), OpenError> {
     error!(file = %path.display(), damage, "the datastore is damaged, looking for what can be put in its place");
     let next = place::beside(path, "next");
     let Some(now) = build(path, &next) else {
         let _ = place::remove(&next);
-        return Err(damaged);
+        return Err(OpenError::Damaged {
+            path: path.to_owned(),
+            detail: damage,
+        });
     };
     let kept = place::replace(path, &next, Aside::Damaged).map_err(|source| OpenError::File {
         path: path.to_owned(),
