@@ -312,6 +312,7 @@ impl Ground {
             rotation,
             client: self.client.clone(),
             ready: ready.clone(),
+            files: self.dir.join("static"),
             settings: cluster_settings(config, advertised.port()).to_json(),
             advertised: advertised.to_string(),
             sessions: Arc::clone(&sessions),

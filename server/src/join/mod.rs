@@ -15,6 +15,7 @@ pub mod register;
 pub mod roll;
 pub mod rotation;
 pub mod route;
+pub mod static_files;
 pub mod supervisor;
 pub mod tls;
 

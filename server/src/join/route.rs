@@ -2,6 +2,7 @@
 //!
 //! Pure. What is not in this table goes to the Kubernetes API, except what lies under the prefix: that is ours to refuse.
 
+use agent::wire::status::{Reason, Status};
 use hyper::Method;
 
 use super::passwd::{AGENT_GROUP, SERVER_GROUP};
@@ -15,6 +16,12 @@ const MASTERS_GROUP: &str = "system:masters";
 
 /// Who may fetch what an agent needs.
 const AGENTS: &[&str] = &[AGENT_GROUP, SERVER_GROUP, NODES_GROUP, "system:bootstrappers"];
+
+/// What lies under it are files.
+pub const STATIC: &str = "/static/";
+
+/// What K3s answers where Secrets have never been encrypted.
+pub const NOT_ENCRYPTED: &str = r#"{"stage":"","activekey":""}"#;
 
 /// Which certificate is asked for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -56,13 +63,26 @@ pub enum Route {
     Hints,
     /// The cluster's token becomes another one.
     Token,
+    /// A file of `<data>/server/static`, for anyone.
+    Static,
+    /// How Secrets are encrypted.
+    EncryptionStatus,
+    /// They are to be encrypted otherwise.
+    EncryptionConfig,
+    /// Other certificate authorities are to take over.
+    ReplaceAuthorities,
+    /// What a server of an embedded etcd hands to the next one.
+    ServerBootstrap,
+    /// `CONNECT`: a stream to anywhere in the cluster.
+    Proxy,
     /// Under our prefix, but nothing we offer.
     Unknown,
 }
 
-/// The route of a path; `None`: not one of ours.
-pub fn find(path: &str) -> Option<Route> {
+/// The route of a request; `None`: not one of ours.
+pub fn find(method: &Method, path: &str) -> Option<Route> {
     let route = match path {
+        _ if method == Method::CONNECT => Route::Proxy,
         "/cacerts" => Route::CaCerts,
         "/ping" => Route::Ping,
         "/v1-k3s/config" => Route::Config,
@@ -78,6 +98,11 @@ pub fn find(path: &str) -> Option<Route> {
         peers::DIAL => Route::Dial,
         peers::HINTS => Route::Hints,
         "/v1-k3s/token" => Route::Token,
+        "/v1-k3s/encrypt/status" => Route::EncryptionStatus,
+        "/v1-k3s/encrypt/config" => Route::EncryptionConfig,
+        "/v1-k3s/cert/cacerts" => Route::ReplaceAuthorities,
+        "/v1-k3s/server-bootstrap" => Route::ServerBootstrap,
+        other if other.starts_with(STATIC) => Route::Static,
         other if other.starts_with("/v1-k3s/") => Route::Unknown,
         _ => return None,
     };
@@ -90,8 +115,8 @@ impl Route {
         match self {
             Self::Issue(_) => method == Method::POST || method == Method::GET,
             Self::Connect | Self::Dial | Self::Hints => method == Method::GET,
-            Self::Token => method == Method::PUT,
-            Self::Unknown => true,
+            Self::Token | Self::EncryptionConfig | Self::ReplaceAuthorities => method == Method::PUT,
+            Self::Unknown | Self::Proxy => true,
             _ => method == Method::GET || method == Method::HEAD,
         }
     }
@@ -101,13 +126,44 @@ impl Route {
         matches!(self, Self::Dial | Self::Hints)
     }
 
+    /// What is said to whoever may use a route that K3s has and this server has nothing behind.
+    ///
+    /// Sources: K3s v1.36 `pkg/server/handlers` (`Bootstrap`: 400 `etcd disabled`; `EncryptionConfig`: faults are 400);
+    /// the others are `docs/k3s-differences.md`'s.
+    pub fn declined(self) -> Option<Status> {
+        let (reason, why) = match self {
+            Self::ServerBootstrap => (
+                Reason::BadRequest,
+                "etcd disabled: servers of this cluster share a datastore; give the new one --datastore-endpoint and --token",
+            ),
+            Self::EncryptionConfig => (
+                Reason::BadRequest,
+                "this server does not encrypt Secrets in its datastore, so there are no keys to change",
+            ),
+            Self::ReplaceAuthorities => (
+                Reason::MethodNotAllowed,
+                "this server does not replace its certificate authorities while it runs",
+            ),
+            Self::Proxy => (
+                Reason::MethodNotAllowed,
+                "CONNECT is not offered: the API reaches nodes by itself; ask it for logs, exec or the node's proxy",
+            ),
+            _ => return None,
+        };
+        Some(Status::failure(reason, why))
+    }
+
     /// The groups of which a caller needs one; `None`: anyone may, without saying who.
     pub const fn groups(self) -> Option<&'static [&'static str]> {
         match self {
-            Self::CaCerts | Self::Ping => None,
-            Self::Dial | Self::Hints => Some(&[MASTERS_GROUP]),
+            Self::CaCerts | Self::Ping | Self::Static => None,
+            Self::Dial | Self::Hints | Self::Proxy => Some(&[MASTERS_GROUP]),
             Self::Connect => Some(&[NODES_GROUP]),
-            Self::Token => Some(&[SERVER_GROUP]),
+            Self::Token
+            | Self::EncryptionStatus
+            | Self::EncryptionConfig
+            | Self::ReplaceAuthorities
+            | Self::ServerBootstrap => Some(&[SERVER_GROUP]),
             Self::Config
             | Self::Servers
             | Self::Ready
@@ -127,6 +183,7 @@ mod tests {
     fn the_api_gets_what_is_not_under_the_supervisors_paths() {
         for path in [
             "/",
+            "/static",
             "/api",
             "/readyz",
             "/v1-k3s",
@@ -134,15 +191,22 @@ mod tests {
             "/cacerts/",
             "/version",
         ] {
-            assert_eq!(find(path), None, "{path}");
+            assert_eq!(find(&Method::GET, path), None, "{path}");
         }
-        assert_eq!(find("/v1-k3s/encrypt/status"), Some(Route::Unknown));
-        assert_eq!(find("/v1-k3s/config"), Some(Route::Config));
+        for (path, route) in [
+            ("/v1-k3s/nonsense", Route::Unknown),
+            ("/v1-k3s/config", Route::Config),
+            ("/static/charts/x.tgz", Route::Static),
+        ] {
+            assert_eq!(find(&Method::GET, path), Some(route), "{path}");
+            assert_eq!(find(&Method::CONNECT, path), Some(Route::Proxy), "{path}");
+        }
     }
 
     #[test]
-    fn only_the_ca_bundle_and_ping_are_for_anyone() {
-        for path in ["/cacerts", "/ping"] {
+    fn only_the_ca_bundle_ping_and_files_are_for_anyone() {
+        let find = |path: &str| find(&Method::GET, path);
+        for path in ["/cacerts", "/ping", "/static/x"] {
             assert_eq!(find(path).unwrap().groups(), None, "{path}");
         }
         for path in ["config", "connect", "client-kubelet.crt", "server-ca.crt", "nonsense"] {
@@ -150,8 +214,16 @@ mod tests {
         }
         let tunnel = find("/v1-k3s/connect").unwrap().groups().unwrap();
         assert_eq!(tunnel, [NODES_GROUP], "a token alone opens no tunnel");
-        let rotation = find("/v1-k3s/token").unwrap().groups().unwrap();
-        assert_eq!(rotation, [SERVER_GROUP], "an agent does not rotate the token");
+        for path in [
+            "token",
+            "encrypt/status",
+            "encrypt/config",
+            "cert/cacerts",
+            "server-bootstrap",
+        ] {
+            let groups = find(&format!("/v1-k3s/{path}")).unwrap().groups().unwrap();
+            assert_eq!(groups, [SERVER_GROUP], "{path} is not for agents");
+        }
     }
 
     #[test]
@@ -165,7 +237,7 @@ mod tests {
             ("token", Method::PUT, true),
             ("token", Method::GET, false),
         ] {
-            let route = find(&format!("/v1-k3s/{path}")).unwrap();
+            let route = find(&method, &format!("/v1-k3s/{path}")).unwrap();
             assert_eq!(route.takes(&method), taken, "{method} {path}");
         }
     }

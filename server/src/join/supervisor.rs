@@ -5,6 +5,7 @@
 //! agents tell "come again" (503) from "wrong token" (401) and "not this node" (403), and never give up on any of them.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ use super::pki::{Pki, SUPERVISOR};
 use super::register::{Claim, Refusal, Register};
 use super::rotation::Rotation;
 use super::route::{self, Certificate, NODES_GROUP, Route};
+use super::static_files;
 use crate::http::query::Query;
 use crate::http::{Body, Front, Peer, Upgrades, empty, encode, full};
 use crate::peers;
@@ -72,6 +74,8 @@ pub struct Parts {
     pub client: Client,
     /// Whether the server has started: `/v1-k3s/readyz`.
     pub ready: Receiver<bool>,
+    /// `<data>/server/static`: anyone may have what lies in it.
+    pub files: PathBuf,
     /// Body of `/v1-k3s/config`.
     pub settings: Value,
     /// `host:port` under which agents reach this server.
@@ -96,7 +100,7 @@ impl Front for Supervisor {
         request: Request<Incoming>,
         peer: &'a Peer,
     ) -> BoxFuture<'a, Result<Response<Body>, Request<Incoming>>> {
-        match route::find(request.uri().path()) {
+        match route::find(request.method(), request.uri().path()) {
             None => ready(Err(request)).boxed(),
             Some(route) => self.answer(route, request, peer).map(Ok).boxed(),
         }
@@ -126,32 +130,27 @@ impl Supervisor {
     }
 
     async fn serve(&self, route: Route, request: Request<Incoming>, peer: &Peer) -> Result<Response<Body>, Status> {
+        let user = match route.groups() {
+            None => None,
+            Some(groups) => Some(self.member(route, groups, request.headers(), peer)?),
+        };
         if !route.takes(request.method()) {
             let why = format!("{} is not allowed on {}", request.method(), request.uri().path());
             return Err(Status::failure(Reason::MethodNotAllowed, why));
         }
-        let Some(groups) = route.groups() else {
-            return Ok(match route {
-                Route::CaCerts => plain(self.parts.pki.server_ca_pem().to_owned()),
-                _ => plain("pong"),
-            });
+        let Some(user) = user else {
+            return match route {
+                Route::Static => static_files::answer(&self.parts.files, request.uri().path()).await,
+                Route::CaCerts => Ok(plain(self.parts.pki.server_ca_pem().to_owned())),
+                _ => Ok(plain("pong")),
+            };
         };
-        let user = match route.is_for_servers() {
-            true => server_of(peer)?,
-            false => self.who(request.headers(), peer)?,
-        };
-        if !user.groups.iter().any(|group| groups.contains(&group.as_str())) {
-            let why = format!(
-                "forbidden: {:?} is in none of the groups {}",
-                user.name,
-                groups.join(", ")
-            );
-            return Err(Status::failure(Reason::Forbidden, why));
+        if let Some(status) = route.declined() {
+            return Err(status);
         }
         match route {
-            Route::CaCerts | Route::ServerCa => Ok(plain(self.parts.pki.server_ca_pem().to_owned())),
+            Route::ServerCa => Ok(plain(self.parts.pki.server_ca_pem().to_owned())),
             Route::ClientCa => Ok(plain(self.parts.pki.client_ca_pem().to_owned())),
-            Route::Ping => Ok(plain("pong")),
             Route::Ready => readiness(*self.parts.ready.borrow()),
             Route::Config => Ok(json(self.settings.clone())),
             Route::Servers => Ok(json(
@@ -162,11 +161,36 @@ impl Supervisor {
             Route::Dial => self.dial(request),
             Route::Hints => self.hints(request),
             Route::Token => self.rotate(request, peer).await,
-            Route::Unknown => Err(Status::failure(
+            Route::EncryptionStatus => Ok(json(route::NOT_ENCRYPTED)),
+            Route::CaCerts
+            | Route::Ping
+            | Route::Static
+            | Route::EncryptionConfig
+            | Route::ReplaceAuthorities
+            | Route::ServerBootstrap
+            | Route::Proxy
+            | Route::Unknown => Err(Status::failure(
                 Reason::NotFound,
                 format!("this server does not offer {}", request.uri().path()),
             )),
         }
+    }
+
+    /// The caller, if it is in one of the groups.
+    fn member(&self, route: Route, groups: &[&str], headers: &HeaderMap, peer: &Peer) -> Result<User, Status> {
+        let user = match route.is_for_servers() {
+            true => server_of(peer)?,
+            false => self.who(headers, peer)?,
+        };
+        if user.groups.iter().any(|group| groups.contains(&group.as_str())) {
+            return Ok(user);
+        }
+        let why = format!(
+            "forbidden: {:?} is in none of the groups {}",
+            user.name,
+            groups.join(", ")
+        );
+        Err(Status::failure(Reason::Forbidden, why))
     }
 
     /// A right password goes before a certificate; a wrong one beside a good certificate does no harm (1.5, 1.6).

@@ -141,7 +141,7 @@ async fn bad_input_is_named_and_harms_nothing() {
         .send(request(Method::DELETE, path, Some(&token), &[], b""), None)
         .await;
     assert_eq!(reply.code, 405);
-    let reply = cluster.get("/v1-k3s/encrypt/status", Some(&token)).await;
+    let reply = cluster.get("/v1-k3s/nonsense", Some(&token)).await;
     assert_eq!(reply.code, 404);
     let old = request(Method::GET, path, Some(&token), &[name, password], b"");
     let reply = cluster.send(old, None).await;
