@@ -46,7 +46,8 @@ mod tests {
             ],
         ),
         ("cache", &["store"]),
-        ("command", &["config", "join", "kinds", "store"]),
+        ("command", &["config", "control", "join", "kinds", "store"]),
+        ("control", &["cache", "controllers", "join", "request", "store"]),
         ("controllers", &["cache", "request", "kinds", "registry"]),
         ("scheduler", &["cache", "request", "controllers"]),
         // The last three for its tests, which make a server of them.

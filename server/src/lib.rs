@@ -9,6 +9,7 @@ pub mod auth;
 pub mod cache;
 pub mod command;
 pub mod config;
+pub mod control;
 pub mod controllers;
 pub mod http;
 pub mod join;

@@ -4,8 +4,14 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use server::config::{self, Command, ConfigError};
+use server::store::OpenError;
+use server::store::sql::sqlite;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
+
+/// The datastore is damaged and cannot be repaired: to start again does not help (`EX_DATAERR` of sysexits.h;
+/// `docs/backup.md`).
+const DAMAGED: u8 = 65;
 
 fn main() -> ExitCode {
     // A shim lives as long as its pod and must stay small: no runtime, no parsing, nothing before this.
@@ -48,7 +54,10 @@ fn fail(error: &anyhow::Error) -> ExitCode {
         Some(ConfigError::Usage(usage) | ConfigError::Agent(agent::config::ConfigError::Usage(usage))) => usage.exit(),
         _ => eprintln!("k3s: {error:#}"),
     }
-    ExitCode::FAILURE
+    match error.downcast_ref() {
+        Some(OpenError::Sqlite(sqlite::OpenError::Damaged { .. })) => ExitCode::from(DAMAGED),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 fn log(debug: bool) {

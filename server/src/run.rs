@@ -15,6 +15,7 @@ mod kubeconfig;
 mod node;
 mod objects;
 mod patience;
+mod upkeep;
 
 use std::error::Error;
 use std::future::Future;
@@ -39,6 +40,7 @@ use crate::auth::token::Keys;
 use crate::auth::who::{Anonymous, Who};
 use crate::cache::{Cache, Fresh};
 use crate::config::{Config, Datastore, nth};
+use crate::control::{Desk, Door};
 use crate::http::{self, ApiHttp, Kubelets};
 use crate::join::bootstrap::{self, BootstrapError};
 use crate::join::files;
@@ -100,6 +102,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         // It may wait for a datastore for ever.
         () = &mut shutdown => return Ok(()),
     };
+    let (store, mut lost) = (Arc::clone(&server.store), None);
+    let shutdown = async {
+        tokio::select! {
+            () = shutdown => {}
+            why = upkeep::lost(&*store) => lost = Some(why),
+        }
+    };
     greet(&named, &server, began.elapsed());
     agent::config::notify_ready(config.notify.as_deref());
     let outcome = if config.disable_agent {
@@ -108,8 +117,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     } else {
         node::run(&config, &named.node.name, &mut server, shutdown).await
     };
+    drop(store);
     say("Stopping; pods keep running");
     let stopped = timeout(STOP, server.stop()).await;
+    if let Some(why) = lost {
+        return Err(anyhow!("the datastore could be served no longer: {why}"));
+    }
     outcome?;
     stopped.map_err(|_| anyhow!("not everything ended in {} s", STOP.as_secs()))?
 }
@@ -177,6 +190,12 @@ impl Server {
         acting.spawn(async move { ready.closed().await });
         write_kubeconfig(config, &ground.pki, port)?;
         acting.spawn(renew(config.clone(), Arc::clone(&ground.pki), port));
+        acting.spawn(ground.control(config)?);
+        acting.spawn(upkeep::tell_of_a_repair(
+            Arc::clone(&ground.store),
+            ground.client.clone(),
+            config.node.name.clone(),
+        ));
         Ok(Self {
             address: SocketAddr::new(address::loopback(config), port),
             advertised,
@@ -342,6 +361,20 @@ impl Ground {
             anonymous: Anonymous::HealthOnly,
             cache: self.cache.clone(),
         })
+    }
+
+    /// The control socket.
+    fn control(&self, config: &Config) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+        let desk = Desk::new(
+            Arc::clone(&self.store),
+            self.cache.clone(),
+            self.client.clone(),
+            &config.data_dir,
+            &config.node.name,
+            upkeep::backup_tool(&config.datastore.endpoint),
+        );
+        let door = Door::open(&config.data_dir).context("cannot make the control socket server/control.sock")?;
+        Ok(Arc::new(desk).serve(door))
     }
 
     async fn first_objects(

@@ -23,7 +23,7 @@ pub async fn run(admin: Admin) -> anyhow::Result<String> {
     match admin {
         Admin::Token(command) => token::run(command).await,
         Admin::Backup(command) => backup::back_up(command).await,
-        Admin::Restore(command) => backup::restore(&command),
+        Admin::Restore(command) => backup::restore(command).await,
         Admin::NodePassword(command) => {
             let cluster = kubeconfig::open(&command.cluster.kubeconfig)?;
             match command.verb {

@@ -49,7 +49,7 @@ pub enum Admin {
 const KEPT: &str = "What is needed beside the file: the cluster's token (server/token below the data directory). The cluster's
 authorities and keys are in the backup, sealed with it. Secrets are in it, too: keep both safe, and not in the same place.
 
-The server has to be stopped: pods go on running meanwhile.";
+The server may run or be stopped; pods go on running either way.";
 
 /// Copies the state of the embedded datastore to one file.
 ///
@@ -59,7 +59,7 @@ The server has to be stopped: pods go on running meanwhile.";
 #[command(
     name = "k3s backup",
     version,
-    after_help = format!("Example:\n  systemctl stop k3s && k3s backup /mnt/usb/monday.db && systemctl start k3s\n\n{KEPT}")
+    after_help = format!("Example:\n  k3s backup /mnt/usb/monday.db\n\n{KEPT}")
 )]
 pub struct Backup {
     /// Where the server keeps its state
@@ -73,13 +73,13 @@ pub struct Backup {
 ///
 /// The file is checked whole first: one that is damaged, another program's or a newer version's is refused, and nothing has
 /// changed then. The state that was there is kept in server/db/replaced below the data directory. Revisions go on far past
-/// the old ones, so every client lists anew.
+/// the old ones, so every client lists anew. A running server goes on with the restored state.
 #[derive(Debug, Parser)]
 #[command(
     name = "k3s restore",
     version,
     after_help = format!(
-        "Example:\n  systemctl stop k3s && k3s restore /mnt/usb/monday.db && systemctl start k3s\n\n\
+        "Example:\n  k3s restore /mnt/usb/monday.db\n\n\
          On another machine: k3s restore FILE, then k3s server --token TOKEN.\n\n{KEPT}"
     )
 )]

@@ -214,6 +214,11 @@ pub trait Store: Send + Sync + 'static {
     /// Another server says that it has committed up to here: a reason to look now, and no more than that.
     fn hint(&self, _revision: Revision) {}
 
+    /// The embedded datastore, for what only a file can: copies of itself, and a restore while it is served.
+    fn embedded(&self) -> Option<&sql::sqlite::Sqlite> {
+        None
+    }
+
     /// Flushes what is volatile and ends; later calls are [`StoreError::Unavailable`].
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }

@@ -14,10 +14,10 @@ use server::store::{Expect, Range, Store, StoreError};
 use crate::contract::{delete, put, volatile};
 
 /// A folder of a test's own, removed at its end.
-struct Folder(PathBuf);
+pub struct Folder(pub PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("store-damage-{}-{number}", std::process::id()));
@@ -25,7 +25,7 @@ impl Folder {
         Self(path)
     }
 
-    fn log(&self) -> PathBuf {
+    pub fn log(&self) -> PathBuf {
         self.0.join("state.db")
     }
 }
@@ -59,7 +59,7 @@ async fn write(store: &Sqlite, history: &mut History, count: usize) {
     }
 }
 
-async fn state(store: &dyn Store) -> BTreeMap<String, String> {
+pub async fn state(store: &dyn Store) -> BTreeMap<String, String> {
     let snapshot = store.list(Range::default(), None).await.unwrap();
     let pair = |entry: &server::store::Entry| {
         (
@@ -82,7 +82,10 @@ async fn killed(folder: &Folder) -> History {
     let store = Sqlite::open(&folder.log()).unwrap();
     write(&store, &mut history, 120).await;
     let at = store.revision().await.unwrap();
-    store.back_up(snapshot_name(&folder.log(), at)).await.unwrap();
+    store
+        .back_up(snapshot_name(&folder.log(), at), Arc::default())
+        .await
+        .unwrap();
     write(&store, &mut history, 60).await;
     drop(store);
     let store = Sqlite::open(&folder.log()).unwrap();
@@ -343,7 +346,7 @@ async fn a_file_of_the_format_before_checksums_goes_on_and_what_is_written_to_it
     assert_eq!(backlog, [3, 4], "a watch goes on across the upgrade");
     let next = store.write(put("/registry/c", Expect::Absent, "1")).await.unwrap();
     assert_eq!(next, Revision::new(5));
-    store.back_up(folder.0.join("backup.db")).await.unwrap();
+    store.back_up(folder.0.join("backup.db"), Arc::default()).await.unwrap();
     drop(store);
     let store = Sqlite::open(&folder.log()).unwrap();
     let mut now = was.clone();
@@ -423,7 +426,7 @@ async fn a_backup_made_while_others_write_is_one_state_and_a_restore_brings_it_b
         .await
         .unwrap();
     let backup = folder.0.join("backup.db");
-    let (made, ()) = tokio::join!(store.back_up(backup.clone()), async {
+    let (made, ()) = tokio::join!(store.back_up(backup.clone(), Arc::default()), async {
         // Pairs: a state between two of the same pair never was one.
         for number in 0..200 {
             store
@@ -435,9 +438,9 @@ async fn a_backup_made_while_others_write_is_one_state_and_a_restore_brings_it_b
     let made = made.unwrap();
     assert_eq!(fs::metadata(&backup).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(sqlite::verify(&backup).unwrap(), made);
-    let again = store.back_up(backup.clone()).await.unwrap_err();
+    let again = store.back_up(backup.clone(), Arc::default()).await.unwrap_err();
     assert!(matches!(again, BackupError::Exists(_)), "{again}");
-    let nowhere = store.back_up(folder.0.join("no/such/../file.db")).await;
+    let nowhere = store.back_up(folder.0.join("no/such/../file.db"), Arc::default()).await;
     assert!(nowhere.is_ok() || matches!(nowhere, Err(BackupError::Disk { .. })));
 
     let restoring = sqlite::restore(&folder.log(), &backup).unwrap_err();
@@ -477,7 +480,7 @@ async fn what_is_no_good_backup_is_refused_and_the_present_state_stays() {
     let mut history = History::new();
     write(&store, &mut history, 100).await;
     let good = folder.0.join("good.db");
-    store.back_up(good.clone()).await.unwrap();
+    store.back_up(good.clone(), Arc::default()).await.unwrap();
     drop(store);
     let file = folder.0.join("file.db");
     let mut flipped = fs::read(&good).unwrap();

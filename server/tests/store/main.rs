@@ -15,6 +15,7 @@ mod full;
 mod memory;
 mod mysql;
 mod postgres;
+mod restoring;
 mod sql;
 mod sqlite;
 mod trouble;

@@ -26,9 +26,9 @@ use tracing::{info, warn};
 use super::passwd::{self, Given, PasswdError};
 use super::pki::PkiError;
 use crate::store::{Change, Durability, Entry, Expect, Range, Store, StoreError, Write};
-use record::{Chance, PREFIX, Record, Unreadable};
+use record::{Chance, Record, Unreadable};
 
-pub use record::key as record_key;
+pub use record::{PREFIX, key as record_key};
 pub use rotate::{Outcome, resume, rotate};
 
 /// A K3s server that is making the record holds its place with an empty one; so often, this far apart, it is waited for.

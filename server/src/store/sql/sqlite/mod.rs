@@ -28,13 +28,13 @@ use std::thread::JoinHandle;
 use agent::units::Revision;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::super::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
 use log::Log;
 pub use recover::Repair;
-pub use restore::{RestoreError, Restored, restore};
-pub use snapshot::{Backup, BackupError, folder as snapshots, verify};
+pub use restore::{RestoreError, Restored, Staged, restore};
+pub use snapshot::{Backup, BackupError, Progress, folder as snapshots, verify};
 use wal::Rest;
 
 /// Requests on their way to the thread: enough for a few batches, little memory when the disk stalls.
@@ -92,7 +92,9 @@ pub struct Sqlite {
     requests: Option<mpsc::Sender<Queued>>,
     room: Arc<Semaphore>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    path: PathBuf,
     repair: Option<Repair>,
+    lost: watch::Receiver<Option<String>>,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -106,7 +108,8 @@ enum Request {
     Watch(Revision, Reply<Tail>),
     Compact(Revision, Reply<()>),
     Revision(Reply<Revision>),
-    BackUp(PathBuf, oneshot::Sender<Result<Backup, BackupError>>),
+    BackUp(PathBuf, Arc<Progress>, oneshot::Sender<Result<Backup, BackupError>>),
+    Restore(Staged, oneshot::Sender<Result<Restored, RestoreError>>),
     Close(Reply<()>),
 }
 
@@ -155,9 +158,10 @@ impl Sqlite {
 
     fn start(path: &Path, log: Log, lock: place::Lock, repair: Option<Repair>) -> Result<Self, OpenError> {
         let (requests, received) = mpsc::channel();
+        let (losing, lost) = watch::channel(None);
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || thread::run(log, lock, &received))
+            .spawn(move || thread::run(log, lock, &received, &losing))
             .map_err(|source| OpenError::File {
                 path: path.to_owned(),
                 source,
@@ -166,8 +170,15 @@ impl Sqlite {
             requests: Some(requests),
             room: Arc::new(Semaphore::new(REQUESTS)),
             thread: Mutex::new(Some(thread)),
+            path: path.to_owned(),
             repair,
+            lost,
         })
+    }
+
+    /// Where a backup goes that is given no place.
+    pub fn place_for_a_backup(&self, seconds: i64) -> PathBuf {
+        self.path.with_file_name("backups").join(format!("{seconds}.db"))
     }
 
     /// What had to be repaired when it was opened.
@@ -179,11 +190,43 @@ impl Sqlite {
     ///
     /// # Errors
     /// [`BackupError`]; the file is not there then.
-    pub async fn back_up(&self, to: PathBuf) -> Result<Backup, BackupError> {
+    pub async fn back_up(&self, to: PathBuf, progress: Arc<Progress>) -> Result<Backup, BackupError> {
         let (reply, answer) = oneshot::channel();
-        let asked = self.queue(Request::BackUp(to, reply)).await;
+        let asked = self.queue(Request::BackUp(to, progress, reply)).await;
         asked.map_err(BackupError::Log)?;
         answer.await.map_err(|_| BackupError::Log(closed()))?
+    }
+
+    /// Copies a backup beside the file and checks the copy whole, for [`restore`](Self::restore); one at a time.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; nothing has changed.
+    pub async fn stage(&self, file: PathBuf) -> Result<Staged, RestoreError> {
+        let path = self.path.clone();
+        let staged = tokio::task::spawn_blocking(move || restore::stage(&path, &file)).await;
+        staged.map_err(|_| RestoreError::Log(closed()))?
+    }
+
+    /// Puts what was staged in the place of the present state, which is kept aside. Requests wait meanwhile; every watch
+    /// ends, and goes on nowhere.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; the present state is served on, unless [`lost`](Self::lost) says otherwise.
+    pub async fn restore(&self, staged: Staged) -> Result<Restored, RestoreError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.queue(Request::Restore(staged, reply)).await;
+        asked.map_err(RestoreError::Log)?;
+        answer.await.map_err(|_| RestoreError::Log(closed()))?
+    }
+
+    /// Ready with the reason if the log can be served no longer, although nobody closed it; else pending for ever.
+    pub async fn lost(&self) -> String {
+        let mut lost = self.lost.clone();
+        let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match why {
+            Some(why) => why,
+            None => std::future::pending().await,
+        }
     }
 
     async fn queue(&self, request: Request) -> Result<(), StoreError> {
@@ -241,5 +284,9 @@ impl Store for Sqlite {
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.ask(Request::Close).boxed()
+    }
+
+    fn embedded(&self) -> Option<&Sqlite> {
+        Some(self)
     }
 }

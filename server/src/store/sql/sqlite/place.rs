@@ -56,18 +56,40 @@ pub fn lock(path: &Path) -> Result<Lock, OpenError> {
     }
 }
 
+/// Why a replacement did not come to its end.
+#[derive(Debug)]
+pub enum Unplaced {
+    /// The old file is what counts, as if nothing had been tried.
+    Old(io::Error),
+    /// The new file is what counts, and whoever opens the log next has to [`finish`] first.
+    New(io::Error),
+}
+
+impl From<io::Error> for Unplaced {
+    fn from(error: io::Error) -> Self {
+        Self::Old(error)
+    }
+}
+
+impl From<Unplaced> for io::Error {
+    fn from(error: Unplaced) -> Self {
+        match error {
+            Unplaced::Old(error) | Unplaced::New(error) => error,
+        }
+    }
+}
+
 /// Puts `next` in the place of `path` and returns where the old one is, if there was one. After an error, and after a
 /// crash, either the old one or the new one is there, whole.
-pub fn replace(path: &Path, next: &Path, why: Aside) -> io::Result<Option<PathBuf>> {
+pub fn replace(path: &Path, next: &Path, why: Aside) -> Result<Option<PathBuf>, Unplaced> {
     // Closing a database tells nobody when it could not take its log over: the marks may be in there.
     if with(next, "-wal").try_exists()? {
-        return Err(io::Error::other("the new file could not be written whole"));
+        return Err(io::Error::other("the new file could not be written whole").into());
     }
     File::open(next)?.sync_all()?;
     let aside = put_aside(path, why)?;
     fs::rename(next, with(path, ".ready"))?;
-    sync_folder(path)?;
-    finish(path)?;
+    sync_folder(path).and_then(|()| finish(path)).map_err(Unplaced::New)?;
     // Those that were there before: only now that they cannot be needed.
     prune(&parent(path).join(why.folder()));
     Ok(aside)

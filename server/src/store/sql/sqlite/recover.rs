@@ -123,9 +123,9 @@ fn repaired(path: &Path, damage: String) -> Result<(Log, Option<Repair>), OpenEr
             detail: damage,
         });
     };
-    let kept = place::replace(path, &next, Aside::Damaged).map_err(|source| OpenError::File {
+    let kept = place::replace(path, &next, Aside::Damaged).map_err(|unplaced| OpenError::File {
         path: path.to_owned(),
-        source,
+        source: unplaced.into(),
     })?;
     let log = Log::open(path, Rest::Nothing)?;
     let repair = Repair { damage, now, kept };

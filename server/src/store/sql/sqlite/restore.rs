@@ -1,4 +1,4 @@
-//! Puts a backup in the place of a log that no server has open.
+//! Puts a backup in the place of a log, whether a server has it open or not.
 //!
 //! The old file is kept aside. Revisions go on far past everything that was ever handed out from either of them, and
 //! nothing from before goes on: watchers and lists of old revisions are told to begin anew.
@@ -6,13 +6,15 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use agent::units::Revision;
+use bytes::Bytes;
 
 use super::super::super::StoreError;
 use super::OpenError;
-use super::log::JUMP;
-use super::place::{self, Aside};
+use super::log::{JUMP, Log};
+use super::place::{self, Aside, Unplaced};
 use super::snapshot::{self, Backup};
 use super::table::{Mark, Table, open_error};
 
@@ -44,16 +46,86 @@ pub enum RestoreError {
     /// The copy of the backup, where its revisions are to go on.
     #[error("cannot prepare the backup: {0}")]
     Marks(StoreError),
+    /// The log that is open could not be brought to its end.
+    #[error("the present state cannot be put on the disk, and stays: {0}")]
+    Log(StoreError),
+    /// The disk failed behind the point of no return.
+    #[error("the backup is what counts from the next start on, and the disk failed while it was put in place: {0}")]
+    HalfPlaced(io::Error),
+}
+
+/// A backup that has been copied beside the log and checked whole. Dropping it removes the copy.
+#[derive(Debug)]
+pub struct Staged {
+    copy: PathBuf,
+    /// The backup's state.
+    pub revision: Revision,
+    /// Keys in it.
+    pub keys: usize,
+}
+
+impl Staged {
+    /// Key and value of what it holds under a prefix, in order of keys. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says of the copy.
+    pub fn under(&self, prefix: &str) -> Result<Vec<(Arc<str>, Bytes)>, StoreError> {
+        let unreadable = |error: OpenError| StoreError::Unavailable(error.to_string());
+        let table = Table::look(&self.copy).map_err(unreadable)?;
+        let found = table.state(prefix, Revision::new(i64::MAX.unsigned_abs()))?;
+        Ok(found.into_iter().map(|entry| (entry.key, entry.value)).collect())
+    }
+
+    /// Lets its revisions go on after `newest`, and nothing from before.
+    fn begin_after(&self, newest: Revision) -> Result<Revision, RestoreError> {
+        let goes_on = Revision::new(self.revision.max(newest).get().saturating_add(JUMP));
+        let mut table = Table::open(&self.copy)?;
+        table.begin_after(goes_on).map_err(RestoreError::Marks)?;
+        Ok(goes_on)
+    }
+
+    /// Puts it in the place of the file that nobody has open.
+    fn place(&self, path: &Path, goes_on: Revision) -> Result<Restored, RestoreError> {
+        let aside = place::replace(path, &self.copy, Aside::Replaced).map_err(|unplaced| match unplaced {
+            Unplaced::Old(error) => RestoreError::Disk(error),
+            Unplaced::New(error) => RestoreError::HalfPlaced(error),
+        })?;
+        Ok(Restored {
+            revision: self.revision,
+            keys: self.keys,
+            goes_on,
+            aside,
+        })
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        for name in ["", "-wal"] {
+            // Its name is gone once it is in place.
+            let _ = place::remove(&place::with(&self.copy, name));
+        }
+    }
 }
 
 /// Restores from `file` to the log at `path`, which nobody has open. `file` may be a backup, or a copy of a stopped server's
 /// file with what lies beside it under the same name and `-wal`.
 ///
 /// # Errors
-/// [`RestoreError`]; what was there is as it was. [`OpenError::InUse`]: a server has it open.
+/// [`RestoreError`]; except after [`RestoreError::HalfPlaced`] what was there is as it was. [`OpenError::InUse`]: a server
+/// has it open.
 pub fn restore(path: &Path, file: &Path) -> Result<Restored, RestoreError> {
     let _lock = place::lock(path)?;
     place::finish(path)?;
+    let staged = stage(path, file)?;
+    // If that cannot be read, the jump is far enough.
+    let old = path.try_exists()?.then(|| handed_out(path)).flatten();
+    let goes_on = staged.begin_after(old.unwrap_or(Revision::ZERO))?;
+    staged.place(path, goes_on)
+}
+
+/// Copies a backup beside the log at `path` and checks the copy whole. The caller sees to it that there is one at a time.
+pub fn stage(path: &Path, file: &Path) -> Result<Staged, RestoreError> {
     let bytes = fs::metadata(file).map_err(|source| OpenError::File {
         path: file.to_owned(),
         source,
@@ -61,31 +133,50 @@ pub fn restore(path: &Path, file: &Path) -> Result<Restored, RestoreError> {
     if bytes?.len() == 0 {
         return Err(RestoreError::Empty(file.to_owned()));
     }
-    let copy = place::beside(path, "restore");
-    let restored = place_copy(path, file, &copy);
-    if restored.is_err() {
-        for name in ["", "-wal"] {
-            let _ = place::remove(&place::with(&copy, name));
-        }
-    }
-    restored
+    let mut staged = Staged {
+        copy: place::beside(path, "restore"),
+        revision: Revision::ZERO,
+        keys: 0,
+    };
+    let (_, found) = copy_and_check(file, &staged.copy)?;
+    (staged.revision, staged.keys) = (found.revision, found.keys);
+    Ok(staged)
 }
 
-fn place_copy(path: &Path, file: &Path, copy: &Path) -> Result<Restored, RestoreError> {
-    let (mut table, Backup { revision, keys, .. }) = copy_and_check(file, copy)?;
-    // If that cannot be read, the jump is far enough.
-    let old = path.try_exists()?.then(|| handed_out(path)).flatten();
-    let newest = revision.max(old.unwrap_or(Revision::ZERO));
-    let goes_on = Revision::new(newest.get().saturating_add(JUMP));
-    table.begin_after(goes_on).map_err(RestoreError::Marks)?;
-    drop(table);
-    let aside = place::replace(path, copy, Aside::Replaced)?;
-    Ok(Restored {
-        revision,
-        keys,
-        goes_on,
-        aside,
-    })
+/// What has become of a log that was to be restored while it was open.
+pub enum Exchanged {
+    /// The backup is what is served now.
+    New(Log, Restored),
+    /// It is served on as it was.
+    Old(Log, RestoreError),
+    /// It cannot be served: what counts is what the next start finds.
+    Ended(RestoreError),
+}
+
+/// Puts a backup in the place of a log that is open. Until the new file counts, an error leaves the old one served;
+/// afterwards the log ends rather than serve what the next start will not find.
+pub fn exchange(mut log: Log, staged: &Staged) -> Exchanged {
+    // While it is still served: what was volatile goes into the file that is kept.
+    let prepared = log.close().map_err(RestoreError::Log);
+    let goes_on = match prepared.and_then(|()| staged.begin_after(log.handed_out())) {
+        Ok(goes_on) => goes_on,
+        Err(error) => return Exchanged::Old(log, error),
+    };
+    let path = log.path().to_owned();
+    drop(log);
+    let placed = staged.place(&path, goes_on);
+    if let Err(error @ RestoreError::HalfPlaced(_)) = placed {
+        return Exchanged::Ended(error);
+    }
+    let rest = super::wal::examine(&place::with(&path, "-wal")).map_err(RestoreError::from);
+    match (
+        placed,
+        rest.and_then(|rest| Log::open(&path, rest).map_err(RestoreError::from)),
+    ) {
+        (Ok(restored), Ok(log)) => Exchanged::New(log, restored),
+        (Err(error), Ok(log)) => Exchanged::Old(log, error),
+        (_, Err(error)) => Exchanged::Ended(error),
+    }
 }
 
 /// Copies a backup beside the log and checks the copy whole.

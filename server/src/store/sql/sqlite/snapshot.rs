@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 
 use agent::units::Revision;
@@ -49,6 +50,24 @@ pub enum BackupError {
     Log(StoreError),
 }
 
+/// How far a copy is.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicUsize,
+    of: AtomicUsize,
+}
+
+impl Progress {
+    /// Keys written, and keys in all.
+    pub fn now(&self) -> (usize, usize) {
+        (self.done.load(Ordering::Relaxed), self.of.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn expect(&self, keys: usize) {
+        self.of.store(keys, Ordering::Relaxed);
+    }
+}
+
 /// A row on its way.
 #[derive(Clone, Debug)]
 pub struct Copied {
@@ -70,7 +89,7 @@ pub enum Piece {
 }
 
 /// Writes what comes to a new file. Returns when it is on the disk, verified, under its name.
-pub fn write(path: &Path, pieces: &Receiver<Piece>) -> Result<Backup, BackupError> {
+pub fn write(path: &Path, pieces: &Receiver<Piece>, progress: &Progress) -> Result<Backup, BackupError> {
     let failed = |detail: String| BackupError::Disk {
         path: path.to_owned(),
         detail,
@@ -79,7 +98,7 @@ pub fn write(path: &Path, pieces: &Receiver<Piece>) -> Result<Backup, BackupErro
         return Err(BackupError::Exists(path.to_owned()));
     }
     let beside = place::beside(path, "new");
-    let written = fill(&beside, pieces, &failed).and_then(|()| {
+    let written = fill(&beside, pieces, progress, &failed).and_then(|()| {
         let found = verify(&beside).map_err(BackupError::Unreadable)?;
         let on_disk = || {
             File::open(&beside)?.sync_all()?;
@@ -98,7 +117,12 @@ pub fn write(path: &Path, pieces: &Receiver<Piece>) -> Result<Backup, BackupErro
     written
 }
 
-fn fill(beside: &Path, pieces: &Receiver<Piece>, failed: &impl Fn(String) -> BackupError) -> Result<(), BackupError> {
+fn fill(
+    beside: &Path,
+    pieces: &Receiver<Piece>,
+    progress: &Progress,
+    failed: &impl Fn(String) -> BackupError,
+) -> Result<(), BackupError> {
     place::fresh(beside).map_err(|error| failed(error.to_string()))?;
     let mut table = Table::create(beside).map_err(|error| failed(error.to_string()))?;
     let refused = |error: StoreError| failed(error.to_string());
@@ -117,6 +141,7 @@ fn fill(beside: &Path, pieces: &Receiver<Piece>, failed: &impl Fn(String) -> Bac
                     Ok(())
                 };
                 table.commit(insert).map_err(refused)?;
+                progress.done.fetch_add(rows.len(), Ordering::Relaxed);
             }
             Ok(Piece::End(at)) => return seal(&mut table, at).map_err(refused),
             Ok(Piece::Cut(why)) => return Err(BackupError::Log(why)),

@@ -2,11 +2,13 @@
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 
+use tokio::sync::watch;
 use tracing::error;
 
 use super::super::super::Change;
 use super::log::{Log, answer};
 use super::place::Lock;
+use super::restore::{Exchanged, exchange};
 use super::{Queued, Request};
 
 /// Requests taken together: more would let the first wait for long.
@@ -15,7 +17,8 @@ const BATCH: usize = 512;
 const BATCH_BYTES: usize = 4 << 20;
 
 /// Serves requests until the handle is gone or one of them closes the log. `lock`: on its file, let go of at the end.
-pub fn run(mut log: Log, lock: Lock, requests: &Receiver<Queued>) {
+/// `lost` is told why it ends before that.
+pub fn run(mut log: Log, lock: Lock, requests: &Receiver<Queued>, lost: &watch::Sender<Option<String>>) {
     loop {
         let first = match requests.recv_timeout(log.idle()) {
             Ok(queued) => Some(queued),
@@ -45,7 +48,17 @@ pub fn run(mut log: Log, lock: Lock, requests: &Receiver<Queued>) {
                 }
                 other => {
                     let _ = log.write(std::mem::take(&mut writes));
-                    serve(&mut log, other);
+                    match serve(log, other) {
+                        Ok(same_or_restored) => log = same_or_restored,
+                        Err(why) => {
+                            error!(
+                                error = why,
+                                "the datastore can be served no longer: start the server again"
+                            );
+                            lost.send_replace(Some(why));
+                            return;
+                        }
+                    }
                 }
             }
             let room = places.len() < BATCH && bytes < BATCH_BYTES;
@@ -63,8 +76,8 @@ pub fn run(mut log: Log, lock: Lock, requests: &Receiver<Queued>) {
     }
 }
 
-/// Does what is asked.
-fn serve(log: &mut Log, request: Request) {
+/// Does what is asked. Returns the log, after a restore another one; or why there is none to be served.
+fn serve(mut log: Log, request: Request) -> Result<Log, String> {
     match request {
         Request::Get(key, reply) => answer(Some(reply), log.get(&key)),
         Request::List(range, at, reply) => answer(Some(reply), log.list(&range, at)),
@@ -73,10 +86,22 @@ fn serve(log: &mut Log, request: Request) {
         Request::Revision(reply) => answer(Some(reply), Ok(log.revision())),
         Request::Write(write, reply) => drop(log.write(vec![(write, Some(reply))])),
         Request::Close(reply) => answer(Some(reply), log.close()),
-        Request::BackUp(path, reply) => log.copy(path, |outcome| {
+        Request::BackUp(path, progress, reply) => log.copy(path, progress, |outcome| {
             // Nobody waits any more if that fails.
             let _ = reply.send(outcome);
             None
         }),
+        Request::Restore(staged, reply) => {
+            let exchanged = exchange(log, &staged);
+            drop(staged);
+            let (left, outcome) = match exchanged {
+                Exchanged::New(log, restored) => (Ok(log), Ok(restored)),
+                Exchanged::Old(log, error) => (Ok(log), Err(error)),
+                Exchanged::Ended(error) => (Err(error.to_string()), Err(error)),
+            };
+            let _ = reply.send(outcome);
+            return left;
+        }
     }
+    Ok(log)
 }

@@ -9,7 +9,7 @@ use agent::units::Revision;
 use tracing::{error, info, warn};
 
 use super::super::copying::{Copying, UNDER_WAY};
-use super::super::snapshot::{self, Backup, BackupError, Copied};
+use super::super::snapshot::{self, Backup, BackupError, Copied, Progress};
 use super::super::{place, schedule};
 use super::{Log, Pending};
 use crate::store::StoreError;
@@ -20,6 +20,7 @@ impl Log {
     pub fn copy(
         &mut self,
         path: PathBuf,
+        progress: Arc<Progress>,
         done: impl FnOnce(Result<Backup, BackupError>) -> Option<Revision> + Send + 'static,
     ) {
         self.copy_on(Instant::now());
@@ -36,12 +37,13 @@ impl Log {
             ttl: one.ttl,
         };
         let volatile: Vec<Copied> = volatile.map(copied).collect();
+        progress.expect(rows.len().saturating_add(volatile.len()));
         let (to, pieces) = mpsc::sync_channel(UNDER_WAY);
         let written = Arc::new(AtomicBool::new(false));
         let writer = std::thread::Builder::new().name("backup".to_owned()).spawn({
             let written = Arc::clone(&written);
             move || {
-                let outcome = snapshot::write(&path, &pieces);
+                let outcome = snapshot::write(&path, &pieces, &progress);
                 written.store(true, Ordering::Release);
                 done(outcome)
             }
@@ -64,7 +66,7 @@ impl Log {
             }
             Ok(_) => {
                 let path = snapshot::named(&self.path, self.revision);
-                self.copy(path, |made| match made {
+                self.copy(path, Arc::default(), |made| match made {
                     Ok(made) => {
                         info!(revision = %made.revision, bytes = made.bytes, "made a snapshot of the datastore");
                         Some(made.revision)

@@ -8,7 +8,7 @@ mod open;
 mod read;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,6 +78,16 @@ pub struct Log {
 }
 
 impl Log {
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// No revision above it has been handed out, nor will be without being reserved.
+    pub fn handed_out(&self) -> Revision {
+        self.revision.max(self.reserved)
+    }
+
     /// The newest revision.
     pub fn revision(&self) -> Revision {
         self.revision

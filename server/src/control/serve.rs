@@ -1,0 +1,234 @@
+//! The server's end of the control socket.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{interval, sleep, timeout};
+use tracing::{info, warn};
+
+use super::{LONGEST, Reply, Request, backed_up, restored, socket};
+use crate::cache::Cache;
+use crate::controllers::{Note, tell};
+use crate::join::bootstrap;
+use crate::request::Client;
+use crate::store::sql::sqlite::{Progress, Restored, Sqlite};
+use crate::store::{Range, Store};
+
+/// Who connects has something to ask.
+const ASKING: Duration = Duration::from_secs(10);
+/// Administrators at a time.
+const MOST: usize = 8;
+/// Between two words of how far it is.
+const PROGRESS: Duration = Duration::from_secs(1);
+/// For the cache to have loaded what was restored.
+const LOADED: Duration = Duration::from_secs(30);
+/// After a connection could not be taken: the process has too many files open.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The socket, as long as it is served.
+pub struct Door {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Door {
+    /// Makes it, in the place of one that a killed server left. The caller has the data directory.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn open(data_dir: &Path) -> io::Result<Self> {
+        let path = data_dir.join("server/control.sock");
+        if let Err(error) = fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        let (_folder, short) = socket(data_dir)?;
+        let listener = UnixListener::bind(short)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        Ok(Self { listener, path })
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// What the requests are about.
+pub struct Desk {
+    store: Arc<dyn Store>,
+    cache: Cache,
+    client: Client,
+    data_dir: PathBuf,
+    node: String,
+    /// What backs up the datastore, where that is not for us to do.
+    tool: &'static str,
+    one_restore: Mutex<()>,
+}
+
+impl Desk {
+    /// `node`: whose Events tell of a restore. `tool`: what backs up a datastore that is not the embedded one.
+    pub fn new(
+        store: Arc<dyn Store>,
+        cache: Cache,
+        client: Client,
+        data_dir: &Path,
+        node: &str,
+        tool: &'static str,
+    ) -> Self {
+        Self {
+            store,
+            cache,
+            client,
+            data_dir: data_dir.to_owned(),
+            node: node.to_owned(),
+            tool,
+            one_restore: Mutex::default(),
+        }
+    }
+
+    /// Serves the socket until it is dropped; what is under way then comes to its end all the same.
+    pub async fn serve(self: Arc<Self>, door: Door) {
+        let mut asking = JoinSet::new();
+        loop {
+            while asking.len() >= MOST {
+                let _ = asking.join_next().await;
+            }
+            tokio::select! {
+                accepted = door.listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        let desk = Arc::clone(&self);
+                        asking.spawn(async move { desk.talk(stream).await });
+                    }
+                    Err(error) => {
+                        warn!(error = %error, "cannot take a connection of the control socket");
+                        sleep(AGAIN).await;
+                    }
+                },
+                Some(_) = asking.join_next() => {}
+            }
+        }
+    }
+
+    async fn talk(&self, stream: UnixStream) {
+        let (from, mut to) = stream.into_split();
+        let mut line = String::new();
+        let mut from = BufReader::new(from.take(LONGEST));
+        let Ok(Ok(_)) = timeout(ASKING, from.read_line(&mut line)).await else {
+            return;
+        };
+        let (progress, mut ticks) = (Arc::<Progress>::default(), interval(PROGRESS));
+        ticks.reset();
+        let work = async {
+            match serde_json::from_str(&line) {
+                Ok(request) => self.carry_out(request, &progress).await,
+                Err(error) => Err(format!("the running server does not understand this request: {error}")),
+            }
+        };
+        tokio::pin!(work);
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut work => break outcome,
+                _ = ticks.tick() => {
+                    let (done, of) = progress.now();
+                    if of > 0 {
+                        say(&mut to, &Reply::Progress { done, of }).await;
+                    }
+                }
+            }
+        };
+        say(&mut to, &outcome.map_or_else(Reply::Failed, Reply::Done)).await;
+    }
+
+    async fn carry_out(&self, request: Request, progress: &Arc<Progress>) -> Result<String, String> {
+        let Some(sqlite) = self.store.embedded() else {
+            return Err(format!(
+                "this server keeps its state in a datastore of its own kind, which k3s neither backs up nor restores: {}",
+                self.tool
+            ));
+        };
+        match request {
+            Request::BackUp { to } => {
+                let to = to.unwrap_or_else(|| sqlite.place_for_a_backup(Timestamp::now().as_second()));
+                let made = sqlite.back_up(to, Arc::clone(progress)).await;
+                let made = made.map_err(|error| error.to_string())?;
+                info!(file = %made.path.display(), revision = %made.revision, "backed up the datastore");
+                Ok(backed_up(&made, &self.data_dir))
+            }
+            Request::Restore { from } => {
+                let Ok(_alone) = self.one_restore.try_lock() else {
+                    return Err("another restore is under way".to_owned());
+                };
+                let put = self.restore(sqlite, from).await?;
+                Ok(restored(&put) + "the server runs on with it\n")
+            }
+        }
+    }
+
+    async fn restore(&self, sqlite: &Sqlite, from: PathBuf) -> Result<Restored, String> {
+        let file = from.display().to_string();
+        let staged = sqlite.stage(from).await.map_err(|error| error.to_string())?;
+        let present = Range {
+            prefix: bootstrap::PREFIX.to_owned(),
+            ..Range::default()
+        };
+        let present = self
+            .store
+            .list(present, None)
+            .await
+            .map_err(|error| error.to_string())?;
+        let present = present.entries.into_iter().map(|entry| (entry.key, entry.value));
+        let theirs = staged.under(bootstrap::PREFIX).map_err(|error| error.to_string())?;
+        if !present.eq(theirs) {
+            return Err(format!(
+                "{file} was made before the cluster's token or authorities changed, or by another cluster; a running server \
+                 cannot change its identity: stop it (systemctl stop k3s; its pods go on), restore, and start it with the \
+                 token of that time"
+            ));
+        }
+        info!(file, revision = %staged.revision, keys = staged.keys, "putting a backup in the place of the present state");
+        let put = sqlite.restore(staged).await.map_err(|error| error.to_string())?;
+        if timeout(LOADED, self.cache.reached(put.goes_on)).await.is_err() {
+            warn!("what was restored is not loaded yet");
+        }
+        let message = format!(
+            "{file} was put in the place of the cluster's state, as of revision {}: what was written after it is gone",
+            put.revision
+        );
+        warn!("{message}");
+        warn_of(&self.client, &self.node, "DatastoreRestored", message).await;
+        Ok(put)
+    }
+}
+
+/// A warning to whoever looks at the Events of this machine's node.
+pub async fn warn_of(client: &Client, node: &str, reason: &'static str, message: String) {
+    let note = Note {
+        kind: "Warning",
+        reason,
+        message,
+        // As a kubelet names its node: the name for the uid.
+        about: json!({"apiVersion": "v1", "kind": "Node", "name": node, "uid": node}),
+        component: "k3s",
+    };
+    tell(client, &note, Timestamp::now()).await;
+}
+
+/// Who has gone does not hear it.
+async fn say(to: &mut (impl tokio::io::AsyncWrite + Unpin), reply: &Reply) {
+    let mut line = serde_json::to_vec(reply).unwrap_or_default();
+    line.push(b'\n');
+    let _ = to.write_all(&line).await;
+}
