@@ -19,7 +19,7 @@ use super::ignored;
 use super::translate::log_dir;
 use super::volume;
 use super::worker::{Desired, work};
-use crate::wire::object;
+use crate::wire::object::{self, Meta};
 use crate::wire::pod::{Pod, RestartPolicy};
 
 /// Updates read ahead of the workers.
@@ -119,6 +119,7 @@ impl Pods {
             Ok(pod) => pod?,
             Err(error) => {
                 self.refuse(&object, &error);
+                self.end_unread(&object);
                 return Some(object::text(&object, &["metadata", "uid"]).to_owned());
             }
         };
@@ -155,6 +156,25 @@ impl Pods {
         self.host
             .events
             .warning(About::unread_pod(object), "FailedToRead", text);
+    }
+
+    /// Ends a pod that cannot be read if it is being deleted: who deletes it would wait for ever otherwise.
+    fn end_unread(&mut self, object: &Value) {
+        let meta = Meta::of(object);
+        if meta.deletion_timestamp.is_none() || meta.uid.is_empty() {
+            return;
+        }
+        match self.workers.get(&meta.uid) {
+            Some(handle) => {
+                let known = Pod::clone(&handle.desired.borrow().pod);
+                self.want(Arc::new(Pod { meta, ..known }), false);
+            }
+            // It was never run here: its object is all there is of it.
+            None => {
+                let pod = Pod { meta, ..Pod::default() };
+                self.host.reports.finish(&pod);
+            }
+        }
     }
 
     fn want(&mut self, pod: Arc<Pod>, kept: bool) {

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::runtime::Runtime;
+use crate::runtime::{ImageError, Runtime};
 use crate::sys::notice::Notice;
 
 /// How long nothing is written to the folder before what came is taken for whole. A copy that pauses longer is an archive
@@ -29,6 +29,24 @@ pub struct Images {
     folder: PathBuf,
     state: PathBuf,
     notice: io::Result<Notice>,
+    refused: Refused,
+}
+
+/// Archives that cannot be read, as they were then: they are not read again until they have changed.
+#[derive(Default)]
+struct Refused(BTreeMap<PathBuf, Print>);
+
+impl Refused {
+    fn has(&self, path: &Path, print: &Print) -> bool {
+        self.0.get(path) == Some(print)
+    }
+
+    /// Notes an archive for which reading it again is no cure; what the disk refused may go better next time.
+    fn note(&mut self, path: PathBuf, print: Print, error: &ImageError) {
+        if matches!(error, ImageError::Archive { .. }) {
+            self.0.insert(path, print);
+        }
+    }
 }
 
 impl Images {
@@ -36,12 +54,14 @@ impl Images {
     pub async fn open(runtime: Runtime, folder: PathBuf, state: PathBuf) -> Self {
         // Watched first: what comes while it is read is not missed.
         let notice = watch(&folder);
-        import(&runtime, &folder, &state).await;
+        let mut refused = Refused::default();
+        import(&runtime, &folder, &state, &mut refused).await;
         Self {
             runtime,
             folder,
             state,
             notice,
+            refused,
         }
     }
 
@@ -59,7 +79,7 @@ impl Images {
             }
             // The folder may be another by now.
             self.notice = watch(&self.folder);
-            import(&self.runtime, &self.folder, &self.state).await;
+            import(&self.runtime, &self.folder, &self.state, &mut self.refused).await;
         }
     }
 }
@@ -87,7 +107,7 @@ async fn settled(notice: &Notice, quiet: Duration) -> io::Result<()> {
 
 /// Takes in every archive that is new or changed, or whose images are gone. What cannot be read is passed over: a bad
 /// archive must not keep a node from starting.
-async fn import(runtime: &Runtime, folder: &Path, state: &Path) {
+async fn import(runtime: &Runtime, folder: &Path, state: &Path, refused: &mut Refused) {
     let record = state.join("imported-images.json");
     let known = read(&fs::read(&record).unwrap_or_default());
     let mut present = BTreeMap::new();
@@ -100,12 +120,18 @@ async fn import(runtime: &Runtime, folder: &Path, state: &Path) {
             present.insert(name, (print, images.clone()));
             continue;
         }
+        if refused.has(&path, &print) {
+            continue;
+        }
         match runtime.import(&path).await {
             Ok(images) => {
                 info!(archive = name, images = images.join(","), "images imported");
                 present.insert(name, (print, images));
             }
-            Err(error) => warn!(archive = name, error = %error, "cannot import images"),
+            Err(error) => {
+                warn!(archive = name, error = %error, "cannot import images");
+                refused.note(path, print, &error);
+            }
         }
     }
     if present != known
@@ -166,6 +192,24 @@ mod tests {
 
     use super::*;
     use crate::scratch::TempDir;
+
+    #[test]
+    fn a_bad_archive_is_not_read_again_until_it_has_changed_and_a_full_disk_is_no_fault_of_its() {
+        let (path, mut refused) = (PathBuf::from("a.tar"), Refused::default());
+        let full = ImageError::Io {
+            path: path.clone(),
+            source: io::Error::from(io::ErrorKind::StorageFull),
+        };
+        refused.note(path.clone(), "1".into(), &full);
+        assert!(!refused.has(&path, &"1".into()));
+        let bad = ImageError::Archive {
+            path: path.clone(),
+            reason: "cut".into(),
+        };
+        refused.note(path.clone(), "1".into(), &bad);
+        assert!(refused.has(&path, &"1".into()));
+        assert!(!refused.has(&path, &"2".into()));
+    }
 
     #[tokio::test]
     async fn a_folder_is_settled_once_nothing_is_written_to_it_any_more() {

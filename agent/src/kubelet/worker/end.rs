@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::care::Hook;
-use super::{DEFAULT_GRACE, Done, RETRY, Worker};
+use super::{Done, RETRY, Worker};
 use crate::kubelet::act::{Target, act};
 use crate::kubelet::clock;
 use crate::kubelet::disk::{self, blocking};
@@ -18,6 +18,9 @@ use crate::kubelet::volume;
 use crate::kubelet::volume::mounts::message_file;
 use crate::wire::pod::{Container, Handler};
 
+/// A container of a pod that goes on gets this long at least. Source: Kubernetes v1.36, `pkg/kubelet/kuberuntime`
+/// `minimumGracePeriodInSeconds`.
+const SHORTEST_RESTART: Duration = Duration::from_secs(2);
 /// Kubernetes' bound on a termination message.
 const LONGEST_MESSAGE: u64 = 4096;
 /// Kubernetes' bounds on a message taken from the log.
@@ -35,6 +38,8 @@ impl Worker {
             return false;
         };
         let (grace, message) = self.terms(it, now);
+        let deleted = matches!(self.life, Life::Stopping { .. }) && !self.past_deadline;
+        let without_hook = deleted && self.asked_grace() <= 0;
         self.host.events.normal(About::container(&pod, it), "Killing", message);
         if let Some(care) = self.cares.get_mut(&it.name) {
             care.kill_at = Some(now + grace);
@@ -44,7 +49,7 @@ impl Worker {
         let (events, about) = (self.host.events.clone(), About::container(&pod, it));
         let note = hook_note(&self.host.settings.root, &pod.meta.uid, &it.name, running.attempt);
         self.background.spawn(async move {
-            if let Some(hook) = hook.filter(|_| !grace.is_zero())
+            if let Some(hook) = hook.filter(|_| !without_hook)
                 && let Err(why) = pre_stop(&target, &hook, grace, note).await
             {
                 events.warning(about, "FailedPreStopHook", format!("PreStopHook failed: {why}"));
@@ -64,15 +69,14 @@ impl Worker {
             let text = format!("Stopping container {}", it.name);
             return (deadline.saturating_duration_since(now), text);
         }
-        let of_pod = self.pod.spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE);
-        let of_pod = Duration::from_secs(u64::try_from(of_pod).unwrap_or(1));
+        let of_pod = Duration::from_secs(u64::try_from(self.own_grace()).unwrap_or(0)).max(SHORTEST_RESTART);
         let care = self.cares.get(&it.name);
         let name = &it.name;
         match care.and_then(|care| care.probes.given_up()) {
             Some(probe) => {
                 let kind = probe.kind.name().to_lowercase();
                 let text = format!("Container {name} failed {kind} probe, will be restarted");
-                (probe.grace.unwrap_or(of_pod), text)
+                (probe.grace.unwrap_or(of_pod).max(SHORTEST_RESTART), text)
             }
             None if care.is_some_and(|care| care.hook == Hook::Failed) => (of_pod, "FailedPostStartHook".into()),
             None => (of_pod, format!("Stopping container {name}")),

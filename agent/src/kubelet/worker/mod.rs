@@ -55,6 +55,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(2);
 /// Kubernetes' default.
 const DEFAULT_GRACE: i64 = 30;
+/// Between signal and kill at least, whatever was asked: a process that heeds the signal is not killed. Source: Kubernetes v1.36,
+/// `pkg/kubelet/pod_workers.go` `calculateEffectiveGracePeriod`.
+const SHORTEST_GRACE: Duration = Duration::from_secs(1);
 
 /// What a task of a worker came back with.
 enum Done {
@@ -232,19 +235,27 @@ impl Worker {
     }
 
     fn wanted(&self) -> Wanted {
-        let meta = &self.pod.meta;
-        let seconds = |it: Option<i64>| {
-            it.or(self.pod.spec.termination_grace_period_seconds)
-                .unwrap_or(DEFAULT_GRACE)
-        };
-        let grace = |it: Option<i64>| Duration::from_secs(u64::try_from(seconds(it)).unwrap_or(1));
+        let grace = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).max(SHORTEST_GRACE);
         match () {
-            () if self.gone || meta.deletion_timestamp.is_some() => Wanted::Delete {
-                grace: grace(meta.deletion_grace_period_seconds),
+            () if self.gone || self.pod.meta.deletion_timestamp.is_some() => Wanted::Delete {
+                grace: grace(self.asked_grace()),
             },
-            () if self.past_deadline => Wanted::End { grace: grace(None) },
+            () if self.past_deadline => Wanted::End {
+                grace: grace(self.own_grace()),
+            },
             () => Wanted::Run,
         }
+    }
+
+    /// What who deletes the pod gives it, in seconds, else what is its own.
+    fn asked_grace(&self) -> i64 {
+        let asked = self.pod.meta.deletion_grace_period_seconds;
+        asked.unwrap_or_else(|| self.own_grace())
+    }
+
+    /// What the pod itself says that its containers need to end, in seconds.
+    fn own_grace(&self) -> i64 {
+        self.pod.spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE)
     }
 
     fn seen(&mut self, state: Option<&PodState>, attempts: &[Attempt], now: Instant) -> PodSeen {

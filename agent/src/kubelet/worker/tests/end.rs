@@ -33,6 +33,26 @@ async fn who_does_not_end_in_time_is_killed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_given_no_time_is_asked_all_the_same_and_killed_a_second_later() {
+    for obedient in [true, false] {
+        let rig = Rig::start();
+        *rig.fake.obedient.lock().unwrap() = obedient;
+        let mut spec = polite();
+        spec["terminationGracePeriodSeconds"] = json!(0);
+        rig.run("web", spec);
+        rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+        // Such a deletion takes the object away at once.
+        rig.delete("web", 0);
+        rig.until("it is asked", |rig| rig.signals() == ["c 15"]).await;
+        let took = rig.until("it is over", |rig| rig.fake.state("web").is_none()).await;
+        let expected: &[&str] = if obedient { &["c 15"] } else { &["c 15", "c 9"] };
+        assert_eq!(rig.signals(), expected);
+        assert!(about(took, seconds(if obedient { 0 } else { 1 })), "{took:?}");
+        assert_eq!(rig.commands(), [""; 0], "there is no time for a preStop hook");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_second_delete_shortens_the_wait() {
     let rig = Rig::start();
     *rig.fake.obedient.lock().unwrap() = false;

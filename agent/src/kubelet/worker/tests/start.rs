@@ -299,6 +299,36 @@ async fn a_pod_that_can_no_longer_be_read_runs_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_cannot_be_read_can_be_deleted_whether_it_runs_or_not() {
+    for runs in [true, false] {
+        let rig = Rig::start();
+        let unreadable = || {
+            let mut spec = one("Always", json!({}));
+            spec["nodeName"] = json!("box");
+            spec["terminationGracePeriodSeconds"] = json!("soon");
+            spec
+        };
+        if runs {
+            rig.run("web", one("Always", json!({})));
+            rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+        } else {
+            rig.run("web", unreadable());
+        }
+        let mut pod = rig.pod("web");
+        pod["spec"] = unreadable();
+        rig.api.put(&path("web"), pod);
+        rig.until("it is told", |rig| {
+            rig.api.events().contains(&"FailedToRead".to_owned())
+        })
+        .await;
+        rig.delete("web", 30);
+        let took = rig.until_gone("web").await;
+        assert!(took < seconds(2), "{took:?}, running: {runs}");
+        assert_eq!(rig.signals().is_empty(), !runs);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_grpc_probe_is_named_and_kills_nothing() {
     let rig = Rig::start();
     rig.run(
