@@ -160,6 +160,17 @@ impl Operation {
     pub const fn reads(&self) -> bool {
         matches!(self, Self::Get { .. } | Self::List(_) | Self::Watch { .. })
     }
+
+    /// Whether it does everything but the write.
+    pub const fn is_dry_run(&self) -> bool {
+        match self {
+            Self::Get { .. } | Self::List(_) | Self::Watch { .. } => false,
+            Self::Create { options, .. } | Self::Update { options, .. } | Self::Patch { options, .. } => {
+                options.dry_run
+            }
+            Self::Delete(options) | Self::DeleteCollection { options, .. } => options.dry_run,
+        }
+    }
 }
 
 /// One call.

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::units::Revision;
+use agent::wire::object::text;
 use agent::wire::status::{Reason, Status, group_resource};
 use hyper::body::Incoming;
 use hyper::header::USER_AGENT;
 use hyper::{Method, Request, Response, StatusCode};
+use serde_json::Value;
 
 use super::encode::{self, Style};
 use super::handler::Ask;
@@ -67,6 +69,8 @@ impl ApiHttp {
         }
         let operation = operation(&ask, verb, &target, expected, request).await?;
         let stale = owed_the_present(&operation) && !self.catch_up().await;
+        let seen = self.parts.who.cache.revision();
+        let dry_run = operation.is_dry_run();
         let resource = Arc::clone(&target.resource);
         let user = Arc::clone(&ask.user);
         let call = Call {
@@ -75,8 +79,10 @@ impl ApiHttp {
             operation,
         };
         let answer = self.parts.api.call(call).await;
+        // What was written is as new as can be, whatever was seen before.
+        let written = !dry_run && answer.as_ref().is_ok_and(|answer| is_newer(answer, seen));
         let outcome = answer.and_then(|answer| present(answer, &resource, style));
-        if !stale {
+        if !stale || written {
             return outcome;
         }
         // That there is no such object may be as old.
@@ -174,6 +180,20 @@ fn owed_the_present(operation: &Operation) -> bool {
         | Operation::Patch { .. }
         | Operation::Delete(_)
         | Operation::DeleteCollection { .. } => true,
+    }
+}
+
+/// Whether an answer tells of a write that came after `seen`. A change that changes nothing answers with what was there, a
+/// deleted collection with what of it was seen.
+fn is_newer(answer: &Answer, seen: Revision) -> bool {
+    match answer {
+        Answer::Object { body, .. } => {
+            let object: Value = serde_json::from_slice(body).unwrap_or_default();
+            let revision = Revision::parse(text(&object, &["metadata", "resourceVersion"]));
+            revision.is_some_and(|revision| revision > seen)
+        }
+        Answer::Status(_) => true,
+        Answer::List { .. } | Answer::Watch(_) => false,
     }
 }
 

@@ -24,6 +24,8 @@ pub enum Mode {
     Full,
     /// All is done, but nobody is told of it.
     Silent,
+    /// Writes are done, but nobody learns how far the log is.
+    Vague,
 }
 
 pub struct Faulty {
@@ -69,7 +71,7 @@ impl Store for Faulty {
                     "attempt to write a readonly database".to_owned(),
                 )),
                 Mode::Full => Err(StoreError::Full),
-                Mode::Works | Mode::Silent | Mode::Stalls | Mode::Gone => self.inner.write(write).await,
+                Mode::Works | Mode::Silent | Mode::Vague | Mode::Stalls | Mode::Gone => self.inner.write(write).await,
             }
         }
         .boxed()
@@ -129,8 +131,12 @@ impl Store for Faulty {
 
     fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
         async move {
-            self.answers().await?;
-            self.inner.revision().await
+            match self.answers().await? {
+                Mode::Vague => Err(StoreError::Unavailable("no answer".to_owned())),
+                Mode::Works | Mode::Silent | Mode::ReadOnly | Mode::Full | Mode::Stalls | Mode::Gone => {
+                    self.inner.revision().await
+                }
+            }
         }
         .boxed()
     }

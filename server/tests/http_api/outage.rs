@@ -187,6 +187,60 @@ async fn a_committed_write_is_acknowledged_although_the_server_cannot_show_it_ye
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_be_old_is_marked_so_and_a_write_that_was_done_is_not() {
+    let store = Faulty::new();
+    let rig = Rig::shared(Arc::clone(&store) as _, Settings::default()).await;
+    let admin = rig.administrator();
+    let merge = [("content-type", "application/merge-patch+json")];
+    let one = format!("{MAPS}/kept");
+    assert_eq!(admin.post(MAPS, &map("kept")).await.code, 201);
+    assert_eq!(admin.get(&one).await.header("warning"), "");
+
+    store.be(Mode::Vague);
+    let dry = format!("{one}?dryRun=All");
+    for (what, code, marked, answer) in [
+        ("read", 200, true, admin.get(&one).await),
+        ("create", 201, false, admin.post(MAPS, &map("new")).await),
+        ("create again", 409, true, admin.post(MAPS, &map("new")).await),
+        (
+            "change",
+            200,
+            false,
+            admin.call("PATCH", &one, &merge, r#"{"data":{"a":"2"}}"#).await,
+        ),
+        (
+            "no change",
+            200,
+            true,
+            admin.call("PATCH", &one, &merge, r#"{"data":{"a":"2"}}"#).await,
+        ),
+        (
+            "dry change",
+            200,
+            true,
+            admin.call("PATCH", &dry, &merge, r#"{"data":{"a":"3"}}"#).await,
+        ),
+        ("dry delete", 200, true, admin.call("DELETE", &dry, &[], "").await),
+        ("delete", 200, false, admin.call("DELETE", &one, &[], "").await),
+        ("delete again", 404, true, admin.call("DELETE", &one, &[], "").await),
+        (
+            "delete what is seen",
+            200,
+            true,
+            admin.call("DELETE", MAPS, &[], "").await,
+        ),
+    ] {
+        assert_eq!(answer.code, code, "{what}: {}", answer.text());
+        let warning = answer.header("warning");
+        assert_eq!(
+            warning.contains("what the server saw last"),
+            marked,
+            "{what}: {warning}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_that_wait_for_the_datastore_keep_no_reader_waiting() {
     /// More than may be under way at once.
     const WRITERS: usize = 250;

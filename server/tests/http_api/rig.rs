@@ -11,7 +11,7 @@ use server::auth::bootstrap;
 use server::auth::guard::Authorizer;
 use server::auth::token::Keys;
 use server::auth::who::{Anonymous, Who};
-use server::cache::Cache;
+use server::cache::{Cache, Fresh};
 use server::http::{ApiHttp, Limits, Parts, serve};
 use server::join::certificate::Wanted;
 use server::join::key::PrivateKey;
@@ -74,7 +74,16 @@ impl Rig {
         Self::with(store, settings, Limits::default()).await
     }
 
+    /// A server whose datastore others write to, too.
+    pub async fn shared(store: Arc<dyn Store>, settings: Settings) -> Self {
+        Self::build(store, settings, Limits::default(), true).await
+    }
+
     pub async fn with(store: Arc<dyn Store>, settings: Settings, limits: Limits) -> Self {
+        Self::build(store, settings, limits, false).await
+    }
+
+    async fn build(store: Arc<dyn Store>, settings: Settings, limits: Limits, shared: bool) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("amphipod-http-api-{}-{number}", std::process::id()));
@@ -91,6 +100,7 @@ impl Rig {
         let cache = Cache::start(Arc::clone(&store), kinds::indexer(), &mut tasks)
             .await
             .unwrap();
+        let fresh = shared.then(|| Fresh::new(Arc::clone(&store), cache.clone()));
         let registry = Registry::new(store, cache.clone(), Arc::new(RealWorld), settings);
         let authorizer = Arc::new(Authorizer::new(cache.clone()));
         tasks.spawn(Arc::clone(&authorizer).follow());
@@ -121,7 +131,7 @@ impl Rig {
             who,
             front: None,
             kubelets: Some(kubelets),
-            fresh: None,
+            fresh,
             ready: readiness,
             address: address.to_string(),
             limits,
