@@ -107,7 +107,7 @@ pub struct Plan {
     pub adopt: BTreeMap<String, String>,
     /// Records to tie to their Node: node name and uid.
     pub own: BTreeMap<String, String>,
-    /// The file lost so many rows at once that this is no operator's wish: it is written anew.
+    /// The file lost so many rows off its end at once that this is no operator's wish: it is written anew.
     pub rebuilt: Option<usize>,
 }
 
@@ -115,13 +115,12 @@ pub struct Plan {
 ///
 /// A row that we wrote and that is gone was taken out by the operator: the record goes. A row that we did not write and
 /// that has no record is a very old K3s' or the operator's: it becomes a record. A record goes with its Node, and after
-/// ten minutes when no Node ever came. A file that lost several rows and has none left is a file that was cut off, like
-/// one that is missing: whoever wants to forget all nodes deletes their Secrets.
+/// ten minutes when no Node ever came. A file that is like what we wrote but for several rows missing off its end ([`cut_off`])
+/// is one that was cut, like one that is missing: whoever means that deletes the records, or takes out one row at a time.
 pub fn plan(seen: &Seen, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let empty = BTreeMap::new();
-    let known = seen.records.keys().filter(|name| seen.written.contains(*name)).count();
-    plan.rebuilt = (seen.rows.as_ref() == Some(&empty) && known > 1).then_some(known);
+    plan.rebuilt = cut_off(seen);
     let told = seen.rows.as_ref().filter(|_| plan.rebuilt.is_none());
     let rows = told.unwrap_or(&empty);
     for (name, record) in &seen.records {
@@ -146,6 +145,19 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan {
         }
     }
     plan
+}
+
+/// How many rows are missing off the end of the file, if it was cut there: it has nothing but rows that we wrote, and
+/// all of those that come first (rows are written in the order of their names). A file that lost its last row only, or
+/// rows between others, or that has rows of its own, was edited.
+fn cut_off(seen: &Seen) -> Option<usize> {
+    let rows = seen.rows.as_ref()?;
+    let ours = seen.records.keys().filter(|name| seen.written.contains(*name));
+    let missing: Vec<&String> = ours.filter(|name| !rows.contains_key(*name)).collect();
+    let whole = rows.keys().all(|name| seen.written.contains(name));
+    let first = missing.first()?;
+    let at_the_end = rows.keys().all(|name| name < *first);
+    (missing.len() > 1 && whole && at_the_end).then_some(missing.len())
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
@@ -259,6 +271,35 @@ mod tests {
             plan(&seen, now).forget.is_empty(),
             "another server made them: we had not written them yet"
         );
+    }
+
+    #[test]
+    fn a_file_that_was_cut_at_a_line_end_forgets_nobody() {
+        let now = "2026-11-25T00:05:00Z".parse().unwrap();
+        let names = ["a", "b", "c", "d"];
+        let mut seen = Seen {
+            records: names
+                .map(|name| (name.to_owned(), record(None, "2026-11-25T00:00:00Z")))
+                .into(),
+            written: names.map(str::to_owned).into(),
+            ..Seen::default()
+        };
+        for (left, forgotten, rebuilt) in [
+            ("abcd", "", None),
+            ("abc", "d", None),
+            ("ab", "", Some(2)),
+            ("a", "", Some(3)),
+            ("", "", Some(4)),
+            // Nothing but an editor takes these out.
+            ("ad", "bc", None),
+            ("cd", "ab", None),
+            ("abx", "cd", None),
+        ] {
+            seen.rows = Some(left.chars().map(|name| (name.to_string(), "h".to_owned())).collect());
+            let plan = plan(&seen, now);
+            let names: String = plan.forget.into_keys().collect();
+            assert_eq!((&*names, plan.rebuilt), (forgotten, rebuilt), "{left}");
+        }
     }
 
     #[test]

@@ -388,7 +388,7 @@ impl Keeper {
         let plan = node_password::plan(&seen, now);
         if let Some(rows) = plan.rebuilt {
             let path = roll.path().display();
-            warn!(file = %path, rows, "node-passwd lost all its rows and is written anew; to forget nodes, delete their Secrets");
+            warn!(file = %path, rows, "node-passwd lost several rows off its end and is written anew: no node is forgotten; to forget some, run k3s node-password delete NAME, or take out one row at a time");
         }
         let carried_out = self.carry_out(&plan, &seen).await;
         self.written = std::mem::take(&mut seen.written);
