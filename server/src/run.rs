@@ -574,12 +574,14 @@ async fn renew(config: Config, pki: Arc<Pki>, port: u16) {
 
 fn greet(config: &Config, server: &Server, took: Duration) {
     let token_file = server.dir().join("agent-token");
+    // A link to the cluster's token where agents have none of their own.
+    let own = !token_file.is_symlink();
     // Only a person may read a secret off the screen; what is not a terminal is a log.
     let token = std::io::stdout()
         .is_terminal()
         .then(|| std::fs::read_to_string(&token_file).ok())
         .flatten();
-    let token_file = if config.agent_token.is_some() {
+    let token_file = if own {
         token_file
     } else {
         server.dir().join("node-token")

@@ -32,7 +32,7 @@ pub const SERVER_GROUP: &str = "k3s:server";
 pub struct Given {
     /// `--token`.
     pub token: Option<Secret>,
-    /// `--agent-token`.
+    /// `--agent-token`; once the bootstrap record was read, what agents of this cluster join with if it is not `token`.
     pub agent_token: Option<Secret>,
 }
 
@@ -206,13 +206,8 @@ pub fn known_secret(dir: &Path, given: &Given) -> Result<Option<Secret>, PasswdE
         return usable(&path.display().to_string(), &Secret::new(text)).map(Some);
     }
     let rows = read_rows(&dir.join("cred/passwd"))?;
-    let row = [SERVER, NODE]
-        .iter()
-        .find_map(|user| rows.iter().find(|row| row.get(1).is_some_and(|name| name == user)));
-    Ok(row
-        .and_then(|row| row.first())
-        .filter(|password| !password.is_empty())
-        .map(Secret::new))
+    let known = [SERVER, NODE].iter().find_map(|user| password(&rows, user));
+    Ok(known.map(Secret::new))
 }
 
 /// The token that a rotation was making the present one when it was cut off.
@@ -272,6 +267,29 @@ fn bound(dir: &Path) -> &'static [(&'static str, &'static str)] {
 pub fn agent_secret(given: &Given) -> Result<Option<Secret>, PasswdError> {
     let usable = |text: &Secret| usable("--agent-token", text);
     given.agent_token.as_ref().map(usable).transpose()
+}
+
+/// What agents join with by a password file, if that is another than the cluster's secret.
+pub fn own_agent_secret(file: &str) -> Option<Secret> {
+    let rows = csv::read(file)?;
+    let (server, agent) = (password(&rows, SERVER)?, password(&rows, NODE)?);
+    (agent != server).then(|| Secret::new(agent))
+}
+
+/// A password file in which agents join with `agent`. `None`: it says so already, or it is no CSV.
+pub fn with_agent_secret(file: &str, server: &Secret, agent: &Secret) -> Option<String> {
+    let mut rows = csv::read(file)?;
+    if password(&rows, NODE) == Some(agent.expose()) && password(&rows, SERVER) == Some(server.expose()) {
+        return None;
+    }
+    set(&mut rows, NODE, agent, AGENT_GROUP);
+    set(&mut rows, SERVER, server, SERVER_GROUP);
+    Some(csv::write(rows.iter().map(Vec::as_slice)))
+}
+
+fn password<'r>(rows: &'r [Vec<String>], user: &str) -> Option<&'r str> {
+    let row = rows.iter().find(|row| row.get(1).is_some_and(|name| name == user))?;
+    row.first().map(String::as_str).filter(|password| !password.is_empty())
 }
 
 /// The password file as it is to be: that on disk, with these secrets.
@@ -405,7 +423,7 @@ mod tests {
         assert_eq!(
             read(&scratch, "agent-token"),
             format!("K10{HASH}::server:a\n"),
-            "a link again"
+            "the cluster has none: a link again"
         );
     }
 

@@ -130,6 +130,12 @@ pub fn keep_passwords(dir: &Path, record: &Record) -> io::Result<()> {
     }
 }
 
+/// The record's password file.
+pub fn passwords(record: &Record) -> Option<&str> {
+    let file = record.0.get(PASSWD)?;
+    std::str::from_utf8(&file.content).ok()
+}
+
 /// The record with another password file.
 pub fn with_passwords(record: Record, rows: &str, now: Timestamp) -> Record {
     let Record(mut all) = record;

@@ -131,10 +131,14 @@ pub async fn settle(store: &dyn Store, dir: &Path, given: &Given, now: Timestamp
                 unlock(store, found.entry).await?;
                 continue;
             }
-            Some(found) => match take(store, found, &secret, pin.as_deref()).await? {
-                Some(record) => record,
-                None => continue,
-            },
+            Some(found) => {
+                let entry = found.entry;
+                match take(store, found, &secret, pin.as_deref()).await? {
+                    Some(record) if share(store, entry, &record, &secret, given, now).await? => continue,
+                    Some(record) => record,
+                    None => continue,
+                }
+            }
             None if !present.is_empty() => return Err(BootstrapError::WrongToken),
             None => match put(store, dir, given, &secret, now).await? {
                 Some(record) => record,
@@ -144,7 +148,7 @@ pub async fn settle(store: &dyn Store, dir: &Path, given: &Given, now: Timestamp
         disk::reconcile(dir, &record)?;
         return Ok(Given {
             token: Some(secret),
-            agent_token: given.agent_token.clone(),
+            agent_token: disk::passwords(&record).and_then(passwd::own_agent_secret),
         });
     }
     let why = "other servers keep changing the bootstrap record".to_owned();
@@ -203,6 +207,41 @@ async fn take(
         Err(BootstrapError::Store(StoreError::Conflict { .. })) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Puts the agents' secret that this server was given into the record, where the others find it when they start: a server
+/// without `--agent-token` would turn away who joins with it, and let in agents with the cluster's own. In K3s each server has
+/// to be given the same. True when the record has to be read anew.
+async fn share(
+    store: &dyn Store,
+    entry: &Entry,
+    record: &Record,
+    secret: &Secret,
+    given: &Given,
+    now: Timestamp,
+) -> Result<bool, BootstrapError> {
+    let Some(agents) = passwd::agent_secret(given)? else {
+        return Ok(false);
+    };
+    let rows = disk::passwords(record).unwrap_or_default();
+    let Some(rows) = passwd::with_agent_secret(rows, secret, &agents) else {
+        return Ok(false);
+    };
+    let changed = disk::with_passwords(record.clone(), &rows, now);
+    match put_at(
+        store,
+        Expect::At(entry.revision),
+        &record::key(secret),
+        &changed,
+        secret,
+    )
+    .await
+    {
+        Ok(_) => info!("agents join with the --agent-token given here; servers without one take it when they start"),
+        Err(BootstrapError::Store(StoreError::Conflict { .. })) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(true)
 }
 
 /// The new one first: a crash in between leaves two good records.
@@ -268,13 +307,23 @@ async fn put(
 }
 
 async fn create(store: &dyn Store, key: &str, record: &Record, secret: &Secret) -> Result<Revision, BootstrapError> {
+    put_at(store, Expect::Absent, key, record, secret).await
+}
+
+async fn put_at(
+    store: &dyn Store,
+    expect: Expect,
+    key: &str,
+    record: &Record,
+    secret: &Secret,
+) -> Result<Revision, BootstrapError> {
     let sealed = record.seal(secret, chance()?).map_err(|why| BootstrapError::Record {
         key: key.to_owned(),
         why,
     })?;
     let write = Write {
         key: key.into(),
-        expect: Expect::Absent,
+        expect,
         change: Change::Put(sealed.into()),
         ttl: None,
         durability: Durability::Durable,

@@ -72,6 +72,51 @@ async fn a_second_server_needs_only_the_token_to_be_the_same_cluster() {
 }
 
 #[tokio::test]
+async fn an_agent_token_given_to_one_server_counts_on_all_from_their_next_start() {
+    let (store, one, two) = (
+        Memory::new(),
+        Scratch::new("boot-agent-a"),
+        Scratch::new("boot-agent-b"),
+    );
+    let start = async |dir: &Scratch, agents: Option<&str>| {
+        let given = Given {
+            agent_token: agents.map(Secret::new),
+            ..given(Some("secret"))
+        };
+        let settled = settle(&store, &dir.0, &given, now()).await.unwrap();
+        Passwd::load_or_create(&dir.0, &settled, &"0".repeat(64)).unwrap()
+    };
+    let agents_join_with = |passwd: &Passwd| {
+        let all = ["secret", "agents", "others"];
+        let good: Vec<&str> = all
+            .into_iter()
+            .filter(|text| passwd.check("node", text).is_some())
+            .collect();
+        assert!(passwd.check("server", "secret").is_some() && passwd.check("server", "agents").is_none());
+        good.join(",")
+    };
+    for (dir, agents, expected) in [
+        // The first server has it from the beginning, the second is given none.
+        (&one, Some("agents"), "agents"),
+        (&two, None, "agents"),
+        (&one, None, "agents"),
+        // It becomes another one on a cluster that exists.
+        (&two, Some("others"), "others"),
+        (&one, None, "others"),
+        // The cluster's own takes it away again.
+        (&one, Some("secret"), "secret"),
+        (&two, None, "secret"),
+        (&two, Some("agents"), "agents"),
+        (&one, None, "agents"),
+    ] {
+        assert_eq!(agents_join_with(&start(dir, agents).await), expected, "{agents:?}");
+    }
+    let revision = store.revision().await.unwrap();
+    start(&one, Some("agents")).await;
+    assert_eq!(store.revision().await.unwrap(), revision, "nothing was written");
+}
+
+#[tokio::test]
 async fn a_restart_changes_nothing_and_brings_back_what_was_lost() {
     let (store, dir) = (Memory::new(), Scratch::new("boot-again"));
     let (first, _) = start(&store, &dir.0, None).await.unwrap();
