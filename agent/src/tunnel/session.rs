@@ -167,6 +167,8 @@ struct Stream {
     /// We want nothing now, and whether the peer knows.
     full: bool,
     told_full: bool,
+    /// It knows, and is to be told once more while that is so.
+    tell_again: bool,
     /// How much waited when the peer was last told.
     told_at: usize,
     /// This side has ended; the peer learns why after the last byte, or when the time is up.
@@ -429,7 +431,7 @@ impl Session {
             self.enqueue(id);
         } else if stream.told_full && stream.inbound_bytes > stream.told_at + PAUSE_ABOVE {
             // Goes on all the same: K3s forgets a pause when it is itself told to resume.
-            stream.told_full = false;
+            stream.tell_again = true;
             self.enqueue(id);
         }
         events.push(Event::Touched(id));
@@ -546,7 +548,8 @@ impl Stream {
         if let Some((protocol, address)) = self.connect.take() {
             return Some(Message::Connect { protocol, address });
         }
-        if self.full != self.told_full {
+        let again = std::mem::take(&mut self.tell_again) && self.full;
+        if self.full != self.told_full || again {
             self.told_full = self.full;
             self.told_at = self.inbound_bytes;
             // K3s has one flag for both directions: our Resume clears the pause that it asked us for, and it will not

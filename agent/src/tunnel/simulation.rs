@@ -274,6 +274,18 @@ fn a_peer_that_forgot_a_pause_is_told_again() {
 }
 
 #[test]
+fn a_peer_that_is_to_be_told_again_and_meanwhile_may_go_on_is_told_that() {
+    let now = Instant::now();
+    let mut session = Session::new(Role::Dialer, 1, now);
+    let id = open(&mut session);
+    session.receive(data(id, PAUSE_ABOVE + 1), now).unwrap();
+    assert_eq!(said(&mut session), [Message::Pause]);
+    session.receive(data(id, PAUSE_ABOVE + 1), now).unwrap();
+    while session.read(id, usize::MAX) != Read::Pending {}
+    assert_eq!(said(&mut session), [Message::Resume]);
+}
+
+#[test]
 fn a_peer_that_ignores_pauses_loses_the_stream_and_not_the_session() {
     let now = Instant::now();
     let mut session = Session::new(Role::Dialer, 1, now);
