@@ -5,6 +5,8 @@
 
 mod allow;
 mod client;
+#[cfg(test)]
+mod hostile;
 pub mod link;
 pub mod session;
 #[cfg(test)]

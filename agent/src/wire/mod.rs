@@ -4,6 +4,8 @@
 //! few shapes that the agent needs too.
 
 pub mod frame;
+#[cfg(test)]
+pub(crate) mod fuzz;
 pub mod join;
 pub mod object;
 pub mod percent;

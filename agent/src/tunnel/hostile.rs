@@ -1,0 +1,189 @@
+//! Peers that send nonsense, take nothing, or do not read one stream of a hundred; at each end of a tunnel.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex, split};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol;
+
+use super::link::{self, LinkError};
+use super::session::{Role, Session};
+use super::stream::{Opened, Stream, Tunnel};
+use crate::chance::{Random, simulate};
+use crate::wire::frame::Frame;
+use crate::wire::fuzz::{frame, spoil};
+
+const ROLES: [Role; 2] = [Role::Dialer, Role::Listener];
+
+#[test]
+fn a_session_outlives_or_refuses_any_frames_and_answers_each_at_most_so_often() {
+    simulate(10_000, |seed| {
+        let mut random = Random::new(seed);
+        let now = std::time::Instant::now();
+        let role = ROLES[random.next(2)];
+        let mut session = Session::new(role, 1, now);
+        for _ in 0..random.next(60) {
+            let mut bytes = frame(&mut random).encode().to_vec();
+            if random.once_in(3) {
+                spoil(&mut random, &mut bytes);
+            }
+            let Ok(frame) = Frame::decode(&bytes.into()) else {
+                continue;
+            };
+            if session.receive(frame, now).is_err() {
+                return;
+            }
+            if role == Role::Dialer && random.once_in(8) {
+                let _ = session.dial("127.0.0.1:10250");
+            }
+        }
+        // One answer to a frame, and what its own streams have to say; it never goes on for ever.
+        let answers = std::iter::from_fn(|| session.transmit()).take(1000).count();
+        assert!(answers < 1000, "{answers}");
+    });
+}
+
+async fn websocket(socket: DuplexStream, role: Role) -> WebSocketStream<DuplexStream> {
+    let side = match role {
+        Role::Dialer => protocol::Role::Server,
+        Role::Listener => protocol::Role::Client,
+    };
+    WebSocketStream::from_raw_socket(socket, side, Some(link::websocket_config())).await
+}
+
+/// A peer that is there, as its pings and pongs show, and takes not a byte.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_takes_nothing_is_given_up_half_a_minute_after_the_first_frame_it_did_not_take() {
+    for role in ROLES {
+        let (near, mut far) = duplex(4096);
+        // An empty ping, as a client masks it; an empty pong.
+        let sign: &[u8] = match role {
+            Role::Dialer => &[0x89, 0x80, 0, 0, 0, 0],
+            Role::Listener => &[0x8a, 0x00],
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            loop {
+                sleep(Duration::from_secs(3)).await;
+                if far.write_all(sign).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let tunnel = Tunnel::new(role, 1);
+        if role == Role::Dialer {
+            let mut stream = tunnel.dial("127.0.0.1:10250").unwrap();
+            tasks.spawn(async move { while stream.write_all(&[7; 4096]).await.is_ok() {} });
+        }
+        let began = Instant::now();
+        let run = link::run(websocket(near, role).await, &tunnel, drop);
+        // A listener only pings: 4 KiB of them take hours.
+        let limit = Duration::from_secs(match role {
+            Role::Dialer => 40,
+            Role::Listener => 6 * 3600,
+        });
+        let error = timeout(limit, run).await.expect("it hangs");
+        assert!(matches!(error, LinkError::Stuck), "{role:?}: {error}");
+        assert!(began.elapsed() >= Duration::from_secs(30), "{role:?}");
+        assert!(tunnel.is_over());
+        // Whoever wrote learns of it.
+        if role == Role::Dialer {
+            while tasks.len() > 1 {
+                tasks.join_next().await;
+            }
+        }
+    }
+}
+
+/// Gives back what it gets.
+async fn echo(stream: Stream) {
+    let (mut reader, mut writer) = split(stream);
+    let _ = tokio::io::copy(&mut reader, &mut writer).await;
+}
+
+/// Both ends of a tunnel, with `serve` on each stream that the dialer opens.
+fn connected<F>(mut serve: impl FnMut(Stream) -> F + Send + 'static, tasks: &mut JoinSet<()>) -> Tunnel
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (near, far) = duplex(64 << 10);
+    let dialer = Tunnel::new(Role::Dialer, 1);
+    let tunnel = dialer.clone();
+    tasks.spawn(async move {
+        link::run(websocket(near, Role::Dialer).await, &tunnel, drop).await;
+    });
+    tasks.spawn(async move {
+        let tunnel = Tunnel::new(Role::Listener, 1);
+        let mut streams = JoinSet::new();
+        let socket = websocket(far, Role::Listener).await;
+        let serve = |opened: Opened| drop(streams.spawn(serve(opened.stream)));
+        link::run(socket, &tunnel, serve).await;
+    });
+    dialer
+}
+
+async fn ninety_nine_go_on(tunnel: &Tunnel) {
+    let sent: Vec<u8> = (0..300_000_u32).map(|number| number.to_le_bytes()[1]).collect();
+    let mut others = JoinSet::new();
+    for _ in 0..99 {
+        let (mut reader, mut writer) = split(tunnel.dial("127.0.0.1:10250").unwrap());
+        let sent = sent.clone();
+        others.spawn(async move {
+            let mut got = vec![0; sent.len()];
+            let (wrote, read) = tokio::join!(writer.write_all(&sent), reader.read_exact(&mut got));
+            wrote.unwrap();
+            read.unwrap();
+            assert_eq!(got, sent);
+        });
+    }
+    while let Some(done) = others.join_next().await {
+        done.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_stuck_at_the_agent_holds_nobody_else_up() {
+    let mut tasks = JoinSet::new();
+    let mut first = true;
+    let serve = move |stream| {
+        let stuck = std::mem::take(&mut first);
+        async move {
+            match stuck {
+                // Never reads, and keeps the stream.
+                true => std::future::pending::<()>().await,
+                false => echo(stream).await,
+            }
+        }
+    };
+    let tunnel = connected(serve, &mut tasks);
+    let mut stuck = tunnel.dial("127.0.0.1:10250").unwrap();
+    // Until nothing more is taken.
+    let filling = async { while stuck.write_all(&[7; 4096]).await.is_ok() {} };
+    assert!(
+        timeout(Duration::from_secs(5), filling).await.is_err(),
+        "somebody takes everything"
+    );
+    timeout(Duration::from_secs(60), ninety_nine_go_on(&tunnel))
+        .await
+        .expect("they wait");
+    tasks.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_stuck_at_the_server_holds_nobody_else_up() {
+    let mut tasks = JoinSet::new();
+    let tunnel = connected(echo, &mut tasks);
+    let (stuck_reader, mut writer) = split(tunnel.dial("127.0.0.1:10250").unwrap());
+    let filling = async { while writer.write_all(&[7; 4096]).await.is_ok() {} };
+    assert!(
+        timeout(Duration::from_secs(5), filling).await.is_err(),
+        "somebody takes everything"
+    );
+    timeout(Duration::from_secs(60), ninety_nine_go_on(&tunnel))
+        .await
+        .expect("they wait");
+    drop(stuck_reader);
+    tasks.shutdown().await;
+}
