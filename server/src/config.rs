@@ -161,7 +161,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, around: &Surroundings) ->
             let config = agent::config::parse(args.into_iter().map(OsString::from), around)?;
             Ok(Command::Agent(Box::new(config)))
         }
-        "token" | "node-password" | "node" | "backup" | "restore" => {
+        "token" | "certificate" | "node-password" | "node" | "backup" | "restore" => {
             args.remove(1);
             admin(&word, args).map(|admin| Command::Admin(Box::new(admin)))
         }
@@ -184,6 +184,7 @@ pub fn version() -> String {
 fn admin(word: &str, args: Vec<String>) -> Result<admin::Admin, ConfigError> {
     Ok(match word {
         "token" => admin::Admin::Token(admin::Token::try_parse_from(args)?),
+        "certificate" => admin::Admin::Certificate(admin::Certificate::try_parse_from(args)?),
         "node-password" => admin::Admin::NodePassword(admin::NodePassword::try_parse_from(args)?),
         "backup" => admin::Admin::Backup(admin::Backup::try_parse_from(args)?),
         "restore" => admin::Admin::Restore(admin::Restore::try_parse_from(args)?),

@@ -9,7 +9,7 @@
 //! told at once; should the datastore go away then, before the listener runs, connections hang in the port's backlog.
 
 mod address;
-mod data_dir;
+pub mod data_dir;
 mod greeting;
 mod kubeconfig;
 mod node;

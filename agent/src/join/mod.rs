@@ -8,9 +8,11 @@ mod address;
 mod clock;
 mod durable;
 mod error;
+pub mod expiry;
 mod files;
 mod identity;
 mod key;
+pub mod services;
 mod supervisor;
 pub mod trust;
 

@@ -1,8 +1,9 @@
-//! The commands that look after a running cluster, as an administrator does it: through the API, with his kubeconfig.
+//! The commands that look after a cluster: through the API, with an administrator's kubeconfig, or at what a machine has on disk.
 //!
 //! Each has a file: what it asks, and the texts it prints (pure). `config` has their flags.
 
 mod backup;
+mod certificate;
 mod duration;
 mod kubeconfig;
 mod node;
@@ -22,6 +23,7 @@ use crate::config::admin::{Admin, NodePasswordVerb, NodeVerb};
 pub async fn run(admin: Admin) -> anyhow::Result<String> {
     match admin {
         Admin::Token(command) => token::run(command).await,
+        Admin::Certificate(command) => certificate::run(command.verb),
         Admin::Backup(command) => backup::back_up(command).await,
         Admin::Restore(command) => backup::restore(command).await,
         Admin::NodePassword(command) => {

@@ -1,10 +1,12 @@
-//! The commands that look after a cluster: `k3s token`, `k3s node-password`, `k3s node`, `k3s backup`, `k3s restore`.
+//! The commands that look after a cluster: `k3s token`, `k3s certificate`, `k3s node-password`, `k3s node`, `k3s backup`,
+//! `k3s restore`.
 //!
-//! Names, flags and outputs of `k3s token` are K3s'; the others are ours. What they do is `command`'s.
+//! Names, flags and outputs of `k3s token` and `k3s certificate` are K3s'; the others are ours. What they do is `command`'s.
 
 use std::path::PathBuf;
 
 use agent::config::Secret;
+use agent::join::services::Service;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// How a command prints what it found.
@@ -36,6 +38,8 @@ pub struct Cluster {
 pub enum Admin {
     /// `k3s token`.
     Token(Token),
+    /// `k3s certificate`.
+    Certificate(Certificate),
     /// `k3s node-password`.
     NodePassword(NodePassword),
     /// `k3s node`.
@@ -44,6 +48,84 @@ pub enum Admin {
     Backup(Backup),
     /// `k3s restore`.
     Restore(Restore),
+}
+
+/// Shows the certificates of this machine and has them made anew.
+///
+/// A server and an agent renew theirs by themselves while they run, long before they end; a new one is shown from the next
+/// connection on. Certificate authorities are good for ten years.
+#[derive(Debug, Parser)]
+#[command(name = "k3s certificate", version, arg_required_else_help = true)]
+pub struct Certificate {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: CertificateVerb,
+}
+
+/// What to do with certificates.
+#[derive(Debug, Subcommand)]
+pub enum CertificateVerb {
+    /// Check k3s component certificates on disk
+    #[command(after_help = "Example:\n  k3s certificate check --output table")]
+    Check {
+        /// Which.
+        #[command(flatten)]
+        of: CertificatesOf,
+        /// Format output
+        #[arg(long, short, value_enum, default_value_t)]
+        output: CertificateOutput,
+    },
+    /// Rotate k3s component certificates on disk
+    ///
+    /// Keys and certificates are copied to a folder tls-TIME beside them and removed; the next start makes new ones. Certificate
+    /// authorities, tokens and node passwords stay as they are.
+    #[command(after_help = "Example:\n  systemctl stop k3s && k3s certificate rotate && systemctl start k3s")]
+    Rotate {
+        /// Which.
+        #[command(flatten)]
+        of: CertificatesOf,
+    },
+    /// Write updated k3s CA certificates to the datastore (this program cannot)
+    #[command(name = "rotate-ca", hide = true)]
+    RotateCa {
+        /// Whatever K3s takes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        rest: Vec<String>,
+    },
+}
+
+/// Whose certificates, and where.
+#[derive(Args, Clone, Debug)]
+pub struct CertificatesOf {
+    /// Where this machine's server or agent keeps its state
+    #[command(flatten)]
+    pub data: DataDir,
+    /// Service to manage certificates of, may be given several times; default is all of this machine. There are: admin,
+    /// api-server, controller-manager, scheduler, supervisor, k3s-controller, k3s-server, cloud-controller, etcd, auth-proxy,
+    /// kubelet, kube-proxy
+    #[arg(long = "service", short, value_name = "SERVICE", value_delimiter = ',', value_parser = service)]
+    pub services: Vec<Service>,
+    /// Say also which files are not there
+    #[arg(long)]
+    pub debug: bool,
+}
+
+/// How certificates are shown.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum CertificateOutput {
+    /// Lines of a log, on standard error.
+    #[default]
+    Text,
+    /// A table for people.
+    Table,
+    /// JSON for programs.
+    Json,
+    /// YAML for programs.
+    Yaml,
+}
+
+fn service(name: &str) -> Result<Service, String> {
+    Service::named(name).ok_or_else(|| format!("service {name} is not recognized"))
 }
 
 const KEPT: &str = "What is needed beside the file: the cluster's token (server/token below the data directory). The cluster's

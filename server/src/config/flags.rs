@@ -17,6 +17,7 @@ Amphipod: Kubernetes for small boxes, a drop-in for K3s.
 
   k3s token           Makes, lists and deletes tokens that expire, for machines to join with; rotates the
                       cluster's own
+  k3s certificate     Shows this machine's certificates, and has them made anew
   k3s node-password   Lists and deletes the records that bind a node's name to a machine
   k3s node reenrol    Lets a machine that was set up anew have its name back
   k3s backup, k3s restore    Copy the embedded datastore of a stopped server to a file, and back
@@ -280,7 +281,7 @@ pub(super) fn unknown_command(word: &str) -> String {
     let hint = match word {
         "kubectl" => "install kubectl beside it and set KUBECONFIG=/etc/rancher/k3s/k3s.yaml",
         "crictl" | "ctr" => "the node has its own runtime, without a CRI socket; use kubectl",
-        "certificate" | "secrets-encrypt" | "etcd-snapshot" | "check-config" | "completion" => "it is not there yet",
+        "secrets-encrypt" | "etcd-snapshot" | "check-config" | "completion" => "it is not there yet",
         flag if flag.starts_with('-') => "flags come after the command: k3s server --flag",
         _ => "k3s --help tells which there are",
     };
