@@ -169,6 +169,7 @@ async fn first_version(server: &Server) -> Vec<(Duration, usize)> {
             .header("host", "localhost")
             .body(Empty::<Bytes>::new())
             .unwrap();
+        sender.ready().await.unwrap();
         let begun = Instant::now();
         let length = read(sender.send_request(request).await.unwrap()).await;
         times.push((begun.elapsed(), length));
@@ -193,6 +194,7 @@ async fn second_version(server: &Server) -> Vec<(Duration, usize)> {
         let request = Request::get(format!("https://localhost{PATH}"))
             .body(Empty::<Bytes>::new())
             .unwrap();
+        sender.ready().await.unwrap();
         let begun = Instant::now();
         let length = read(sender.send_request(request).await.unwrap()).await;
         times.push((begun.elapsed(), length));

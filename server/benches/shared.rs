@@ -1,5 +1,6 @@
 //! Datastores that servers share: durable creates a second, of 1 kB, through one handle and through two, and how long after
-//! its acknowledgement a write reaches the watch of the other.
+//! its acknowledgement a write reaches the watch of the other. And what a read costs that shows all that was acknowledged
+//! before it: a question to the datastore, shared by those who ask at once.
 //!
 //! `tests/bench/run shared`. It starts the databases itself. Limits: 3,000 creates a second with 256 clients over two handles
 //! on PostgreSQL; from commit to watch 5 ms at the median and 20 ms at the 99th percentile on PostgreSQL and etcd, 60 ms on
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent::units::Revision;
+use server::cache::{Cache, Fresh, Index};
 use server::store::endpoint::{self, Tls};
 use server::store::{Change, Durability, Expect, Store, Write, open};
 use tests::database::etcd::Etcd;
@@ -61,6 +63,12 @@ impl Database {
             Self::MariaDb(mariadb) => mariadb.endpoint("k3s", ""),
         }
     }
+
+    /// A handle of its own, as another server has one.
+    async fn open(&self) -> Arc<dyn Store> {
+        let endpoint = endpoint::parse(&self.endpoint(), false).unwrap();
+        open(&endpoint, &Tls::default(), Path::new("unused")).await.unwrap()
+    }
 }
 
 async fn run() {
@@ -73,12 +81,68 @@ async fn run() {
             let database = Database::start(name);
             let mut stores = Vec::new();
             for _ in 0..handles {
-                let endpoint = endpoint::parse(&database.endpoint(), false).unwrap();
-                stores.push(open(&endpoint, &Tls::default(), Path::new("unused")).await.unwrap());
+                stores.push(database.open().await);
             }
             measure(name, &stores, clients).await;
         }
+        for (writers, readers) in [(0, 1), (0, 64), (16, 1), (16, 64)] {
+            reads(name, writers, readers).await;
+        }
     }
+}
+
+/// Readers of one server, while clients of another write.
+async fn reads(name: &str, writers: usize, readers: usize) {
+    let database = Database::start(name);
+    let (here, there) = (database.open().await, database.open().await);
+    let mut following = JoinSet::new();
+    let cache = Cache::start(Arc::clone(&here), Arc::new(|_, _| Index::default()), &mut following);
+    let fresh = Arc::new(Fresh::new(Arc::clone(&here), cache.await.unwrap()));
+    let begun = Instant::now();
+    let mut writing = JoinSet::new();
+    for client in 0..writers {
+        let there = Arc::clone(&there);
+        writing.spawn(async move {
+            let mut number = 0;
+            while begun.elapsed() < LASTS {
+                let key = format!("/registry/configmaps/default/c{client}-{number}");
+                there.write(create(&key)).await.unwrap();
+                number += 1;
+            }
+            number
+        });
+    }
+    let mut reading = JoinSet::new();
+    for _ in 0..readers {
+        let fresh = Arc::clone(&fresh);
+        reading.spawn(async move {
+            let mut times = Vec::new();
+            while begun.elapsed() < LASTS {
+                let one = Instant::now();
+                assert!(fresh.catch_up().await);
+                times.push(one.elapsed());
+            }
+            times
+        });
+    }
+    let mut times = reading.join_all().await.concat();
+    let written: usize = writing.join_all().await.into_iter().sum();
+    times.sort_unstable();
+    println!(
+        "| {name}: a read's question and wait, {readers} readers, {} writes a second through another handle | {} a second; p50 {}, \
+         p99 {} |",
+        a_second(written),
+        a_second(times.len()),
+        at(&times, 50),
+        at(&times, 99),
+    );
+    following.shutdown().await;
+    here.close().await.unwrap();
+    there.close().await.unwrap();
+}
+
+fn a_second(count: usize) -> usize {
+    count / usize::try_from(LASTS.as_secs()).unwrap()
 }
 
 /// Clients of all handles create keys; the last handle's watch says when it saw them.
@@ -127,7 +191,7 @@ async fn measure(what: &str, stores: &[Arc<dyn Store>], clients: usize) {
         "| {what}: creates of {SIZE} bytes, {} handles, {clients} clients | {} a second; answered p50 {}, p99 {}; seen after the \
          answer p50 {}, p99 {} |",
         stores.len(),
-        done.len() / usize::try_from(LASTS.as_secs()).unwrap(),
+        a_second(done.len()),
         at(&answers, 50),
         at(&answers, 99),
         at(&lags, 50),

@@ -11,6 +11,7 @@
 )]
 
 mod cluster;
+mod failover;
 mod pods;
 mod process;
 mod table;
@@ -43,9 +44,49 @@ fn main() {
         .iter()
         .find_map(|argument| argument.strip_prefix("--disk-minutes="));
     let disk = Duration::from_secs(60 * minutes.map_or(5, |text| text.parse().unwrap()));
+    let only = arguments.iter().find_map(|argument| argument.strip_prefix("--only="));
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    let table = runtime.block_on(run(disk));
+    let table = runtime.block_on(async {
+        match only {
+            None => run(disk).await,
+            Some("disk") => run_disk(disk).await,
+            Some("failover") => run_failover().await,
+            Some(other) => panic!("no such part: {other} (there are: disk failover)"),
+        }
+    });
     println!("\n{table}");
+}
+
+/// Bytes written depend little on what else the machine does: this one may run beside other work.
+async fn run_disk(lasts: Duration) -> Table {
+    let mut table = Table::default();
+    let mut cluster = Cluster::new();
+    cluster.start_server("server").await;
+    cluster.join_agent("agent").await;
+    println!("idle for {} s", (SETTLE + lasts).as_secs());
+    tokio::time::sleep(SETTLE).await;
+    let programs = programs(&cluster, "agent");
+    let before = programs.map(|(_, pid)| process::written(pid));
+    tokio::time::sleep(lasts).await;
+    written(&programs, before, lasts, &mut table);
+    cluster.stop();
+    table
+}
+
+async fn run_failover() -> Table {
+    let mut table = Table::default();
+    failover::measure(&mut table).await;
+    table
+}
+
+/// What is called how in a table, and its process.
+type Program = (&'static str, u32);
+
+fn programs(cluster: &Cluster, agent: &str) -> [Program; 2] {
+    [
+        ("server with its node", cluster.pid("server")),
+        ("agent", cluster.pid(agent)),
+    ]
 }
 
 async fn run(disk: Duration) -> Table {
@@ -110,20 +151,17 @@ async fn cold_starts(cluster: &mut Cluster, table: &mut Table) {
 async fn idle(cluster: &Cluster, agent: &str, disk: Duration, table: &mut Table) {
     println!("idle for {} s", (SETTLE + IDLE + disk).as_secs());
     tokio::time::sleep(SETTLE).await;
-    let (server, agent) = (cluster.pid("server"), cluster.pid(agent));
+    let programs = programs(cluster, agent);
+    let [(_, server), (_, agent)] = programs;
     table.memory(
         "server with its node and one agent, idle: PSS",
         process::pss(&[server]),
         Some(45 << 20),
     );
     table.memory("agent, idle, no pods: PSS", process::pss(&[agent]), Some(12 << 20));
-    let before = [server, agent].map(process::cpu);
-    let written = [server, agent].map(process::written);
+    let before = programs.map(|(_, pid)| (process::cpu(pid), process::written(pid)));
     tokio::time::sleep(IDLE).await;
-    for (which, (pid, before)) in ["server with its node", "agent"]
-        .iter()
-        .zip([server, agent].iter().zip(before))
-    {
+    for ((which, pid), (before, _)) in programs.iter().zip(before) {
         let used = process::cpu(*pid).saturating_sub(before);
         let limit = which.starts_with("server").then_some(3.0);
         table.number(
@@ -134,19 +172,21 @@ async fn idle(cluster: &Cluster, agent: &str, disk: Duration, table: &mut Table)
         );
     }
     tokio::time::sleep(disk).await;
-    let days = (IDLE + disk).as_secs_f64() / 86_400.0;
-    for (which, (pid, before)) in ["server with its node", "agent"]
-        .iter()
-        .zip([server, agent].iter().zip(written))
-    {
+    written(&programs, before.map(|(_, bytes)| bytes), IDLE + disk, table);
+}
+
+/// What they have written to disk since `before`, so long ago.
+fn written(programs: &[Program; 2], before: [u64; 2], lasted: Duration, table: &mut Table) {
+    let days = lasted.as_secs_f64() / 86_400.0;
+    for ((which, pid), before) in programs.iter().zip(before) {
         let bytes = process::written(*pid).saturating_sub(before);
         let limit = which.starts_with("server").then_some(20.0);
-        println!("{which}: {bytes} bytes in {} s", (IDLE + disk).as_secs());
+        println!("{which}: {bytes} bytes in {} s", lasted.as_secs());
         #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
         table.number(
             &format!(
                 "{which}, idle: written, extrapolated from {} min",
-                (IDLE + disk).as_secs() / 60
+                lasted.as_secs() / 60
             ),
             bytes as f64 / days / 1e6,
             "MB a day",
