@@ -320,6 +320,11 @@ mod tests {
                 asked("create", "", "pods", "binding"),
                 true,
             ),
+            (
+                User::new("system:k3s-controller", &[]),
+                asked("get", "discovery.k8s.io", "endpointslices", ""),
+                true,
+            ),
             (User::new("jane", &[]), asked("get", "", "pods", ""), false),
             (
                 User::new("jane", &[]),

@@ -243,7 +243,7 @@ pub const ROLES: &[Role] = &[
             "patch core nodes/status",
             "get,list,watch core endpoints,namespaces,pods,services",
             "list,watch networking.k8s.io networkpolicies",
-            "list,watch discovery.k8s.io endpointslices",
+            "get,list,watch discovery.k8s.io endpointslices",
             super::EVENTS,
         ],
     ),

@@ -17,7 +17,7 @@ const COLUMNS: &[Shown] = &[
     .wide(),
     Shown::text("External-IP", "Address outside", |node, _| address(node, "ExternalIP")).wide(),
     Shown::text("OS-Image", "Operating system", |node, _| known(info(node, "osImage"))).wide(),
-    Shown::text("Kernel-Version", "Kernel", |node, _| known(info(node, "kernelVersion"))).wide(),
+    Shown::text("Kernel-Version", "Kernel and architecture", |node, _| kernel(node)).wide(),
     Shown::text("Container-Runtime", "What runs its containers", |node, _| {
         known(info(node, "containerRuntimeVersion"))
     })
@@ -65,6 +65,15 @@ fn known(value: Value) -> Value {
     if value == "" { "<unknown>".into() } else { value }
 }
 
+/// Source: Kubernetes v1.36 `pkg/printers/internalversion` (`printNode`).
+fn kernel(node: &Value) -> Value {
+    let version = known(info(node, "kernelVersion"));
+    match (version.as_str(), text(node, &["status", "nodeInfo", "architecture"])) {
+        (Some(version), architecture) if !architecture.is_empty() => format!("{version} ({architecture})").into(),
+        _ => version,
+    }
+}
+
 fn address(node: &Value, kind: &str) -> Value {
     let addresses = list(node, &["status", "addresses"]);
     let found = addresses.iter().find(|one| text(one, &["type"]) == kind);
@@ -96,5 +105,19 @@ mod tests {
         assert_eq!(status(&json!({})), "Unknown");
         assert_eq!(roles(&node("True", false)), "control-plane,master");
         assert_eq!(roles(&json!({})), "<none>");
+    }
+    #[test]
+    fn the_kernel_is_shown_with_the_architecture_it_was_built_for() {
+        for (info, wanted) in [
+            (
+                json!({"kernelVersion": "6.1.0", "architecture": "arm64"}),
+                "6.1.0 (arm64)",
+            ),
+            (json!({"kernelVersion": "6.1.0"}), "6.1.0"),
+            (json!({"architecture": "arm64"}), "<unknown> (arm64)"),
+            (json!({}), "<unknown>"),
+        ] {
+            assert_eq!(kernel(&json!({"status": {"nodeInfo": info}})), wanted);
+        }
     }
 }
