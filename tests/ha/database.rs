@@ -4,18 +4,21 @@ use std::path::Path;
 
 use tests::database::etcd::{Etcd, Form};
 use tests::database::{MariaDb, Postgres, SqlServer};
-use tests::lab::BACKYARD;
+use tests::lab::{BACKYARD, Proxy};
 
 /// A datastore in the lab's backyard.
 pub enum Database {
-    Postgres(Box<Postgres>),
+    /// Reached through the proxy only, as through the address that a fail-over moves.
+    Postgres(Box<Postgres>, Proxy),
     MariaDb(Box<MariaDb>),
     Etcd(Box<Etcd>),
 }
 
 impl Database {
     pub fn postgres() -> Self {
-        Self::Postgres(Box::new(Postgres::start_at(BACKYARD)))
+        let server = Box::new(Postgres::start_at(BACKYARD));
+        let way = Proxy::start(BACKYARD, server.listens());
+        Self::Postgres(server, way)
     }
 
     pub fn mariadb() -> Self {
@@ -40,7 +43,7 @@ impl Database {
             vec![endpoint, ca]
         };
         match self {
-            Self::Postgres(server) => flags(server.endpoint("cluster", ""), &server.certificates.ca),
+            Self::Postgres(server, way) => flags(server.endpoint_at(way.address(), "cluster"), &server.certificates.ca),
             Self::MariaDb(server) => flags(server.endpoint("cluster", ""), &server.certificates.ca),
             Self::Etcd(etcd) => vec![format!("--datastore-endpoint={}", etcd.endpoint())],
         }
@@ -49,7 +52,7 @@ impl Database {
     /// Ends it as a power cut would.
     pub fn kill(&mut self) {
         match self {
-            Self::Postgres(server) => server.kill(),
+            Self::Postgres(server, _) => server.kill(),
             Self::MariaDb(server) => server.kill(),
             Self::Etcd(etcd) => etcd.kill(0).unwrap(),
         }
@@ -58,7 +61,7 @@ impl Database {
     /// Starts it on what is there.
     pub fn start_again(&mut self) {
         match self {
-            Self::Postgres(server) => server.start_again(),
+            Self::Postgres(server, _) => server.start_again(),
             Self::MariaDb(server) => server.start_again(),
             Self::Etcd(etcd) => etcd.start_again(0).unwrap(),
         }
@@ -67,7 +70,7 @@ impl Database {
     /// It stands still, connections and all.
     pub fn pause(&mut self) {
         match self {
-            Self::Postgres(server) => server.pause(),
+            Self::Postgres(server, _) => server.pause(),
             Self::MariaDb(server) => server.pause(),
             Self::Etcd(etcd) => etcd.pause(0).unwrap(),
         }
@@ -76,9 +79,17 @@ impl Database {
     /// It goes on.
     pub fn resume(&mut self) {
         match self {
-            Self::Postgres(server) => server.resume(),
+            Self::Postgres(server, _) => server.resume(),
             Self::MariaDb(server) => server.resume(),
             Self::Etcd(etcd) => etcd.resume(0).unwrap(),
+        }
+    }
+
+    /// PostgreSQL, and the way to it.
+    pub fn behind_a_proxy(&mut self) -> (&mut Postgres, &Proxy) {
+        match self {
+            Self::Postgres(server, way) => (server, way),
+            Self::MariaDb(_) | Self::Etcd(_) => panic!("this cluster is not on PostgreSQL"),
         }
     }
 }

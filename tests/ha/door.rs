@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use agent::api::{Client, Endpoint, WatchStream};
+use agent::api::{ApiError, Client, Endpoint, WatchStream};
 use agent::join::trust::{self, Shown};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 const LIMIT: Duration = Duration::from_secs(25);
 
 /// Where the configuration maps of tests are.
-const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+pub const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
 /// One way into the cluster.
 #[derive(Clone)]
@@ -106,9 +106,13 @@ impl Door {
 
     /// Watches the maps from a revision on.
     pub async fn watch(&self, from: u64) -> Result<WatchStream, String> {
+        self.open_watch(from).await.map_err(|error| error.to_string())
+    }
+
+    /// The same, for who wants to know why not.
+    pub async fn open_watch(&self, from: u64) -> Result<WatchStream, ApiError> {
         let path = format!("{MAPS}?watch=1&allowWatchBookmarks=true&resourceVersion={from}");
-        let opened = Client::new(self.endpoint.clone()).watch(&path).await;
-        opened.map_err(|error| error.to_string())
+        Client::new(self.endpoint.clone()).watch(&path).await
     }
 }
 

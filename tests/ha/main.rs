@@ -12,7 +12,9 @@ mod database;
 mod door;
 mod judge;
 mod load;
+mod network;
 mod outage;
+mod promotion;
 mod steps;
 mod watcher;
 
@@ -35,6 +37,8 @@ fn on_postgresql_a_cluster_survives() {
     outage::the_datastore_is_away(&mut cluster, Away::Paused);
     outage::the_leader_is_cut_off(&mut cluster, Cut::Stalled);
     outage::the_leader_is_cut_off(&mut cluster, Cut::FromDatastore);
+    network::the_way_to_the_datastore_is_bad(&mut cluster);
+    promotion::a_standby_that_was_behind_takes_over(&mut cluster);
     cluster.stop();
 }
 

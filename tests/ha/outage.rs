@@ -12,7 +12,7 @@ use crate::steps::{TAKEOVER, agents_work};
 /// Longer than a lead lasts and a Lease counts (`server/src/peers`).
 const LONG: Duration = Duration::from_secs(13);
 /// Until everything is as before, once the cause is gone.
-const HEALED: Duration = Duration::from_secs(20);
+pub const HEALED: Duration = Duration::from_secs(20);
 
 /// How a datastore goes away.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -149,7 +149,7 @@ pub fn an_agent_is_cut_off_from_a_server(cluster: &Cluster) {
 }
 
 /// Every server says that every node is ready.
-fn all_is_well(cluster: &Cluster) {
+pub fn all_is_well(cluster: &Cluster) {
     for name in &cluster.servers {
         within(HEALED, "all nodes are ready", || {
             cluster.ready_nodes(name) == 1 + AGENTS.len()

@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use super::Folder;
 
 /// PEM files in a folder.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Certificates {
     /// Who vouches for both.
     pub ca: PathBuf,

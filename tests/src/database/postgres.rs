@@ -1,6 +1,6 @@
 //! A PostgreSQL server.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -42,7 +42,7 @@ impl SqlServer for Postgres {
             "--no-sync",
         ];
         run_unprivileged(&program("initdb"), &arguments);
-        let anybody = "host all all all scram-sha-256\nlocal all all scram-sha-256\n";
+        let anybody = "host all,replication all all scram-sha-256\nlocal all all scram-sha-256\n";
         folder.write(Path::new("data/pg_hba.conf"), anybody);
         let mut postgres = Self {
             server: None,
@@ -100,6 +100,52 @@ impl SqlServer for Postgres {
         let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE pid <> pg_backend_pid() AND application_name = 'k3s'";
         self.sql(database, others);
+    }
+}
+
+impl Postgres {
+    /// An asynchronous standby of it, which follows through `way` (streaming replication) and answers what only reads.
+    pub fn standby(&self, way: SocketAddr) -> Self {
+        let folder = Folder::new("standby");
+        let (data, source) = (folder.path().join("data"), self.endpoint_at(way, "postgres"));
+        let arguments = [
+            "-D",
+            data.to_str().unwrap(),
+            "-d",
+            &source,
+            "-R",
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+        ];
+        run_unprivileged(&program("pg_basebackup"), &arguments);
+        let mut standby = Self {
+            server: None,
+            address: self.address,
+            port: free_port(),
+            certificates: self.certificates.clone(),
+            folder,
+        };
+        standby.start_again();
+        standby
+    }
+
+    /// Makes a standby take writes, on a timeline of its own.
+    pub fn promote(&self) {
+        let promoted = self.sql("postgres", "SELECT pg_promote()");
+        assert_eq!(promoted.trim(), "t");
+    }
+
+    /// Where it listens.
+    pub fn listens(&self) -> SocketAddr {
+        (self.address, self.port).into()
+    }
+
+    /// The endpoint of a database, reached at another address than its own.
+    pub fn endpoint_at(&self, address: SocketAddr, database: &str) -> String {
+        let own = format!("@{}/", self.listens());
+        self.endpoint(database, "").replace(&own, &format!("@{address}/"))
     }
 }
 

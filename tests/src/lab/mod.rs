@@ -14,7 +14,9 @@ mod host;
 pub mod image;
 mod inhabitants;
 mod kubectl;
+mod proxy;
 
 pub use faults::BACKYARD;
 pub use host::{Lab, binary, until, within};
 pub use kubectl::Kubectl;
+pub use proxy::{Direction, Proxy, Weather};
