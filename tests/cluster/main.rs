@@ -5,6 +5,7 @@
 
 #![cfg(test)]
 
+mod lives;
 mod streams;
 mod walk;
 
@@ -16,28 +17,42 @@ fn a_cluster_is_started_joined_and_used() {
         return;
     }
     let mut lab = Lab::new();
-    let archive = image::archive(lab.folder());
+    let (archive, oci) = (image::archive(lab.folder()), image::oci_archive(lab.folder()));
     for name in ["server", "one", "two"] {
         lab.add_host(name);
     }
     for name in ["server", "one"] {
         lab.put_image(name, &archive);
     }
+    lab.put_image("server", &oci);
     lab.start_server("server");
     let kubectl = Kubectl::of(&lab, "server");
     until("the API is ready", || {
         kubectl.try_run(&["get", "--raw", "/readyz"]).is_ok()
     });
     walk::the_server_answers_as_kubernetes_does(&kubectl);
-    for name in ["one", "two"] {
-        lab.start_agent(name, "server");
-    }
+    lab.start_agent("one", "server");
+    let (url, token) = (lab.url("server"), lab.node_token("server"));
+    let token = token.to_string_lossy();
+    let told = [
+        ("K3S_URL", &*url),
+        ("K3S_TOKEN_FILE", &*token),
+        ("K3S_NODE_NAME", "two"),
+    ];
+    lab.start_agent_in("two", &told);
     walk::all_nodes_become_ready(&kubectl, &["server", "one", "two"]);
-    lab.put_image("two", &archive);
-    walk::a_node_has_the_image(&kubectl, "two");
+    for (archive, image) in [(&archive, image::NAME), (&oci, image::OCI)] {
+        lab.put_image("two", archive);
+        walk::a_node_has_the_image(&kubectl, "two", image);
+    }
+    for host in ["server", "two"] {
+        lives::an_image_of_an_oci_archive_runs(&kubectl, host);
+    }
     walk::a_deployment_runs_with_its_config(&kubectl);
     walk::it_scales_rolls_and_goes(&kubectl);
     walk::bad_input_is_told_as_kubernetes_tells_it(&kubectl);
+    lives::a_crashing_pod_waits_and_keeps_its_volume(&kubectl);
+    lives::who_takes_too_much_memory_is_killed(&kubectl);
     streams::logs_are_printed_as_the_container_wrote_them(&kubectl);
     streams::logs_are_followed_to_the_end(&kubectl);
     streams::the_log_before_a_restart_is_kept(&kubectl);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tests::lab::{Kubectl, Lab, image, until};
 
 /// A pod of one container on a host.
-fn pod(name: &str, host: &str, script: &str) -> Value {
+pub fn pod(name: &str, host: &str, script: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {
@@ -18,7 +18,7 @@ fn pod(name: &str, host: &str, script: &str) -> Value {
     })
 }
 
-fn apply(kubectl: &Kubectl, pod: &Value) {
+pub fn apply(kubectl: &Kubectl, pod: &Value) {
     kubectl.feed(&["apply", "-f", "-"], &pod.to_string());
 }
 

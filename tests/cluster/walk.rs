@@ -106,9 +106,9 @@ pub fn all_nodes_become_ready(kubectl: &Kubectl, names: &[&str]) {
 }
 
 /// An archive that comes while an agent runs is taken in.
-pub fn a_node_has_the_image(kubectl: &Kubectl, name: &str) {
+pub fn a_node_has_the_image(kubectl: &Kubectl, name: &str, image: &str) {
     let images = ["get", "node", name, "-o", "jsonpath={.status.images[*].names[*]}"];
-    until("the node has the image", || kubectl.run(&images).contains(image::NAME));
+    until("the node has the image", || kubectl.run(&images).contains(image));
 }
 
 pub fn a_deployment_runs_with_its_config(kubectl: &Kubectl) {
@@ -137,6 +137,13 @@ pub fn a_deployment_runs_with_its_config(kubectl: &Kubectl) {
     assert_eq!((column(1), column(2)), (["1/1"].into(), ["Running"].into()), "{pods}");
     assert_eq!(column(5).len(), 3, "an address each: {pods}");
     assert_eq!(column(6).len(), 3, "a node each: {pods}");
+    let script = "echo $GREETING $PASSWORD; cat /config/page.txt; stat -c %a /scratch; stat -Lc %s /var/run/secrets/kubernetes.io/serviceaccount/token";
+    let printed = kubectl.run(&["exec", "deploy/web", "--", "sh", "-c", script]);
+    assert!(printed.starts_with("hello s3cret\nfrom a file\n777\n"), "{printed}");
+    assert!(
+        printed.lines().nth(3).unwrap().parse::<u32>().unwrap() > 500,
+        "a token: {printed}"
+    );
     let described = kubectl.run(&["describe", "pods", "-l", "app=web"]);
     for part in [
         "Successfully assigned default/web-",
@@ -195,31 +202,42 @@ pub fn bad_input_is_told_as_kubernetes_tells_it(kubectl: &Kubectl) {
         (pod("containers: []"), "spec.containers"),
         (pod("containers: [{name: C_, image: x}]"), "spec.containers[0].name"),
         ("kind: Pod\n".to_owned(), "apiVersion not set"),
+        ("kind: [Pod\n".to_owned(), "error converting YAML to JSON"),
+        ("{\"kind\": \"Pod\",}}".to_owned(), "error parsing"),
     ] {
         let said = kubectl.fail(&["apply", "-f", "-"], &input);
         assert!(said.contains(wanted), "{input}\n{said}");
+    }
+    // kubectl reads what it is given; only like this a broken document comes to the server.
+    let pods = "--raw=/api/v1/namespaces/default/pods";
+    for broken in ["{\"kind\": \"Pod\", ", "kind: [Pod", ""] {
+        let said = kubectl.fail(&["create", pods, "-f", "-"], broken);
+        assert!(
+            said.starts_with("Error from server (BadRequest): "),
+            "{broken:?}: {said}"
+        );
     }
     let missing = kubectl.fail(&["get", "pod", "nobody"], "");
     assert_eq!(missing, "Error from server (NotFound): pods \"nobody\" not found\n");
 }
 
 pub fn an_agent_that_is_killed_adopts_its_pods(kubectl: &Kubectl, lab: &mut Lab) {
-    start(kubectl, "stays");
+    start(kubectl, "stays", "one");
     let before = identity(kubectl, "stays");
     lab.end("one", true);
     lab.restart_agent("one");
     // That another pod starts shows that the new agent is at work.
-    start(kubectl, "later");
+    start(kubectl, "later", "one");
     assert_eq!(identity(kubectl, "stays"), before);
     kubectl.run(&["delete", "pod", "stays", "later"]);
 }
 
-/// A pod on host `one`, which runs when this returns.
-fn start(kubectl: &Kubectl, name: &str) {
+/// A pod on a host, which runs when this returns.
+fn start(kubectl: &Kubectl, name: &str, host: &str) {
     let pod = serde_json::json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {
-            "nodeName": "one", "terminationGracePeriodSeconds": 1,
+            "nodeName": host, "terminationGracePeriodSeconds": 1,
             "containers": [{"name": "c", "image": image::NAME, "command": ["sleep", "10000"]}],
         },
     });

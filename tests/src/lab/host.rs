@@ -107,7 +107,7 @@ impl Lab {
     pub fn put_image(&self, name: &str, archive: &Path) {
         let images = self.folder.join(name).join("lib/k3s/agent/images");
         fs::create_dir_all(&images).unwrap();
-        fs::copy(archive, images.join("test.tar")).unwrap();
+        fs::copy(archive, images.join(archive.file_name().unwrap())).unwrap();
     }
 
     /// A file of a host, as this test sees it; `path` is below `/etc/rancher` (`etc/…`) or `/var/lib/rancher` (`lib/…`).
@@ -134,10 +134,8 @@ impl Lab {
 
     /// The same with another host's address as the one to join at; the token is that of `server`.
     pub fn start_agent_through(&mut self, name: &str, front: &str, server: &str) {
-        let url = format!("https://{}:6443", self.address(front));
-        let token = self.file(server, "lib/k3s/server/node-token");
-        until("the server has written its node token", || token.exists());
-        let token = fs::read_to_string(token).unwrap();
+        let url = self.url(front);
+        let token = fs::read_to_string(self.node_token(server)).unwrap();
         let address = self.address(name);
         self.start(
             name,
@@ -155,7 +153,28 @@ impl Lab {
         );
     }
 
+    /// Starts `k3s-agent` without a word on its command line, in this environment.
+    pub fn start_agent_in(&mut self, name: &str, environment: &[(&str, &str)]) {
+        self.start_in(name, &binary("k3s-agent"), &[], environment);
+    }
+
+    /// Where a server's API is.
+    pub fn url(&self, server: &str) -> String {
+        format!("https://{}:6443", self.address(server))
+    }
+
+    /// The file of a server with the token that joins machines; it is there when this returns.
+    pub fn node_token(&self, server: &str) -> PathBuf {
+        let token = self.file(server, "lib/k3s/server/node-token");
+        until("the server has written its node token", || token.exists());
+        token
+    }
+
     fn start(&mut self, name: &str, program: &Path, arguments: &[&str]) {
+        self.start_in(name, program, arguments, &[]);
+    }
+
+    fn start_in(&mut self, name: &str, program: &Path, arguments: &[&str], environment: &[(&str, &str)]) {
         let host = self.folder.join(name);
         let log = fs::OpenOptions::new()
             .create(true)
@@ -164,7 +183,7 @@ impl Lab {
             .unwrap();
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.host(name).holder.id().to_string(), "--mount", "--net", "--"]);
-        command.arg(program).args(arguments);
+        command.arg(program).args(arguments).envs(environment.iter().copied());
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
