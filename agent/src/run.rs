@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -25,6 +26,8 @@ use crate::podnet::address::Range;
 use crate::runtime::{Runtime, RuntimeConfig};
 use crate::tunnel::Tunnels;
 
+/// For the servers to be told that this node's tunnels end.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// Longer than any part needs to end; what takes longer is cut off.
 const STOP: Duration = Duration::from_secs(5);
 
@@ -57,7 +60,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         () = &mut shutdown => return Ok(()),
     };
     let (joined, runtime, images, from_disk) = started;
-    tasks.spawn(tunnels(&config, &joined, &balancer, &files));
+    let (leave, leaving) = oneshot::channel::<()>();
+    let mut tunneling = JoinSet::new();
+    tunneling.spawn(tunnels(&config, &joined, &balancer, &files, leaving));
     tasks.spawn(images.follow());
     let ended = {
         let renewing = renew::run(&joiner, &joined.client, from_disk, || balancer.trouble());
@@ -68,6 +73,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         }
     };
     info!(node = identity.node_name, "agent stops; pods go on");
+    drop(leave);
+    let _ = tokio::time::timeout(GOODBYE, tunneling.join_next()).await;
     let _ = tokio::time::timeout(STOP, tasks.shutdown()).await;
     ended
 }
@@ -145,6 +152,7 @@ fn tunnels(
     joined: &Joined,
     balancer: &Balancer,
     files: &Files,
+    leaving: oneshot::Receiver<()>,
 ) -> impl Future<Output = ()> + Send + use<> {
     let tunnels = Tunnels {
         client: joined.client.clone(),
@@ -160,7 +168,7 @@ fn tunnels(
             tracing::warn!(error = %error, "cannot keep the list of servers");
         }
     };
-    tunnels.run(random_fraction, found)
+    tunnels.run(random_fraction, found, async move { drop(leaving.await) })
 }
 
 async fn run_kubelet(

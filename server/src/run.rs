@@ -81,6 +81,7 @@ pub struct Server {
     acting: JoinSet<()>,
     /// Where other servers can be.
     peers: Option<Peers>,
+    sessions: Arc<Sessions>,
     store: Arc<dyn Store>,
     _lock: data_dir::Lock,
 }
@@ -176,14 +177,15 @@ impl Server {
             ),
             false => None,
         };
-        let (http, keeper) = ground.doors(config, advertised, peers.clone(), is_ready, rotation)?;
+        let sessions = Sessions::new();
+        let (http, keeper) = ground.doors(config, advertised, peers.clone(), is_ready, rotation, &sessions)?;
         let mut listening = JoinSet::new();
         listening.spawn(http::serve(listener, ground.pki.server_config()?, http, stop));
 
         ground.first_objects(config, advertised, peers.as_ref()).await?;
         ready.send_replace(true);
 
-        let mut acting = ground.actors(config, peers.as_ref())?;
+        let mut acting = ground.actors(config, peers.as_ref(), &sessions)?;
         acting.spawn(keeper.run());
         acting.spawn(rotator.run());
         // Whoever waits for readiness keeps the sender: dropped, it would read as "not ready".
@@ -206,6 +208,7 @@ impl Server {
             serving,
             acting,
             peers,
+            sessions,
             store: ground.store,
             _lock: lock,
         })
@@ -239,7 +242,8 @@ impl Server {
             peers.leave().await;
         }
         self.stopping.send_replace(true);
-        // Requests may finish; the listener itself puts an end to that.
+        self.sessions.stop();
+        // Requests and streams may finish; the listener itself puts an end to that.
         while self.listening.join_next().await.is_some() {}
         self.serving.shutdown().await;
         self.store
@@ -309,13 +313,14 @@ impl Ground {
         peers: Option<Peers>,
         ready: watch::Receiver<bool>,
         rotation: Rotation,
+        sessions: &Arc<Sessions>,
     ) -> anyhow::Result<(Arc<ApiHttp>, Keeper)> {
         // Nobody else writes otherwise.
         let fresh = peers.is_some();
         let fresh = fresh.then(|| Fresh::new(Arc::clone(&self.store), self.cache.clone()));
         let (register, keeper) = Register::new(self.client.clone(), &self.dir.join("cred"))
             .map_err(|_| anyhow!("the system has no randomness"))?;
-        let (sessions, store) = (Sessions::new(), Arc::clone(&self.store));
+        let (sessions, store) = (Arc::clone(sessions), Arc::clone(&self.store));
         let link = Link::new(self.pki.client_config(Own::Supervisor)?);
         let relay = Relay::new(Arc::clone(&sessions), peers.map(|peers| (peers, link)));
         let kubelets = Kubelets::new(Arc::new(relay), self.pki.client_config(Own::ApiServer)?);
@@ -408,7 +413,7 @@ impl Ground {
     }
 
     /// Controllers, scheduler and the repair of claims: here, or on whichever server leads.
-    fn actors(&self, config: &Config, peers: Option<&Peers>) -> anyhow::Result<JoinSet<()>> {
+    fn actors(&self, config: &Config, peers: Option<&Peers>, sessions: &Arc<Sessions>) -> anyhow::Result<JoinSet<()>> {
         let mut acting = JoinSet::new();
         let settings = controllers::Settings {
             root_ca: self.pki.server_ca_pem().to_owned(),
@@ -425,7 +430,7 @@ impl Ground {
             None => start(&self.api, &mut acting),
             Some(peers) => {
                 let api = peers.leaders_api(&self.api);
-                acting.spawn(peers.clone().stay());
+                acting.spawn(peers.clone().stay(Arc::clone(sessions)));
                 if let Some(commits) = self.store.commits() {
                     let link = Link::new(self.pki.client_config(Own::Supervisor)?);
                     acting.spawn(peers.clone().tell(link, commits));

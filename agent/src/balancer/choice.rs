@@ -15,6 +15,8 @@ pub enum State {
     Unchecked,
     /// The configured address, when the cluster names others: the last resort.
     Standby,
+    /// It answers, and says that its datastore does not: writes fail there.
+    Unready,
     /// Its tunnel broke, or a dial failed.
     Failed,
 }
@@ -85,7 +87,7 @@ impl Choice {
             match (server.address == self.default && only_resort, server.state) {
                 (true, _) => server.state = State::Standby,
                 (false, State::Standby) => server.state = State::Unchecked,
-                (false, State::Healthy | State::Unchecked | State::Failed) => {}
+                (false, State::Healthy | State::Unchecked | State::Unready | State::Failed) => {}
             }
         }
         let standby = |address: &String| only_resort && *address == self.default;
@@ -104,7 +106,8 @@ impl Choice {
     pub fn order(&self) -> Vec<String> {
         let mut all: Vec<&Server> = self.servers.iter().collect();
         all.sort_by_key(|server| {
-            let current = self.current.as_ref() == Some(&server.address) && server.state != State::Failed;
+            let works = !matches!(server.state, State::Failed | State::Unready);
+            let current = self.current.as_ref() == Some(&server.address) && works;
             (!current, server.state, server.rank)
         });
         all.into_iter().map(|server| server.address.clone()).collect()
@@ -145,18 +148,29 @@ impl Choice {
     /// The failed servers, if another works: a connection that had nowhere to go when its server failed goes now.
     fn left(&self) -> Vec<String> {
         let of = |state| self.servers.iter().filter(move |server| server.state == state);
+        let fallen = of(State::Unready).chain(of(State::Failed));
         match of(State::Healthy).next() {
             None => Vec::new(),
-            Some(_) => of(State::Failed).map(|server| server.address.clone()).collect(),
+            Some(_) => fallen.map(|server| server.address.clone()).collect(),
         }
     }
 
     /// A dial failed, or its tunnel broke. Returns whether its connections should end, so that their clients come again
     /// by another way: only if there is one.
     pub fn down(&mut self, address: &str) -> bool {
+        self.fall(address, State::Failed)
+    }
+
+    /// It says that it cannot write. As [`Choice::down`], but that it can be dialed tells nothing then: only [`Choice::up`]
+    /// does. Where all say so, connections stay where they are: what is only read can be had there.
+    pub fn unready(&mut self, address: &str) -> bool {
+        self.fall(address, State::Unready)
+    }
+
+    fn fall(&mut self, address: &str, state: State) -> bool {
         let Some(server) = self.find(address) else { return false };
         if server.state != State::Standby {
-            server.state = State::Failed;
+            server.state = state;
         }
         if self.current.as_deref() == Some(address) {
             self.current = None;
@@ -222,6 +236,25 @@ mod tests {
         choice.dialed("b:1");
         choice.up("a:1");
         assert_eq!(choice.order(), ["b:1", "a:1"]);
+    }
+
+    #[test]
+    fn a_server_that_cannot_write_is_left_until_it_says_that_it_can() {
+        let mut choice = Choice::new("a:1", &servers(&["a:1", "b:1"]), 0);
+        choice.up("a:1");
+        choice.up("b:1");
+        choice.dialed("a:1");
+        assert!(choice.unready("a:1"), "there is another way");
+        assert_eq!(choice.order(), ["b:1", "a:1"]);
+        choice.dialed("b:1");
+        assert!(!choice.unready("b:1"), "nobody can write: it stays where it is");
+        // Whichever is dialed then, that it answers makes it no better.
+        assert_eq!(choice.dialed("a:1"), Dialed::default());
+        assert_eq!(choice.state("a:1"), Some(State::Unready));
+        assert_eq!(choice.up("a:1"), ["b:1"], "what had nowhere to go goes now");
+        assert_eq!(choice.order(), ["a:1", "b:1"]);
+        choice.down("a:1");
+        assert_eq!(choice.order(), ["b:1", "a:1"], "better one that answers than none");
     }
 
     #[test]

@@ -113,6 +113,14 @@ impl Balancer {
         }
     }
 
+    /// A server says that it cannot write, until [`Balancer::report`] says that it is up.
+    pub fn unready(&self, address: &str) {
+        let elsewhere = lock(&self.0.choice).unready(address);
+        if elsewhere {
+            self.cut(address);
+        }
+    }
+
     /// What answered last may be no server of the cluster, such as a machine that has got the address of one that an earlier
     /// run knew: the next connection tries the others first.
     pub fn doubt(&self) {

@@ -1,14 +1,17 @@
 //! Keeps one tunnel to every server, for ever, and serves the streams that come through them.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncWriteExt as _, copy, split};
 use tokio::net::TcpStream;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::client_async_with_config;
@@ -21,6 +24,7 @@ use crate::api::Client;
 use crate::balancer::Balancer;
 use crate::dial;
 use crate::wire::join::PREFIX;
+use crate::wire::standing::Standing;
 
 /// TCP, TLS and the upgrade together.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
@@ -30,10 +34,26 @@ const DIAL_LIMIT: Duration = Duration::from_secs(10);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// After many failures in a row.
 const RETRY_MAX: Duration = Duration::from_secs(15);
-/// How often the servers are asked for each other; sooner after a tunnel broke.
+/// How often the servers are asked for each other; sooner when one says that they have changed.
 const ASK_EVERY: Duration = Duration::from_secs(30);
 /// Until the first answer.
 const ASK_FIRST: Duration = Duration::from_secs(5);
+/// Not all nodes ask in the moment in which all are told.
+const ASK_SPREAD: Duration = Duration::from_millis(500);
+/// So long a tunnel to a server that the cluster names no more may go on for the streams in it.
+const LINGER: Duration = Duration::from_secs(60);
+/// How often it is looked whether streams have ended.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Whether a tunnel is wanted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Leave {
+    Stay,
+    /// The server is none of the cluster's (it may be stopping): when the last stream has ended.
+    WhenIdle,
+    /// The agent stops.
+    Now,
+}
 
 /// What tunnels need.
 #[derive(Clone)]
@@ -49,38 +69,56 @@ pub struct Tunnels {
 }
 
 impl Tunnels {
-    /// Runs until dropped; all tunnels end then.
+    /// Runs until `stop`, then says good-bye to every server. Dropping the future cuts all tunnels.
     ///
     /// `random`: 0 to 1, spreads reconnects. `found` gets every new list of servers.
-    pub async fn run(self, random: fn() -> f64, found: impl Fn(&[String])) {
-        let mut changes = self.balancer.changes();
-        let mut tasks = JoinSet::new();
-        let mut open: HashMap<String, AbortHandle> = HashMap::new();
-        let asking = self.ask_for_servers(random, found);
-        let keeping = async {
-            loop {
-                let wanted = self.balancer.addresses();
-                open.retain(|address, task| {
-                    let stays = wanted.contains(address);
-                    if !stays {
-                        task.abort();
-                    }
-                    stays
-                });
-                for address in wanted {
-                    open.entry(address.clone())
-                        .or_insert_with(|| tasks.spawn(self.clone().keep(address, random)));
-                }
-                while tasks.try_join_next().is_some() {}
-                if changes.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        tokio::join!(asking, keeping);
+    pub async fn run(self, random: fn() -> f64, found: impl Fn(&[String]), stop: impl Future<Output = ()>) {
+        let (mut tasks, mut open) = (JoinSet::new(), HashMap::new());
+        let news = Arc::new(Notify::new());
+        tokio::select! {
+            () = stop => {}
+            () = self.ask_for_servers(random, found, &news) => {}
+            () = self.keep_all(random, &news, &mut open, &mut tasks) => {}
+        }
+        for leave in open.values() {
+            leave.send_replace(Leave::Now);
+        }
+        while tasks.join_next().await.is_some() {}
     }
 
-    async fn ask_for_servers(&self, random: fn() -> f64, found: impl Fn(&[String])) {
+    /// A task for every server that the balancer knows.
+    async fn keep_all(
+        &self,
+        random: fn() -> f64,
+        news: &Arc<Notify>,
+        open: &mut HashMap<String, watch::Sender<Leave>>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        let mut changes = self.balancer.changes();
+        loop {
+            let wanted = self.balancer.addresses();
+            open.retain(|address, leave| {
+                let stays = wanted.contains(address);
+                if !stays {
+                    leave.send_replace(Leave::WhenIdle);
+                }
+                stays
+            });
+            for address in wanted {
+                open.entry(address.clone()).or_insert_with(|| {
+                    let (leave, leaving) = watch::channel(Leave::Stay);
+                    tasks.spawn(self.clone().keep(address, random, leaving, Arc::clone(news)));
+                    leave
+                });
+            }
+            while tasks.try_join_next().is_some() {}
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn ask_for_servers(&self, random: fn() -> f64, found: impl Fn(&[String]), news: &Notify) {
         let mut known = Vec::new();
         loop {
             match self.client.get(&format!("{PREFIX}/apiservers")).await {
@@ -96,12 +134,15 @@ impl Tunnels {
                 Err(error) => debug!(error = %error, "cannot ask for the servers of the cluster"),
             }
             let pause = if known.is_empty() { ASK_FIRST } else { ASK_EVERY };
-            sleep(pause.mul_f64(0.75 + random() / 2.0)).await;
+            tokio::select! {
+                () = sleep(pause.mul_f64(0.75 + random() / 2.0)) => {}
+                () = news.notified() => sleep(ASK_SPREAD.mul_f64(random())).await,
+            }
         }
     }
 
     /// One server's tunnel.
-    async fn keep(self, address: String, random: fn() -> f64) {
+    async fn keep(self, address: String, random: fn() -> f64, mut leave: watch::Receiver<Leave>, news: Arc<Notify>) {
         let mut failures = 0;
         let mut changes = self.balancer.changes();
         loop {
@@ -110,11 +151,17 @@ impl Tunnels {
                     info!(peer = address, "tunnel open");
                     self.balancer.report(&address, true);
                     failures = 0;
-                    let error = self.serve(socket).await;
-                    warn!(peer = address, error = %error, "tunnel closed");
+                    match self.serve(socket, &address, leave.clone(), &news).await {
+                        link::LinkError::Left | link::LinkError::Away => info!(peer = address, "tunnel ended"),
+                        error => warn!(peer = address, error = %error, "tunnel closed"),
+                    }
                 }
                 Ok(Err(error)) => warn_once(failures, &address, &error),
                 Err(_) => warn_once(failures, &address, "no answer in time"),
+            }
+            // One without its sender is of a server that is not named any more.
+            if leave.has_changed().is_err() || *leave.borrow_and_update() != Leave::Stay {
+                return;
             }
             self.balancer.report(&address, false);
             let full = RETRY_FIRST
@@ -126,6 +173,7 @@ impl Tunnels {
             tokio::select! {
                 () = sleep(full.mul_f64(0.5 + random())) => {}
                 _ = changes.changed() => sleep(RETRY_FIRST.mul_f64(random())).await,
+                _ = leave.changed() => return,
             }
         }
     }
@@ -158,14 +206,33 @@ impl Tunnels {
         }
     }
 
-    async fn serve<S>(&self, socket: tokio_tungstenite::WebSocketStream<S>) -> link::LinkError
+    async fn serve<S>(
+        &self,
+        socket: tokio_tungstenite::WebSocketStream<S>,
+        address: &str,
+        leave: watch::Receiver<Leave>,
+        news: &Notify,
+    ) -> link::LinkError
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     {
         let tunnel = Tunnel::new(Role::Listener, 1);
         let mut streams = JoinSet::new();
         let port = self.kubelet_port;
-        link::run(socket, &tunnel, |opened| {
+        let mut known = None;
+        let said = |word: &[u8]| {
+            let Some(standing) = Standing::decode(word) else {
+                return;
+            };
+            match standing.ready {
+                true => self.balancer.report(address, true),
+                false => self.balancer.unready(address),
+            }
+            if known.replace(standing.servers) != Some(standing.servers) {
+                news.notify_one();
+            }
+        };
+        let taken = |opened| {
             while streams.try_join_next().is_some() {}
             let Opened {
                 stream,
@@ -179,9 +246,26 @@ impl Tunnels {
                     stream.fail("connect not allowed");
                 }
             }
-        })
-        .await
+        };
+        tokio::select! {
+            error = link::run_hearing(socket, &tunnel, taken, said) => error,
+            never = end(&tunnel, leave) => match never {},
+        }
     }
+}
+
+/// Ends a tunnel when it is not wanted any more.
+async fn end(tunnel: &Tunnel, mut leave: watch::Receiver<Leave>) -> Infallible {
+    // Whoever has dropped the sender has said so before.
+    let _ = leave.wait_for(|leave| *leave != Leave::Stay).await;
+    let idle = async {
+        while *leave.borrow() == Leave::WhenIdle && !tunnel.is_idle() {
+            sleep(LOOK).await;
+        }
+    };
+    let _ = timeout(LINGER, idle).await;
+    tunnel.leave();
+    std::future::pending().await
 }
 
 fn warn_once(failures: u32, peer: &str, error: &str) {

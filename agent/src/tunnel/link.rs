@@ -11,6 +11,8 @@ use tokio::time::{sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::session::Violation;
 use super::stream::{Opened, Tunnel};
@@ -27,6 +29,12 @@ pub enum LinkError {
     /// The peer closed it, or went away.
     #[error("the peer closed it")]
     Closed,
+    /// The peer stops, and says so.
+    #[error("the peer stops")]
+    Away,
+    /// This end did.
+    #[error("closed here")]
+    Left,
     /// The connection broke.
     #[error("{0}")]
     Socket(Box<tungstenite::Error>),
@@ -76,9 +84,22 @@ pub async fn run<S>(socket: WebSocketStream<S>, tunnel: &Tunnel, opened: impl Fn
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    run_hearing(socket, tunnel, opened, |_| {}).await
+}
+
+/// As [`run`]; `said` gets what the peer says in its pings ([`Tunnel::say`]).
+pub async fn run_hearing<S>(
+    socket: WebSocketStream<S>,
+    tunnel: &Tunnel,
+    opened: impl FnMut(Opened),
+    said: impl FnMut(&[u8]),
+) -> LinkError
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let _end = End(tunnel);
     let (sink, source) = socket.split();
-    let error = either(receive(source, tunnel, opened), send(sink, tunnel)).await;
+    let error = either(receive(source, tunnel, opened, said), send(sink, tunnel)).await;
     match error {
         Ok(never) => match never {},
         Err(error) => error,
@@ -109,6 +130,7 @@ async fn receive<S>(
     mut source: SplitStream<WebSocketStream<S>>,
     tunnel: &Tunnel,
     mut opened: impl FnMut(Opened),
+    mut said: impl FnMut(&[u8]),
 ) -> Result<Never, LinkError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -120,7 +142,12 @@ where
                 .receive(Frame::decode(&bytes)?)?
                 .into_iter()
                 .for_each(&mut opened),
-            Message::Ping(_) | Message::Pong(_) => tunnel.heard(),
+            Message::Ping(word) => {
+                tunnel.heard();
+                said(&word);
+            }
+            Message::Pong(_) => tunnel.heard(),
+            Message::Close(Some(frame)) if frame.code == CloseCode::Away => return Err(LinkError::Away),
             Message::Close(_) => return Err(LinkError::Closed),
             Message::Text(_) => return Err(LinkError::Text),
             Message::Frame(_) => {}
@@ -135,13 +162,24 @@ async fn send<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    use tungstenite::Message;
     loop {
         let (ping, again) = tunnel.tick()?;
-        if ping {
-            give(&mut sink, tungstenite::Message::Ping(bytes::Bytes::new())).await?;
+        match tunnel.word() {
+            Some(word) => give(&mut sink, Message::Ping(word)).await?,
+            None if ping => give(&mut sink, Message::Ping(bytes::Bytes::new())).await?,
+            None => {}
         }
         match tunnel.transmit() {
-            Some(frame) => give(&mut sink, tungstenite::Message::Binary(frame.encode())).await?,
+            Some(frame) => give(&mut sink, Message::Binary(frame.encode())).await?,
+            None if tunnel.is_leaving() => {
+                let away = CloseFrame {
+                    code: CloseCode::Away,
+                    reason: "".into(),
+                };
+                give(&mut sink, Message::Close(Some(away))).await?;
+                return Err(LinkError::Left);
+            }
             None => tokio::select! {
                 () = tunnel.output() => {}
                 () = sleep_until(again.into()) => {}

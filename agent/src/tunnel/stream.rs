@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
@@ -28,6 +29,9 @@ struct Inner {
     session: Session,
     wakers: BTreeMap<i64, Wakers>,
     over: bool,
+    /// To be said with the next ping.
+    word: Option<Bytes>,
+    leaving: bool,
 }
 
 #[derive(Default)]
@@ -65,6 +69,8 @@ impl Tunnel {
             session: Session::new(role, first_frame, now()),
             wakers: BTreeMap::new(),
             over: false,
+            word: None,
+            leaving: false,
         });
         Self(Arc::new(Shared {
             inner,
@@ -85,6 +91,31 @@ impl Tunnel {
         drop(inner);
         self.0.output.notify_one();
         Ok(self.stream(connection))
+    }
+
+    /// Sends a ping with this payload, at most 125 bytes; one that has not gone out yet is replaced.
+    pub fn say(&self, word: impl Into<Bytes>) {
+        self.lock().word = Some(word.into());
+        self.0.output.notify_one();
+    }
+
+    /// Ends the tunnel with a close frame, once what waits to be sent is.
+    pub fn leave(&self) {
+        self.lock().leaving = true;
+        self.0.output.notify_one();
+    }
+
+    /// Whether no stream goes through it.
+    pub fn is_idle(&self) -> bool {
+        self.lock().session.open_streams() == 0
+    }
+
+    pub(super) fn word(&self) -> Option<Bytes> {
+        self.lock().word.take()
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.lock().leaving
     }
 
     /// Whether it is down.

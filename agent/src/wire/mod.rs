@@ -12,6 +12,7 @@ pub mod percent;
 pub mod pod;
 pub mod quantity;
 pub mod selector;
+pub mod standing;
 pub mod status;
 pub mod taint;
 pub mod time;

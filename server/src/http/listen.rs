@@ -44,12 +44,13 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_WAIT: Duration = Duration::from_secs(20);
 /// When the process is out of file descriptors, others must close first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// So long may requests go on after the server was asked to stop.
-const DRAIN: Duration = Duration::from_secs(10);
+/// So long may requests, and what goes on after a 101, go on after the server was asked to stop. Tunnels close by
+/// themselves before (`tunnel`), so that what goes through them has ended then.
+const DRAIN: Duration = Duration::from_secs(6);
 
 /// What goes on over a connection once HTTP is over on it: after a 101. Found in the extensions of every request.
 ///
-/// The job typically awaits `hyper::upgrade::on(request)` and then copies bytes. It ends when the server stops.
+/// The job typically awaits `hyper::upgrade::on(request)` and then copies bytes. When the server stops it may come to its end for a while.
 #[derive(Clone, Default)]
 pub struct Upgrades(Arc<Mutex<Option<BoxFuture<'static, ()>>>>);
 
@@ -148,10 +149,7 @@ async fn connection(
     }
     drop(serving);
     if let Some(job) = upgrades.take() {
-        tokio::select! {
-            () = job => {}
-            () = stopped(&mut stopping) => {}
-        }
+        job.await;
     }
 }
 

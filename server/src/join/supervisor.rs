@@ -322,9 +322,12 @@ impl Supervisor {
     /// Turns the connection of another server into one that tells of its commits.
     fn hints(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Status> {
         asks_for_bytes(&request)?;
-        let hint = Arc::clone(&self.parts.hint);
+        let (hint, sessions) = (Arc::clone(&self.parts.hint), Arc::clone(&self.parts.sessions));
         switch(&mut request, peers::PROTOCOL, move |stream| async move {
-            peers::take_hints(stream, |revision| hint(revision)).await;
+            tokio::select! {
+                () = peers::take_hints(stream, |revision| hint(revision)) => {}
+                () = sessions.stopped() => {}
+            }
         })
     }
 

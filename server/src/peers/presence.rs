@@ -7,6 +7,8 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use agent::wire::object::text;
 use agent::wire::selector::Labels;
@@ -14,16 +16,19 @@ use agent::wire::status::Status;
 use agent::wire::time::micros;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::pulse::Pulses;
 use super::{EXPIRY, NAMESPACE, Peers, RENEW, RETRY, endpoints, held, stamp};
 use crate::cache::Filter;
 use crate::request::What;
+use crate::tunnel::Sessions;
 
 const LABEL: &str = "apiserver.kubernetes.io/identity";
 const ADDRESS: &str = "amphipod.io/address";
+/// A renewal that takes longer is none that a node's could be waited for: the agents are told.
+const SLOW: Duration = Duration::from_secs(4);
 
 impl Peers {
     /// Announces this server, and takes in who else is there. To be awaited once before the server says it is ready.
@@ -37,14 +42,26 @@ impl Peers {
         endpoints::reconcile(&self.client, &all).await
     }
 
-    /// Keeps this server announced, and the endpoints true, until dropped.
-    pub async fn stay(self) {
+    /// Keeps this server announced, and the endpoints true, until dropped. Agents get to know through `sessions` that the
+    /// servers changed, and while this one cannot write.
+    pub async fn stay(self, sessions: Arc<Sessions>) {
         let mut pulses = Pulses::default();
         let mut trouble = false;
         let mut watch = None;
         loop {
             let began = Instant::now();
-            let outcome = bounded(self.beat(&mut pulses, trouble)).await;
+            let outcome = {
+                let mut beat = std::pin::pin!(bounded(self.beat(&mut pulses, trouble)));
+                tokio::select! {
+                    outcome = &mut beat => outcome,
+                    () = sleep(SLOW) => {
+                        sessions.ready(false);
+                        beat.await
+                    }
+                }
+            };
+            sessions.ready(outcome.is_ok());
+            outcome.iter().for_each(|servers| sessions.servers(servers));
             if let Err(status) = &outcome
                 && !trouble
             {
@@ -65,15 +82,19 @@ impl Peers {
                     () = sleep_until(next) => break,
                     () = self.change(filter(), &mut watch) => {}
                 }
-                if !trouble && let Err(status) = bounded(self.tend(&mut pulses)).await {
-                    warn!(error = %status, "cannot correct the endpoints of the servers");
+                if trouble {
+                    continue;
+                }
+                match bounded(self.tend(&mut pulses)).await {
+                    Ok(servers) => sessions.servers(&servers),
+                    Err(status) => warn!(error = %status, "cannot correct the endpoints of the servers"),
                 }
             }
         }
     }
 
     /// One renewal, and what it shows of the others.
-    async fn beat(&self, pulses: &mut Pulses, after_trouble: bool) -> Result<(), Status> {
+    async fn beat(&self, pulses: &mut Pulses, after_trouble: bool) -> Result<BTreeSet<SocketAddr>, Status> {
         self.announce().await?;
         if after_trouble {
             pulses.forgive(Instant::now());
@@ -81,8 +102,8 @@ impl Peers {
         self.tend(pulses).await
     }
 
-    /// Makes the endpoints name the living, and removes the Leases of the dead.
-    async fn tend(&self, pulses: &mut Pulses) -> Result<(), Status> {
+    /// Makes the endpoints name the living, and removes the Leases of the dead. Returns the living.
+    async fn tend(&self, pulses: &mut Pulses) -> Result<BTreeSet<SocketAddr>, Status> {
         let leases = self.leases().await?;
         let now = Instant::now();
         let name = |lease: &'_ Value| text(lease, &["metadata", "name"]).to_owned();
@@ -108,7 +129,7 @@ impl Peers {
             );
             self.forget(lease).await?;
         }
-        Ok(())
+        Ok(alive)
     }
 
     /// Leaves the endpoints at once, without waiting for anybody to notice.
@@ -152,7 +173,7 @@ impl Peers {
 }
 
 /// A datastore that stalls is one that does not answer.
-async fn bounded(work: impl Future<Output = Result<(), Status>>) -> Result<(), Status> {
+async fn bounded<T>(work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     let outcome = timeout(EXPIRY, work).await;
     outcome.unwrap_or_else(|_| Err(Status::unavailable("the datastore does not answer")))
 }

@@ -14,6 +14,7 @@ use crate::registry::{RealWorld, Registry, Settings};
 use crate::request::User;
 use crate::store::Store;
 use crate::store::refusing::Refusing;
+use crate::tunnel::Sessions;
 
 struct Server {
     api: Arc<Api>,
@@ -54,7 +55,7 @@ impl Server {
         let peers = Peers::new(client.clone(), address.parse().unwrap()).unwrap();
         peers.arrive().await.unwrap();
         let (mut acting, leads) = (JoinSet::new(), Arc::new(AtomicBool::new(false)));
-        acting.spawn(peers.clone().stay());
+        acting.spawn(peers.clone().stay(Sessions::new()));
         let flag = Arc::clone(&leads);
         acting.spawn(peers.clone().stand(move |acting| {
             flag.store(true, Ordering::Relaxed);

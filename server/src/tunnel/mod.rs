@@ -4,20 +4,29 @@
 //! while (it came back over another way before the old one was found dead): the newest is used, unlike in K3s, where
 //! dials go to the oldest and hang.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use agent::tunnel::session::Role;
 use agent::tunnel::{OpenError, Tunnel, link};
+use agent::wire::standing::Standing;
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol;
 use tracing::info;
 
 /// A node that opens more at once is broken: the oldest go.
 const SESSIONS_OF_A_NODE: usize = 4;
+/// So long streams may go on when the server stops: an exec comes to its end, a person sees that his connection is lost.
+const DRAIN: Duration = Duration::from_secs(4);
+/// How often it is looked whether they have ended.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A byte stream in both directions. There is no half-close through a tunnel: the end of one direction ends both.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -57,9 +66,18 @@ pub enum DialError {
 }
 
 /// The sessions of all nodes connected to this server.
-#[derive(Default)]
 pub struct Sessions {
     nodes: Mutex<HashMap<String, Vec<Session>>>,
+    /// The servers of the cluster, as this one has seen them last.
+    servers: Mutex<BTreeSet<SocketAddr>>,
+    news: watch::Sender<News>,
+}
+
+/// What agents are told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct News {
+    standing: Standing,
+    stopping: bool,
 }
 
 /// Newest last in its list.
@@ -71,7 +89,49 @@ struct Session {
 impl Sessions {
     /// None yet.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self::default())
+        let standing = Standing {
+            ready: true,
+            servers: 0,
+        };
+        Arc::new(Self {
+            nodes: Mutex::default(),
+            servers: Mutex::default(),
+            news: watch::Sender::new(News {
+                standing,
+                stopping: false,
+            }),
+        })
+    }
+
+    /// Tells every agent whether the datastore takes what this server writes; if not, they go to another one.
+    pub fn ready(&self, ready: bool) {
+        self.news.send_if_modified(|news| {
+            let changes = news.standing.ready != ready;
+            news.standing.ready = ready;
+            changes
+        });
+    }
+
+    /// Tells every agent when these are not the servers that it was told of last.
+    pub fn servers(&self, present: &BTreeSet<SocketAddr>) {
+        let mut known = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != *present {
+            known.clone_from(present);
+            drop(known);
+            self.news
+                .send_modify(|news| news.standing.servers = news.standing.servers.wrapping_add(1));
+        }
+    }
+
+    /// The server stops: tunnels end, with a close frame, when no stream goes through them any more, at the latest after
+    /// [`DRAIN`].
+    pub fn stop(&self) {
+        self.news.send_modify(|news| news.stopping = true);
+    }
+
+    /// Resolves once the server stops.
+    pub async fn stopped(&self) {
+        let _ = self.news.subscribe().wait_for(|news| news.stopping).await;
     }
 
     /// Runs a tunnel of `node` until it ends. `socket` is the connection after the answer 101. Dropping the future ends
@@ -89,8 +149,41 @@ impl Sessions {
         let error = tokio::select! {
             error = link::run(socket, &tunnel, drop) => error.to_string(),
             () = end.notified() => "the node has opened newer ones".to_owned(),
+            never = self.steer(&tunnel) => match never {},
         };
         info!(node, error, "tunnel closed");
+    }
+
+    /// Passes news on to one agent.
+    async fn steer(&self, tunnel: &Tunnel) -> Infallible {
+        let mut news = self.news.subscribe();
+        let mut said = News {
+            standing: Standing {
+                ready: true,
+                servers: news.borrow().standing.servers,
+            },
+            stopping: false,
+        };
+        loop {
+            let now = *news.borrow_and_update();
+            if now.stopping {
+                let idle = async {
+                    while !tunnel.is_idle() {
+                        sleep(LOOK).await;
+                    }
+                };
+                let _ = timeout(DRAIN, idle).await;
+                tunnel.leave();
+                return std::future::pending().await;
+            }
+            if now != said {
+                tunnel.say(now.standing.encode());
+                said = now;
+            }
+            if news.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Whether a node is connected to this server.
@@ -165,11 +258,8 @@ impl Drop for Entry {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
     use tokio::task::JoinSet;
-    use tokio::time::{sleep, timeout};
 
     use super::*;
 
@@ -224,6 +314,77 @@ mod tests {
         }
         tasks.shutdown().await;
         assert!(!sessions.is_connected("pi"));
+    }
+
+    /// An agent's end of a tunnel: what it is told, and how it ends.
+    async fn listener(far: tokio::io::DuplexStream, told: &Mutex<Vec<Standing>>) -> link::LinkError {
+        let socket =
+            WebSocketStream::from_raw_socket(far, protocol::Role::Client, Some(link::websocket_config())).await;
+        let tunnel = Tunnel::new(Role::Listener, 1);
+        let mut held = Vec::new();
+        let said = |word: &[u8]| told.lock().unwrap().extend(Standing::decode(word));
+        link::run_hearing(socket, &tunnel, |opened| held.push(opened), said).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn agents_are_told_whether_the_server_can_write_and_that_the_servers_changed() {
+        let (sessions, mut tasks, told) = (Sessions::new(), JoinSet::new(), Mutex::new(Vec::new()));
+        let server = |last: u8| SocketAddr::from(([10, 0, 0, last], 6443));
+        sessions.servers(&[server(1)].into());
+        let (near, far) = duplex(4096);
+        tasks.spawn(Arc::clone(&sessions).accept("pi".into(), near));
+        let acting = async {
+            let pause = || sleep(Duration::from_millis(10));
+            pause().await;
+            for act in [
+                &(|| sessions.ready(true)) as &dyn Fn(),
+                &|| sessions.servers(&[server(1)].into()),
+                &|| sessions.servers(&[server(1), server(2)].into()),
+                &|| sessions.ready(false),
+                &|| sessions.ready(false),
+                &|| sessions.ready(true),
+            ] {
+                act();
+                pause().await;
+            }
+        };
+        tokio::select! {
+            error = listener(far, &told) => panic!("{error}"),
+            () = acting => {}
+        }
+        let of = |ready, servers| Standing { ready, servers };
+        assert_eq!(*told.lock().unwrap(), [of(true, 2), of(false, 2), of(true, 2)]);
+        // Who comes while it cannot is told at once.
+        sessions.ready(false);
+        told.lock().unwrap().clear();
+        let (near, far) = duplex(4096);
+        tasks.spawn(Arc::clone(&sessions).accept("pi".into(), near));
+        let heard = timeout(Duration::from_secs(1), listener(far, &told)).await;
+        assert!(heard.is_err(), "the tunnel goes on");
+        assert_eq!(*told.lock().unwrap(), [of(false, 2)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_stops_says_good_bye_at_once_or_when_the_last_stream_has_ended_and_not_later_than_the_drain()
+    {
+        for (streams_last, expected) in [(None, 0), (Some(1500), 1500), (Some(60_000), 4000)] {
+            let (sessions, mut tasks, told) = (Sessions::new(), JoinSet::new(), Mutex::new(Vec::new()));
+            let (near, far) = duplex(4096);
+            tasks.spawn(Arc::clone(&sessions).accept("pi".into(), near));
+            sleep(Duration::from_millis(1)).await;
+            let stream = streams_last.map(|lasts| (sessions.open("pi", 10250).unwrap(), Duration::from_millis(lasts)));
+            tasks.spawn(async move {
+                if let Some((_stream, lasts)) = stream {
+                    sleep(lasts).await;
+                }
+            });
+            let begun = tokio::time::Instant::now();
+            sessions.stop();
+            let ended = timeout(Duration::from_secs(60), listener(far, &told)).await.unwrap();
+            assert!(matches!(ended, link::LinkError::Away), "{ended}");
+            let took = begun.elapsed().as_millis();
+            assert!((expected..expected + 300).contains(&took), "{took} ms, not {expected}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
