@@ -20,7 +20,7 @@ Amphipod: Kubernetes for small boxes, a drop-in for K3s.
   k3s certificate     Shows this machine's certificates, and has them made anew
   k3s node-password   Lists and deletes the records that bind a node's name to a machine
   k3s node reenrol    Lets a machine that was set up anew have its name back
-  k3s backup, k3s restore    Copy the embedded datastore of a stopped server to a file, and back
+  k3s backup, k3s restore    Copy the embedded datastore to a file, and back
 
   k3s server --help, k3s agent --help    all flags
   k3s --version
@@ -78,7 +78,8 @@ pub(super) struct Server {
     /// File that holds the secret
     #[arg(long, env = "K3S_TOKEN_FILE", value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
-    /// Secret that agents join with, when they are not to know the cluster's
+    /// Secret that agents join with, when they are not to know the cluster's. All servers keep it until another one is given;
+    /// the cluster's own puts an end to it
     #[arg(long, env = "K3S_AGENT_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub(super) agent_token: Option<String>,
     /// File that holds the agents' secret

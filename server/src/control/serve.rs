@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{info, warn};
 
 use super::{LONGEST, Reply, Request, backed_up, restored, socket};
@@ -21,7 +21,7 @@ use crate::cache::Cache;
 use crate::controllers::{Note, tell};
 use crate::join::bootstrap;
 use crate::request::Client;
-use crate::store::sql::sqlite::{Progress, Restored, Sqlite};
+use crate::store::sql::sqlite::{Backup, BackupError, Progress, Restored, Sqlite};
 use crate::store::{Range, Store};
 
 /// Who connects has something to ask.
@@ -32,7 +32,9 @@ const MOST: usize = 8;
 const PROGRESS: Duration = Duration::from_secs(1);
 /// For the cache to have loaded what was restored.
 const LOADED: Duration = Duration::from_secs(30);
-/// After a connection could not be taken: the process has too many files open.
+/// For a copy that the server makes by itself to be over.
+const TURN: Duration = Duration::from_secs(120);
+/// After a connection could not be taken (the process has too many files open), or another copy is being made.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// The socket, as long as it is served.
@@ -162,8 +164,7 @@ impl Desk {
         match request {
             Request::BackUp { to } => {
                 let to = to.unwrap_or_else(|| sqlite.place_for_a_backup(Timestamp::now().as_second()));
-                let made = sqlite.back_up(to, Arc::clone(progress)).await;
-                let made = made.map_err(|error| error.to_string())?;
+                let made = back_up(sqlite, to, progress).await.map_err(|error| error.to_string())?;
                 info!(file = %made.path.display(), revision = %made.revision, "backed up the datastore");
                 Ok(backed_up(&made, &self.data_dir))
             }
@@ -180,6 +181,9 @@ impl Desk {
     async fn restore(&self, sqlite: &Sqlite, from: PathBuf) -> Result<Restored, String> {
         let file = from.display().to_string();
         let staged = sqlite.stage(from).await.map_err(|error| error.to_string())?;
+        let reading = tokio::task::spawn_blocking(move || (staged.under(bootstrap::PREFIX), staged));
+        let (theirs, staged) = reading.await.map_err(|error| error.to_string())?;
+        let theirs = theirs.map_err(|error| error.to_string())?;
         let present = Range {
             prefix: bootstrap::PREFIX.to_owned(),
             ..Range::default()
@@ -190,7 +194,6 @@ impl Desk {
             .await
             .map_err(|error| error.to_string())?;
         let present = present.entries.into_iter().map(|entry| (entry.key, entry.value));
-        let theirs = staged.under(bootstrap::PREFIX).map_err(|error| error.to_string())?;
         if !present.eq(theirs) {
             return Err(format!(
                 "{file} was made before the cluster's token or authorities changed, or by another cluster; a running server \
@@ -210,6 +213,17 @@ impl Desk {
         warn!("{message}");
         warn_of(&self.client, &self.node, "DatastoreRestored", message).await;
         Ok(put)
+    }
+}
+
+/// Waits for its turn while the server makes a copy by itself.
+async fn back_up(sqlite: &Sqlite, to: PathBuf, progress: &Arc<Progress>) -> Result<Backup, BackupError> {
+    let begun = Instant::now();
+    loop {
+        match sqlite.back_up(to.clone(), Arc::clone(progress)).await {
+            Err(BackupError::Busy) if begun.elapsed() < TURN => sleep(AGAIN).await,
+            outcome => return outcome,
+        }
     }
 }
 

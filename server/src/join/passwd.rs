@@ -276,9 +276,9 @@ pub fn own_agent_secret(file: &str) -> Option<Secret> {
     (agent != server).then(|| Secret::new(agent))
 }
 
-/// A password file in which agents join with `agent`. `None`: it says so already, or it is no CSV.
+/// A password file in which agents join with `agent`. `None`: it says so already. One that cannot be read begins anew.
 pub fn with_agent_secret(file: &str, server: &Secret, agent: &Secret) -> Option<String> {
-    let mut rows = csv::read(file)?;
+    let mut rows = csv::read(file).unwrap_or_default();
     if password(&rows, NODE) == Some(agent.expose()) && password(&rows, SERVER) == Some(server.expose()) {
         return None;
     }
@@ -425,6 +425,24 @@ mod tests {
             format!("K10{HASH}::server:a\n"),
             "the cluster has none: a link again"
         );
+    }
+
+    #[test]
+    fn an_agent_token_is_put_into_a_password_file_of_any_state() {
+        let (server, agent) = (Secret::new("a"), Secret::new("b"));
+        let whole = "b,node,node,k3s:agent\na,server,server,k3s:server\n";
+        for before in [
+            "",
+            "a,node,node,k3s:agent\na,server,server,k3s:server\n",
+            "\"a,node,node",
+        ] {
+            assert_eq!(
+                with_agent_secret(before, &server, &agent).as_deref(),
+                Some(whole),
+                "{before}"
+            );
+        }
+        assert_eq!(with_agent_secret(whole, &server, &agent), None);
     }
 
     #[test]

@@ -146,9 +146,15 @@ pub async fn settle(store: &dyn Store, dir: &Path, given: &Given, now: Timestamp
             },
         };
         disk::reconcile(dir, &record)?;
+        let agent_token = disk::passwords(&record).and_then(passwd::own_agent_secret);
+        if agent_token.is_some() && given.agent_token.is_none() {
+            info!(
+                "agents join with the cluster's agent token; --agent-token with the cluster's own token puts an end to that one"
+            );
+        }
         return Ok(Given {
             token: Some(secret),
-            agent_token: disk::passwords(&record).and_then(passwd::own_agent_secret),
+            agent_token,
         });
     }
     let why = "other servers keep changing the bootstrap record".to_owned();

@@ -47,7 +47,13 @@ pub async fn rotate(
     if key == *found.entry.key {
         return Ok(());
     }
-    let record = disk::with_passwords(opened(&found)?, passwords, now);
+    let record = opened(&found)?;
+    // This server may not have been started since another one was given the agents' secret.
+    let agents = disk::passwords(&record).and_then(passwd::own_agent_secret);
+    let passwords = agents
+        .and_then(|agents| passwd::with_agent_secret(passwords, new, &agents))
+        .unwrap_or_else(|| passwords.to_owned());
+    let record = disk::with_passwords(record, &passwords, now);
     match create(store, &key, &record, new).await {
         Err(BootstrapError::Store(StoreError::Conflict { .. })) => return Err(BootstrapError::Raced),
         other => other?,

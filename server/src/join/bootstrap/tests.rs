@@ -283,6 +283,21 @@ async fn a_rotated_token_opens_the_record_and_the_old_one_does_not() {
 }
 
 #[tokio::test]
+async fn a_rotation_keeps_an_agents_secret_that_this_server_does_not_know_yet() {
+    let (store, dir) = (Memory::new(), Scratch::new("boot-rotate-agents"));
+    start(&store, &dir.0, Some("old")).await.unwrap();
+    let with_agents = Given {
+        agent_token: Some(Secret::new("agents")),
+        ..given(Some("old"))
+    };
+    let other = Scratch::new("boot-rotate-agents-other");
+    settle(&store, &other.0, &with_agents, now()).await.unwrap();
+    turned(&store, "old", "new").await.unwrap();
+    let settled = settle(&store, &dir.0, &given(Some("new")), now()).await.unwrap();
+    assert_eq!(settled.agent_token, Some(Secret::new("agents")));
+}
+
+#[tokio::test]
 async fn of_two_rotations_at_once_one_is_the_token_and_the_other_is_told() {
     let (store, dir) = (Memory::new(), Scratch::new("boot-rotate-race"));
     start(&store, &dir.0, Some("old")).await.unwrap();

@@ -18,6 +18,7 @@ use tracing::{error, warn};
 use super::OpenError;
 use super::log::{JUMP, Log};
 use super::place::{self, Aside};
+use super::restore;
 use super::snapshot;
 use super::sum::Fields;
 use super::table::{self, Mark, Table};
@@ -82,6 +83,9 @@ pub fn open(path: &Path) -> Result<(Log, Option<Repair>), OpenError> {
         source,
     };
     place::finish(path).map_err(disk)?;
+    if let Err(problem) = restore::clean(path) {
+        warn!(error = %problem, "what a restore has left beside the datastore stays there");
+    }
     let empty = fs::metadata(path).map_or(true, |about| about.len() == 0);
     if empty && !snapshot::list(path).is_empty() {
         let damage = "it is empty or gone, and snapshots of it are there".to_owned();

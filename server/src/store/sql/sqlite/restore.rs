@@ -101,11 +101,21 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        for name in ["", "-wal"] {
-            // Its name is gone once it is in place.
-            let _ = place::remove(&place::with(&self.copy, name));
-        }
+        let _ = remove_copy(&self.copy);
     }
+}
+
+/// Removes what a restore that was killed has left beside the log at `path`.
+pub fn clean(path: &Path) -> io::Result<()> {
+    remove_copy(&place::beside(path, "restore"))
+}
+
+/// Its own name is gone once it is in place.
+fn remove_copy(copy: &Path) -> io::Result<()> {
+    let names = ["", "-wal", "-shm"];
+    names
+        .into_iter()
+        .try_for_each(|name| place::remove(&place::with(copy, name)))
 }
 
 /// Restores from `file` to the log at `path`, which nobody has open. `file` may be a backup, or a copy of a stopped server's

@@ -45,6 +45,11 @@ pub enum BackupError {
     /// What was written cannot be read back.
     #[error("the backup was written and cannot be read back: is the disk worn out? {0}")]
     Unreadable(OpenError),
+    /// Ask again later.
+    #[error(
+        "another copy of the datastore is being made, perhaps one of those that the server makes by itself: try again later"
+    )]
+    Busy,
     /// The log's side.
     #[error("the backup was cut short: {0}")]
     Log(StoreError),

@@ -12,7 +12,6 @@ use super::super::copying::{Copying, UNDER_WAY};
 use super::super::snapshot::{self, Backup, BackupError, Copied, Progress};
 use super::super::{place, schedule};
 use super::{Log, Pending};
-use crate::store::StoreError;
 
 impl Log {
     /// Begins to copy the present state to a new file. `done` hears what came of it, on a thread of its own; what it
@@ -25,8 +24,7 @@ impl Log {
     ) {
         self.copy_on(Instant::now());
         if self.copying.is_some() {
-            let why = "another one is under way, try again when it is over".to_owned();
-            done(Err(BackupError::Log(StoreError::Unavailable(why))));
+            done(Err(BackupError::Busy));
             return;
         }
         let on_disk = self.heads.all().filter(|head| !self.pending.contains_key(&head.key));

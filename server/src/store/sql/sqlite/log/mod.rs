@@ -29,6 +29,8 @@ const BLOCK: u64 = 1000;
 const FLUSH_EVERY: Duration = Duration::from_secs(30 * 60);
 /// What a row takes beside its key and value, roughly.
 const ROW: usize = 100;
+/// For a copy under way to clear away what it has begun, when the log closes.
+const LAST_WAIT: Duration = Duration::from_secs(3);
 
 /// A volatile write that is not on disk.
 #[derive(Debug)]
@@ -177,9 +179,7 @@ impl Log {
 
     /// Flushes, gives back the revisions that were reserved and not used, and notes that nothing is lost.
     pub fn close(&mut self) -> Result<(), StoreError> {
-        if let Some(copying) = self.copying.take() {
-            copying.end();
-        }
+        let copying = self.copying.take();
         self.flush()?;
         let (revision, reserved) = (self.revision, self.reserved.min(self.revision));
         self.table.commit(|transaction| {
@@ -187,6 +187,10 @@ impl Log {
             table::set_mark(transaction, Mark::Closed, revision)
         })?;
         self.reserved = reserved;
+        // Last: the disk that it is written to may be one that stands still.
+        if let Some(copying) = copying {
+            copying.cut(LAST_WAIT);
+        }
         Ok(())
     }
 }

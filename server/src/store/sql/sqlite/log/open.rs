@@ -82,6 +82,9 @@ impl Log {
             let age = found.made.and_then(|made| SystemTime::now().duration_since(made).ok());
             (age, found.bytes)
         });
+        let snapshotted = snapshots.first().map_or(Revision::ZERO, |found| found.revision);
+        // They are of another history than the file, which was restored or repaired: none of them is a way back to it.
+        let strange = revision.get().saturating_sub(snapshotted.get()) >= JUMP;
         for (key, line) in lines {
             // The clock may lie, and nobody knows how long we were away: what expires gets its full time again.
             let ttl = line
@@ -114,9 +117,9 @@ impl Log {
             growth,
             tidying: true,
             copying: None,
-            durable: newest,
-            snapshotted: snapshots.first().map_or(Revision::ZERO, |found| found.revision),
-            snapshot_at: now + schedule::first(age),
+            durable: if strange { revision } else { newest },
+            snapshotted,
+            snapshot_at: now + schedule::first(age.filter(|_| !strange)),
         })
     }
 }
