@@ -25,6 +25,8 @@ pub enum State {
 struct Server {
     address: String,
     state: State,
+    /// It has said that it cannot write, and nothing else since.
+    says_unready: bool,
     /// Differs between nodes, so that they spread.
     rank: u64,
 }
@@ -78,6 +80,7 @@ impl Choice {
                 self.servers.push(Server {
                     address: address.clone(),
                     state: State::Unchecked,
+                    says_unready: false,
                     rank,
                 });
             }
@@ -120,10 +123,16 @@ impl Choice {
         };
         let recovered = server.state == State::Failed;
         if matches!(server.state, State::Unchecked | State::Failed) {
-            server.state = State::Healthy;
+            server.state = if server.says_unready {
+                State::Unready
+            } else {
+                State::Healthy
+            };
         }
         self.current = Some(address.to_owned());
-        let left = self.left();
+        let mut left = self.left();
+        // Its tunnel may stand for one that is gone: whoever was carried here has no other way.
+        left.retain(|other| other != address);
         Dialed { recovered, left }
     }
 
@@ -133,7 +142,7 @@ impl Choice {
         let Some(server) = self.find(address).filter(|server| server.state != State::Standby) else {
             return Vec::new();
         };
-        server.state = State::Healthy;
+        (server.state, server.says_unready) = (State::Healthy, false);
         let mut left = self.left();
         let resort = self.servers.iter().find(|server| server.state == State::Standby);
         if let Some(resort) = resort.map(|server| server.address.clone()) {
@@ -164,6 +173,9 @@ impl Choice {
     /// It says that it cannot write. As [`Choice::down`], but that it can be dialed tells nothing then: only [`Choice::up`]
     /// does. Where all say so, connections stay where they are: what is only read can be had there.
     pub fn unready(&mut self, address: &str) -> bool {
+        if let Some(server) = self.find(address) {
+            server.says_unready = true;
+        }
         self.fall(address, State::Unready)
     }
 
@@ -255,6 +267,20 @@ mod tests {
         assert_eq!(choice.order(), ["a:1", "b:1"]);
         choice.down("a:1");
         assert_eq!(choice.order(), ["b:1", "a:1"], "better one that answers than none");
+        choice.dialed("b:1");
+        choice.down("b:1");
+        assert!(choice.dialed("b:1").recovered);
+        assert_eq!(choice.state("b:1"), Some(State::Unready), "it has not said otherwise");
+    }
+
+    #[test]
+    fn who_had_to_go_to_a_server_that_cannot_write_is_not_sent_away_again() {
+        let mut choice = Choice::new("a:1", &servers(&["a:1", "b:1"]), 0);
+        choice.up("a:1");
+        choice.up("b:1");
+        choice.unready("a:1");
+        // Nobody has noticed yet that the other one is silent.
+        assert_eq!(choice.dialed("a:1"), Dialed::default());
     }
 
     #[test]

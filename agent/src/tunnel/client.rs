@@ -97,13 +97,15 @@ impl Tunnels {
         let mut changes = self.balancer.changes();
         loop {
             let wanted = self.balancer.addresses();
-            open.retain(|address, leave| {
-                let stays = wanted.contains(address);
-                if !stays {
-                    leave.send_replace(Leave::WhenIdle);
-                }
-                stays
-            });
+            // One that has ended has let go of its end.
+            open.retain(|_, leave| !leave.is_closed());
+            for (address, leave) in open.iter() {
+                let now = match wanted.contains(address) {
+                    true => Leave::Stay,
+                    false => Leave::WhenIdle,
+                };
+                leave.send_if_modified(|before| std::mem::replace(before, now) != now);
+            }
             for address in wanted {
                 open.entry(address.clone()).or_insert_with(|| {
                     let (leave, leaving) = watch::channel(Leave::Stay);
@@ -111,9 +113,10 @@ impl Tunnels {
                     leave
                 });
             }
-            while tasks.try_join_next().is_some() {}
-            if changes.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                // Its server may be wanted again.
+                Some(_) = tasks.join_next() => {}
             }
         }
     }
@@ -146,7 +149,11 @@ impl Tunnels {
         let mut failures = 0;
         let mut changes = self.balancer.changes();
         loop {
-            match timeout(OPEN_LIMIT, self.open(&address)).await {
+            let opened = tokio::select! {
+                opened = timeout(OPEN_LIMIT, self.open(&address)) => opened,
+                _ = leave.wait_for(|leave| *leave == Leave::Now) => return,
+            };
+            match opened {
                 Ok(Ok(socket)) => {
                     info!(peer = address, "tunnel open");
                     self.balancer.report(&address, true);
@@ -159,8 +166,7 @@ impl Tunnels {
                 Ok(Err(error)) => warn_once(failures, &address, &error),
                 Err(_) => warn_once(failures, &address, "no answer in time"),
             }
-            // One without its sender is of a server that is not named any more.
-            if leave.has_changed().is_err() || *leave.borrow_and_update() != Leave::Stay {
+            if *leave.borrow_and_update() != Leave::Stay {
                 return;
             }
             self.balancer.report(&address, false);
@@ -173,7 +179,7 @@ impl Tunnels {
             tokio::select! {
                 () = sleep(full.mul_f64(0.5 + random())) => {}
                 _ = changes.changed() => sleep(RETRY_FIRST.mul_f64(random())).await,
-                _ = leave.changed() => return,
+                changed = leave.changed() => if changed.is_err() || *leave.borrow() != Leave::Stay { return },
             }
         }
     }
@@ -254,17 +260,22 @@ impl Tunnels {
     }
 }
 
-/// Ends a tunnel when it is not wanted any more.
+/// Ends a tunnel when it is not wanted any more, and does not come to be wanted again meanwhile.
 async fn end(tunnel: &Tunnel, mut leave: watch::Receiver<Leave>) -> Infallible {
-    // Whoever has dropped the sender has said so before.
-    let _ = leave.wait_for(|leave| *leave != Leave::Stay).await;
-    let idle = async {
-        while *leave.borrow() == Leave::WhenIdle && !tunnel.is_idle() {
-            sleep(LOOK).await;
+    while leave.wait_for(|leave| *leave != Leave::Stay).await.is_ok() {
+        let mut wanted = leave.clone();
+        let idle = async {
+            while *leave.borrow() == Leave::WhenIdle && !tunnel.is_idle() {
+                sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = wanted.wait_for(|leave| *leave == Leave::Stay) => continue,
+            _ = timeout(LINGER, idle) => tunnel.leave(),
         }
-    };
-    let _ = timeout(LINGER, idle).await;
-    tunnel.leave();
+        break;
+    }
     std::future::pending().await
 }
 

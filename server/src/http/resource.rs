@@ -70,7 +70,7 @@ impl ApiHttp {
         let operation = operation(&ask, verb, &target, expected, request).await?;
         let stale = owed_the_present(&operation) && !self.catch_up().await;
         let seen = self.parts.who.cache.revision();
-        let dry_run = operation.is_dry_run();
+        let in_doubt = stale && writes(&operation);
         let resource = Arc::clone(&target.resource);
         let user = Arc::clone(&ask.user);
         let call = Call {
@@ -80,7 +80,7 @@ impl ApiHttp {
         };
         let answer = self.parts.api.call(call).await;
         // What was written is as new as can be, whatever was seen before.
-        let written = !dry_run && answer.as_ref().is_ok_and(|answer| is_newer(answer, seen));
+        let written = in_doubt && answer.as_ref().is_ok_and(|answer| is_newer(answer, seen));
         let outcome = answer.and_then(|answer| present(answer, &resource, style));
         if !stale || written {
             return outcome;
@@ -180,6 +180,18 @@ fn owed_the_present(operation: &Operation) -> bool {
         | Operation::Patch { .. }
         | Operation::Delete(_)
         | Operation::DeleteCollection { .. } => true,
+    }
+}
+
+/// Whether it is to change anything.
+fn writes(operation: &Operation) -> bool {
+    match operation {
+        Operation::Get { .. } | Operation::List(_) | Operation::Watch { .. } => false,
+        Operation::Create { .. }
+        | Operation::Update { .. }
+        | Operation::Patch { .. }
+        | Operation::Delete(_)
+        | Operation::DeleteCollection { .. } => !operation.is_dry_run(),
     }
 }
 

@@ -60,7 +60,8 @@ impl Peers {
                     }
                 }
             };
-            sessions.ready(outcome.is_ok());
+            // One that was slow is not taken back at its end: agents would come and go with each.
+            sessions.ready(outcome.is_ok() && began.elapsed() < SLOW);
             outcome.iter().for_each(|servers| sessions.servers(servers));
             if let Err(status) = &outcome
                 && !trouble
