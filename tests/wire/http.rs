@@ -1,7 +1,7 @@
 //! HTTP/1.1 over TLS by hand: bytes out, and what comes back as it came.
 
 use std::fmt::Write as _;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,8 +96,14 @@ impl Wire {
 
     fn more(&mut self) -> bool {
         let mut buffer = [0; 4096];
-        // A peer that goes without a goodbye on the TLS layer has gone all the same.
-        let count = self.tls.read(&mut buffer).unwrap_or(0);
+        let count = match self.tls.read(&mut buffer) {
+            Ok(count) => count,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                panic!("the far end neither says anything nor closes")
+            }
+            // A peer that goes without a goodbye on the TLS layer has gone all the same.
+            Err(_) => 0,
+        };
         self.rest.extend_from_slice(&buffer[..count]);
         count > 0
     }

@@ -177,6 +177,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             if state.to != Some(to) {
                 return;
             }
+            state.open.retain(|stream| stream.peer_addr().is_ok());
             for stream in [&client, &server] {
                 let _ = stream.set_nodelay(true);
                 state.open.extend(stream.try_clone());
