@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex, split};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex, split};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -124,6 +124,15 @@ where
     dialer
 }
 
+/// Writes until nothing more is taken.
+async fn fill(writer: &mut (impl AsyncWrite + Unpin)) {
+    let filling = async { while writer.write_all(&[7; 4096]).await.is_ok() {} };
+    assert!(
+        timeout(Duration::from_secs(5), filling).await.is_err(),
+        "somebody takes everything"
+    );
+}
+
 async fn ninety_nine_go_on(tunnel: &Tunnel) {
     let sent: Vec<u8> = (0..300_000_u32).map(|number| number.to_le_bytes()[1]).collect();
     let mut others = JoinSet::new();
@@ -159,12 +168,7 @@ async fn a_reader_that_is_stuck_at_the_agent_holds_nobody_else_up() {
     };
     let tunnel = connected(serve, &mut tasks);
     let mut stuck = tunnel.dial("127.0.0.1:10250").unwrap();
-    // Until nothing more is taken.
-    let filling = async { while stuck.write_all(&[7; 4096]).await.is_ok() {} };
-    assert!(
-        timeout(Duration::from_secs(5), filling).await.is_err(),
-        "somebody takes everything"
-    );
+    fill(&mut stuck).await;
     timeout(Duration::from_secs(60), ninety_nine_go_on(&tunnel))
         .await
         .expect("they wait");
@@ -176,11 +180,7 @@ async fn a_reader_that_is_stuck_at_the_server_holds_nobody_else_up() {
     let mut tasks = JoinSet::new();
     let tunnel = connected(echo, &mut tasks);
     let (stuck_reader, mut writer) = split(tunnel.dial("127.0.0.1:10250").unwrap());
-    let filling = async { while writer.write_all(&[7; 4096]).await.is_ok() {} };
-    assert!(
-        timeout(Duration::from_secs(5), filling).await.is_err(),
-        "somebody takes everything"
-    );
+    fill(&mut writer).await;
     timeout(Duration::from_secs(60), ninety_nine_go_on(&tunnel))
         .await
         .expect("they wait");

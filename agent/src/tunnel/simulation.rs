@@ -262,25 +262,26 @@ fn a_slow_reader_pauses_its_peer_once_and_resumes_it() {
     assert_eq!(said(&mut session), [Message::Resume]);
 }
 
-#[test]
-fn a_peer_that_forgot_a_pause_is_told_again() {
+/// A session whose peer was paused and sent more all the same.
+fn overfilled_after_a_pause() -> (Session, i64) {
     let now = Instant::now();
     let mut session = Session::new(Role::Dialer, 1, now);
     let id = open(&mut session);
     session.receive(data(id, PAUSE_ABOVE + 1), now).unwrap();
     assert_eq!(said(&mut session), [Message::Pause]);
     session.receive(data(id, PAUSE_ABOVE + 1), now).unwrap();
+    (session, id)
+}
+
+#[test]
+fn a_peer_that_forgot_a_pause_is_told_again() {
+    let (mut session, _) = overfilled_after_a_pause();
     assert_eq!(said(&mut session), [Message::Pause]);
 }
 
 #[test]
 fn a_peer_that_is_to_be_told_again_and_meanwhile_may_go_on_is_told_that() {
-    let now = Instant::now();
-    let mut session = Session::new(Role::Dialer, 1, now);
-    let id = open(&mut session);
-    session.receive(data(id, PAUSE_ABOVE + 1), now).unwrap();
-    assert_eq!(said(&mut session), [Message::Pause]);
-    session.receive(data(id, PAUSE_ABOVE + 1), now).unwrap();
+    let (mut session, id) = overfilled_after_a_pause();
     while session.read(id, usize::MAX) != Read::Pending {}
     assert_eq!(said(&mut session), [Message::Resume]);
 }
