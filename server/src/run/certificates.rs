@@ -1,0 +1,75 @@
+//! The server's own certificates and the administrator's kubeconfig: made at the start, looked after while it runs.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::{address, kubeconfig};
+use crate::config::Config;
+use crate::join::files;
+use crate::join::passwd::{Given, Passwd};
+use crate::join::pki::{Names, Own, Pki};
+
+/// How often the server's certificates are looked at: a few small files are read.
+const LOOK: Duration = Duration::from_secs(600);
+
+/// Reads or makes certificates and passwords.
+pub(super) async fn make(dir: &Path, names: Names, given: Given) -> anyhow::Result<(Arc<Pki>, Arc<Passwd>)> {
+    let dir = dir.to_owned();
+    let made = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+        let pki = Pki::load_or_create(&dir, &names, Timestamp::now())?;
+        let passwd = Passwd::load_or_create(&dir, &given, &pki.token_hash())?;
+        Ok((Arc::new(pki), Arc::new(passwd)))
+    });
+    made.await?
+}
+
+pub(super) fn write_kubeconfig(config: &Config, pki: &Pki, port: u16) -> anyhow::Result<()> {
+    let path = &config.kubeconfig;
+    let admin = pki.own(Own::Admin).context("no administrator's certificate")?;
+    let server = SocketAddr::new(address::loopback(config), port);
+    let text = kubeconfig::text(&format!("https://{server}"), pki.server_ca_pem(), &admin);
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    files::write_if_changed(path, text.as_bytes(), config.kubeconfig_mode)
+        .context("cannot write the kubeconfig (--write-kubeconfig puts it elsewhere)")?;
+    Ok(())
+}
+
+/// Looks after the server's own certificates while it runs. The clock may have jumped since the last look, and an
+/// operator may have taken files away: each look begins at what is on disk and what time it is. So does the kubeconfig's:
+/// a write that failed, or a file that is gone, is made good at the next look, whichever certificates that one renews.
+pub(super) async fn renew(config: Config, pki: Arc<Pki>, port: u16) {
+    loop {
+        sleep(LOOK).await;
+        let (config, pki) = (config.clone(), Arc::clone(&pki));
+        let looked = tokio::task::spawn_blocking(move || {
+            let renewed = pki.renew(Timestamp::now());
+            // Also when that failed: the administrator's may have been renewed before another one could not be.
+            (renewed, write_kubeconfig(&config, &pki, port))
+        });
+        let (renewed, kubeconfig) = match looked.await {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                warn!(error = %error, "the renewal of certificates was cut off");
+                continue;
+            }
+        };
+        match renewed {
+            Ok(renewed) if renewed.is_empty() => {}
+            Ok(renewed) => info!(certificates = ?renewed, "renewed the server's certificates; connections go on"),
+            Err(error) => warn!(error = &error as &dyn Error, "cannot renew the server's certificates"),
+        }
+        if let Err(error) = kubeconfig {
+            warn!(error = format!("{error:#}"), "cannot bring the kubeconfig up to date");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! What all else of a server stands on: identity, certificates, cache, registry and API; and what is started over it.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use agent::wire::status::Status;
+use anyhow::{Context as _, anyhow};
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::patience::patiently;
+use super::{certificates, derived, objects, upkeep};
+use crate::auth::guard::Authorizer;
+use crate::auth::token::Keys;
+use crate::auth::who::{Anonymous, Who};
+use crate::cache::{Cache, Fresh};
+use crate::config::Config;
+use crate::control::{Desk, Door};
+use crate::http::{self, ApiHttp, Kubelets};
+use crate::join::bootstrap::{self, BootstrapError};
+use crate::join::passwd::Passwd;
+use crate::join::pki::{Own, Pki, SUPERVISOR};
+use crate::join::register::{Keeper, Register};
+use crate::join::rotation::Rotation;
+use crate::join::supervisor::{Parts, Supervisor};
+use crate::kinds;
+use crate::peers::{Link, Peers, Relay};
+use crate::registry::{RealWorld, Registry};
+use crate::request::{Api, Client, User};
+use crate::store::{Store, StoreError};
+use crate::tunnel::Sessions;
+use crate::{auth, controllers, peers, scheduler};
+
+/// What all else stands on.
+pub(super) struct Ground {
+    pub(super) dir: PathBuf,
+    pub(super) pki: Arc<Pki>,
+    pub(super) passwd: Arc<Passwd>,
+    pub(super) store: Arc<dyn Store>,
+    cache: Cache,
+    registry: Arc<Registry>,
+    api: Arc<Api>,
+    /// The API as the supervisor.
+    pub(super) client: Client,
+}
+
+impl Ground {
+    /// Certificates and secrets, the datastore's if it has any; cache, registry and API over it.
+    pub(super) async fn lay(
+        config: &Config,
+        dir: &Path,
+        store: Arc<dyn Store>,
+        addresses: Vec<IpAddr>,
+        serving: &mut JoinSet<()>,
+    ) -> anyhow::Result<Self> {
+        let names = derived::names(config, addresses);
+        let given = derived::given(config);
+        let away = |error: &BootstrapError| matches!(error, BootstrapError::Store(StoreError::Unavailable(_)));
+        let settle = async || bootstrap::settle(&*store, dir, &given, Timestamp::now()).await;
+        let given = patiently("identity", away, settle).await?;
+        let (pki, passwd) = certificates::make(dir, names, given).await?;
+        let away = |error: &StoreError| matches!(error, StoreError::Unavailable(_));
+        let start = async || Cache::start(Arc::clone(&store), kinds::indexer(), serving).await;
+        let cache = patiently("state", away, start)
+            .await
+            .context("cannot read the cluster's state")?;
+        let registry = Arc::new(Registry::new(
+            Arc::clone(&store),
+            cache.clone(),
+            Arc::new(RealWorld),
+            derived::settings(config)?,
+        ));
+        let authorizer = Arc::new(Authorizer::new(cache.clone()));
+        serving.spawn(Arc::clone(&authorizer).follow());
+        let api = Arc::new(Api::new(Arc::clone(&registry) as _, authorizer));
+        let supervisor = User::new(SUPERVISOR, &["system:masters"]);
+        Ok(Self {
+            dir: dir.to_owned(),
+            pki,
+            passwd,
+            store,
+            cache,
+            registry,
+            client: Client::new(Arc::clone(&api), supervisor),
+            api,
+        })
+    }
+
+    /// Supervisor and API over HTTP, and who keeps the register of nodes.
+    pub(super) fn doors(
+        &self,
+        config: &Config,
+        advertised: SocketAddr,
+        peers: Option<Peers>,
+        ready: watch::Receiver<bool>,
+        rotation: Rotation,
+        sessions: &Arc<Sessions>,
+    ) -> anyhow::Result<(Arc<ApiHttp>, Keeper)> {
+        // Nobody else writes otherwise.
+        let fresh = peers.is_some();
+        let fresh = fresh.then(|| Fresh::new(Arc::clone(&self.store), self.cache.clone()));
+        let (register, keeper) = Register::new(self.client.clone(), &self.dir.join("cred"))
+            .map_err(|_| anyhow!("the system has no randomness"))?;
+        let (sessions, store) = (Arc::clone(sessions), Arc::clone(&self.store));
+        let link = Link::new(self.pki.client_config(Own::Supervisor)?);
+        let relay = Relay::new(Arc::clone(&sessions), peers.map(|peers| (peers, link)));
+        let kubelets = Kubelets::new(Arc::new(relay), self.pki.client_config(Own::ApiServer)?);
+        let who = self.who(config)?;
+        let supervisor = Supervisor::new(Parts {
+            pki: Arc::clone(&self.pki),
+            by_header: Arc::new(move |headers| {
+                let now = Timestamp::now();
+                let found = who.by_header(headers, now);
+                found.map_err(|_| who.bootstrap_over(headers, now))
+            }),
+            register,
+            rotation,
+            client: self.client.clone(),
+            ready: ready.clone(),
+            files: self.dir.join("static"),
+            settings: derived::cluster_settings(config, advertised.port()).to_json(),
+            advertised: advertised.to_string(),
+            sessions: Arc::clone(&sessions),
+            hint: Arc::new(move |revision| store.hint(revision)),
+            tunnels: Arc::new(move |node, socket| Arc::clone(&sessions).accept(node, socket).boxed()),
+        });
+        let http = ApiHttp::new(http::Parts {
+            api: Arc::clone(&self.api),
+            who: self.who(config)?,
+            front: Some(Arc::new(supervisor)),
+            kubelets: Some(kubelets),
+            fresh,
+            ready,
+            address: advertised.to_string(),
+            limits: http::Limits::default(),
+        });
+        Ok((http, keeper))
+    }
+
+    fn who(&self, config: &Config) -> anyhow::Result<Who> {
+        let issuer = format!("https://kubernetes.default.svc.{}", config.cluster.cluster_domain);
+        let keys = Keys::from_pem(self.pki.service_key_pem().as_bytes(), &issuer).context("server/tls/service.key")?;
+        Ok(Who {
+            passwords: Some(Arc::clone(&self.passwd) as Arc<dyn auth::who::Passwords>),
+            keys: Arc::new(keys),
+            audiences: vec![issuer, "k3s".to_owned()],
+            anonymous: Anonymous::HealthOnly,
+            cache: self.cache.clone(),
+        })
+    }
+
+    /// The control socket.
+    pub(super) fn control(&self, config: &Config) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+        let desk = Desk::new(
+            Arc::clone(&self.store),
+            self.cache.clone(),
+            self.client.clone(),
+            &config.data_dir,
+            &config.node.name,
+            upkeep::backup_tool(&config.datastore.endpoint),
+        );
+        let door = Door::open(&config.data_dir).context("cannot make the control socket server/control.sock")?;
+        Ok(Arc::new(desk).serve(door))
+    }
+
+    pub(super) async fn first_objects(
+        &self,
+        config: &Config,
+        advertised: SocketAddr,
+        peers: Option<&Peers>,
+    ) -> anyhow::Result<()> {
+        let facts = objects::Facts {
+            service_ip: derived::first_service(config)?,
+            port: advertised.port(),
+        };
+        let attempt = async || {
+            let endpoints = async {
+                match peers {
+                    Some(peers) => peers.arrive().await,
+                    None => peers::reconcile_endpoints(&self.client, &[advertised].into()).await,
+                }
+            };
+            let objects = async {
+                objects::ensure(&self.client, objects::namespaces()).await?;
+                let (rest, endpoints) = tokio::join!(objects::ensure(&self.client, objects::rest(&facts)), endpoints);
+                rest.and(endpoints)
+            };
+            let (roles, objects) = tokio::join!(auth::bootstrap::reconcile(&self.client), objects);
+            roles.and(objects)
+        };
+        patiently("first objects", |status: &Status| status.code == 503, attempt)
+            .await
+            .map_err(|status| anyhow!("cannot make the cluster's first objects: {}", status.message))
+    }
+
+    /// Controllers, scheduler and the repair of claims: here, or on whichever server leads.
+    pub(super) fn actors(
+        &self,
+        config: &Config,
+        peers: Option<&Peers>,
+        sessions: &Arc<Sessions>,
+    ) -> anyhow::Result<JoinSet<()>> {
+        let mut acting = JoinSet::new();
+        let settings = controllers::Settings {
+            root_ca: self.pki.server_ca_pem().to_owned(),
+            cluster_cidr: derived::pod_range(config)?,
+        };
+        let (cache, registry) = (self.cache.clone(), Arc::clone(&self.registry));
+        let start = move |api: &Arc<Api>, tasks: &mut JoinSet<()>| {
+            controllers::start(api, &cache, settings.clone(), tasks);
+            scheduler::start(api, tasks);
+            let registry = Arc::clone(&registry);
+            tasks.spawn(async move { registry.keep_addresses().await });
+        };
+        match peers {
+            None => start(&self.api, &mut acting),
+            Some(peers) => {
+                let api = peers.leaders_api(&self.api);
+                acting.spawn(peers.clone().stay(Arc::clone(sessions)));
+                if let Some(commits) = self.store.commits() {
+                    let link = Link::new(self.pki.client_config(Own::Supervisor)?);
+                    acting.spawn(peers.clone().tell(link, commits));
+                }
+                acting.spawn(peers.clone().stand(move |tasks| start(&api, tasks)));
+            }
+        }
+        Ok(acting)
+    }
+}
