@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use agent::config::{Config, Secret, ServerUrl};
 use agent::join::{Address, Clock, Files, Identity, Joiner};
 use server::run::Server;
-use server::tunnel::{NodeDialer as _, Sessions};
+use server::tunnel::Sessions;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
@@ -146,7 +146,7 @@ async fn through_tunnel(streams: usize) -> f64 {
     }
     let mut ends = Vec::new();
     for _ in 0..streams {
-        ends.push(sessions.dial("pi", 10250).await.unwrap());
+        ends.push(sessions.open("pi", 10250, None).unwrap().0);
     }
     drain(ends).await
 }

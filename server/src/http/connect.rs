@@ -27,6 +27,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
 use super::handler::Ask;
@@ -34,12 +35,15 @@ use super::query::Query;
 use super::{ApiHttp, Body, Upgrades, encode};
 use crate::auth::may::Attributes;
 use crate::request::Target;
-use crate::tunnel::NodeDialer;
+use crate::tunnel::{Duplex, NodeDialer};
 
 /// Where a kubelet listens unless its node says otherwise.
 const KUBELET_PORT: u16 = 10250;
 /// A kubelet that does not take a connection and show its certificate in this time is not there.
 const CONNECT: Duration = Duration::from_secs(10);
+/// Through a tunnel that lives its certificate is there within a second or two; after this another way is tried beside the
+/// first one, which may only be slow.
+const ONE_WAY: Duration = Duration::from_secs(4);
 /// Of a kubelet's refusal so much is passed on.
 const REFUSAL: usize = 4096;
 /// Of this connection only, or a credential of the client's: not passed on.
@@ -84,24 +88,10 @@ impl Kubelets {
 
     /// Sends a request to a node's kubelet. The connection lives in the response's body, or in its upgrade.
     async fn send(&self, place: &Place, request: Request<Body>) -> Result<Response<Driven>, String> {
-        let attempt = async {
-            let stream = self
-                .dialer
-                .dial(&place.node, place.port)
-                .await
-                .map_err(|error| error.to_string())?;
-            let name = ServerName::try_from(place.node.clone()).map_err(|error| error.to_string())?;
-            let tls = self
-                .tls
-                .connect(name, stream)
-                .await
-                .map_err(|error| error.to_string())?;
-            http1::handshake(TokioIo::new(tls))
-                .await
-                .map_err(|error| error.to_string())
-        };
-        let attempt = tokio::time::timeout(CONNECT, attempt).await;
-        let (mut sender, connection) = attempt.map_err(|_| "timed out".to_owned())??;
+        let attempt = tokio::time::timeout(CONNECT, self.reach(place)).await;
+        let tls = attempt.map_err(|_| "timed out".to_owned())??;
+        let handshake = http1::handshake(TokioIo::new(tls)).await;
+        let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
         let connection = connection.with_upgrades().map(|_| ()).boxed();
         let response = sender.send_request(request).boxed();
         match future::select(response, connection).await {
@@ -116,6 +106,46 @@ impl Kubelets {
                 // The connection ended: with the response already in, or without one.
                 let response = response.await.map_err(|error| error.to_string())?;
                 Ok(response.map(|body| Driven { body, connection: None }))
+            }
+        }
+    }
+}
+
+impl Kubelets {
+    /// A TLS connection to a node's kubelet. When nothing comes back by the first way, or it breaks, it is gone around.
+    async fn reach(&self, place: &Place) -> Result<TlsStream<Box<dyn Duplex>>, String> {
+        let dial = async |around| {
+            let dialed = self.dialer.dial(&place.node, place.port, around).await;
+            dialed.map_err(|error| error.to_string())
+        };
+        let name = ServerName::try_from(place.node.clone()).map_err(|error| error.to_string())?;
+        let tls = async |stream| {
+            let connected = self.tls.connect(name.clone(), stream).await;
+            connected.map_err(|error| error.to_string())
+        };
+        let (stream, way) = dial(None).await?;
+        let mut first = Box::pin(tls(stream));
+        let broken = match tokio::time::timeout(ONE_WAY, &mut first).await {
+            Ok(Ok(tls)) => return Ok(tls),
+            Ok(Err(error)) => Some(error),
+            Err(_) => None,
+        };
+        debug!(
+            node = place.node,
+            ?way,
+            error = broken,
+            "nothing comes back from a kubelet this way"
+        );
+        let second = async {
+            let (stream, _) = dial(Some(way)).await?;
+            tls(stream).await
+        };
+        match broken {
+            // What this way said is the better reason if there is no other one.
+            Some(error) => second.await.map_err(|_| error),
+            None => {
+                let both = future::select_ok([first.boxed(), second.boxed()]);
+                both.await.map(|(tls, _)| tls)
             }
         }
     }

@@ -340,8 +340,9 @@ impl Supervisor {
         let port = query.get("port").and_then(|port| port.parse().ok());
         let port = port.ok_or_else(|| bad("port: not a port"))?;
         asks_for_bytes(&request)?;
-        let far = self.parts.sessions.open(&node, port).map_err(|error| match error {
-            DialError::NoSession { .. } | DialError::Nowhere { .. } => {
+        let opened = self.parts.sessions.open(&node, port, None);
+        let (far, _) = opened.map_err(|error| match error {
+            DialError::NoSession { .. } | DialError::Nowhere { .. } | DialError::Silent { .. } => {
                 Status::failure(Reason::NotFound, error.to_string())
             }
             DialError::Busy { .. } => Status::unavailable(error.to_string()),

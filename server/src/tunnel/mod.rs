@@ -7,16 +7,17 @@
 use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent::tunnel::session::Role;
 use agent::tunnel::{OpenError, Tunnel, link};
 use agent::wire::standing::Standing;
-use futures_util::future::{BoxFuture, FutureExt as _, ready};
+use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol;
 use tracing::info;
@@ -25,6 +26,9 @@ use tracing::info;
 const SESSIONS_OF_A_NODE: usize = 4;
 /// So long streams may go on when the server stops: an exec comes to its end, a person sees that his connection is lost.
 const DRAIN: Duration = Duration::from_secs(4);
+/// A tunnel of which nothing was heard for so long is passed over while there is another way: an agent pings every 5 s, so two
+/// in a row are missing. It may still come back, so it is given up much later.
+const SILENT: Duration = Duration::from_secs(11);
 /// How often it is looked whether they have ended.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -33,11 +37,25 @@ pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
+/// Which way a stream goes to its node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Way {
+    /// Through this session of this server.
+    Here(u64),
+    /// Through another server.
+    Through(SocketAddr),
+}
+
+/// A stream to a node, and its way.
+pub type Dialed = (Box<dyn Duplex>, Way);
+
 /// Reaches ports on the loopback of nodes.
 pub trait NodeDialer: Send + Sync {
     /// A byte stream to `127.0.0.1:port` on `node`. The node does not acknowledge: that nobody listens there shows as
-    /// an error of the first read.
-    fn dial<'a>(&'a self, node: &'a str, port: u16) -> BoxFuture<'a, Result<Box<dyn Duplex>, DialError>>;
+    /// an error of the first read, and that the way is dead as silence.
+    ///
+    /// `around`: a way that is not to be taken, because nothing comes through it.
+    fn dial<'a>(&'a self, node: &'a str, port: u16, around: Option<Way>) -> BoxFuture<'a, Result<Dialed, DialError>>;
 }
 
 /// Why a node cannot be reached.
@@ -57,6 +75,12 @@ pub enum DialError {
         /// What each of them said.
         others: String,
     },
+    /// Its agent was connected to this server, and nothing was heard of it for a while.
+    #[error("the tunnel to node {node} is silent: its machine or the network on the way stands still")]
+    Silent {
+        /// Node name.
+        node: String,
+    },
     /// Too many streams at once.
     #[error("too many streams to node {node}")]
     Busy {
@@ -68,6 +92,8 @@ pub enum DialError {
 /// The sessions of all nodes connected to this server.
 pub struct Sessions {
     nodes: Mutex<HashMap<String, Vec<Session>>>,
+    /// How many there have been: names the next one.
+    count: AtomicU64,
     /// The servers of the cluster, as this one has seen them last.
     servers: Mutex<BTreeSet<SocketAddr>>,
     news: watch::Sender<News>,
@@ -82,6 +108,7 @@ struct News {
 
 /// Newest last in its list.
 struct Session {
+    number: u64,
     tunnel: Tunnel,
     end: Arc<Notify>,
 }
@@ -95,6 +122,7 @@ impl Sessions {
         };
         Arc::new(Self {
             nodes: Mutex::default(),
+            count: AtomicU64::new(0),
             servers: Mutex::default(),
             news: watch::Sender::new(News {
                 standing,
@@ -198,6 +226,7 @@ impl Sessions {
             sessions.remove(0).end.notify_one();
         }
         sessions.push(Session {
+            number: self.count.fetch_add(1, Ordering::Relaxed),
             tunnel: tunnel.clone(),
             end: Arc::clone(end),
         });
@@ -208,17 +237,42 @@ impl Sessions {
         }
     }
 
-    /// A stream through one of this server's own sessions.
+    /// A stream through one of this server's own sessions, the newest that is heard of; not through session `around`.
+    ///
+    /// # Errors
+    /// [`DialError::NoSession`], [`DialError::Silent`] and [`DialError::Busy`].
+    pub fn open(&self, node: &str, port: u16, around: Option<u64>) -> Result<Dialed, DialError> {
+        let since = Instant::now().into_std();
+        self.pick(node, port, |session| match Some(session.number) == around {
+            true => Pick::No,
+            false if since.saturating_duration_since(session.tunnel.last_heard()) >= SILENT => Pick::Silent,
+            false => Pick::Yes,
+        })
+    }
+
+    /// As [`Sessions::open`], also through one of which nothing is heard: when there is no other way.
     ///
     /// # Errors
     /// [`DialError::NoSession`] and [`DialError::Busy`].
-    pub fn open(&self, node: &str, port: u16) -> Result<Box<dyn Duplex>, DialError> {
+    pub fn open_silent(&self, node: &str, port: u16) -> Result<Dialed, DialError> {
+        self.pick(node, port, |_| Pick::Yes)
+    }
+
+    fn pick(&self, node: &str, port: u16, pick: impl Fn(&Session) -> Pick) -> Result<Dialed, DialError> {
         let nodes = self.lock();
         let sessions = nodes.get(node).map(Vec::as_slice).unwrap_or_default();
         let mut error = DialError::NoSession { node: node.to_owned() };
         for session in sessions.iter().rev() {
+            match pick(session) {
+                Pick::No => continue,
+                Pick::Silent => {
+                    error = DialError::Silent { node: node.to_owned() };
+                    continue;
+                }
+                Pick::Yes => {}
+            }
             match session.tunnel.dial(&format!("127.0.0.1:{port}")) {
-                Ok(stream) => return Ok(Box::new(stream)),
+                Ok(stream) => return Ok((Box::new(stream), Way::Here(session.number))),
                 Err(OpenError::Busy(_)) => error = DialError::Busy { node: node.to_owned() },
                 Err(OpenError::Over) => {}
             }
@@ -231,10 +285,11 @@ impl Sessions {
     }
 }
 
-impl NodeDialer for Sessions {
-    fn dial<'a>(&'a self, node: &'a str, port: u16) -> BoxFuture<'a, Result<Box<dyn Duplex>, DialError>> {
-        ready(self.open(node, port)).boxed()
-    }
+/// What is thought of a session.
+enum Pick {
+    Yes,
+    No,
+    Silent,
 }
 
 /// A session's place in the table; leaves it when dropped.
@@ -295,12 +350,12 @@ mod tests {
     async fn bytes_go_to_the_newest_session_of_a_node_and_back() {
         let (sessions, mut tasks) = (Sessions::new(), JoinSet::new());
         assert!(matches!(
-            sessions.dial("pi", 10250).await,
+            sessions.open("pi", 10250, None),
             Err(DialError::NoSession { .. })
         ));
         for name in [1, 2] {
             echo_agent(&sessions, name, &mut tasks).await;
-            let stream = sessions.dial("pi", 10250).await.unwrap();
+            let (stream, _) = sessions.open("pi", 10250, None).unwrap();
             let (mut reader, mut writer) = tokio::io::split(stream);
             let sent: Vec<u8> = (0..3_000_000u32)
                 .map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1])
@@ -372,13 +427,14 @@ mod tests {
             let (near, far) = duplex(4096);
             tasks.spawn(Arc::clone(&sessions).accept("pi".into(), near));
             sleep(Duration::from_millis(1)).await;
-            let stream = streams_last.map(|lasts| (sessions.open("pi", 10250).unwrap(), Duration::from_millis(lasts)));
+            let stream =
+                streams_last.map(|lasts| (sessions.open("pi", 10250, None).unwrap(), Duration::from_millis(lasts)));
             tasks.spawn(async move {
                 if let Some((_stream, lasts)) = stream {
                     sleep(lasts).await;
                 }
             });
-            let begun = tokio::time::Instant::now();
+            let begun = Instant::now();
             sessions.stop();
             let ended = timeout(Duration::from_secs(60), listener(far, &told)).await.unwrap();
             assert!(matches!(ended, link::LinkError::Away), "{ended}");
@@ -393,11 +449,37 @@ mod tests {
         let (near, _far) = duplex(4096);
         tasks.spawn(Arc::clone(&sessions).accept("pi".into(), near));
         sleep(Duration::from_millis(1)).await;
-        let mut stream = sessions.dial("pi", 10250).await.unwrap();
+        let (mut stream, _) = sessions.open("pi", 10250, None).unwrap();
         let read = timeout(Duration::from_secs(61), stream.read_u8()).await.unwrap();
         assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
         tasks.join_next().await;
         assert!(!sessions.is_connected("pi"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_tunnel_is_passed_over_while_there_is_another_way() {
+        let (sessions, mut tasks) = (Sessions::new(), JoinSet::new());
+        echo_agent(&sessions, 1, &mut tasks).await;
+        let (near, _far) = duplex(4096);
+        tasks.spawn(Arc::clone(&sessions).accept("pi".into(), near));
+        sleep(Duration::from_secs(1)).await;
+        let (_, newest) = sessions.open("pi", 10250, None).unwrap();
+        let Way::Here(number) = newest else {
+            panic!("{newest:?}")
+        };
+        let (mut stream, other) = sessions.open("pi", 10250, Some(number)).unwrap();
+        assert_ne!(other, newest, "what is not to be used is not used");
+        assert_eq!(stream.read_u8().await.unwrap(), 1);
+        sleep(SILENT).await;
+        assert_eq!(sessions.open("pi", 10250, None).unwrap().1, other, "it pings");
+
+        let (sessions, mut tasks) = (Sessions::new(), JoinSet::new());
+        let (near, _far) = duplex(4096);
+        tasks.spawn(Arc::clone(&sessions).accept("pi".into(), near));
+        sleep(SILENT + Duration::from_secs(1)).await;
+        let refused = sessions.open("pi", 10250, None).err().unwrap();
+        assert!(matches!(refused, DialError::Silent { .. }), "{refused}");
+        assert!(sessions.open_silent("pi", 10250).is_ok(), "it may come back");
     }
 
     #[tokio::test]

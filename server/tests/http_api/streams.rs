@@ -22,7 +22,7 @@ use server::http::Kubelets;
 use server::join::certificate::Wanted;
 use server::join::key::PrivateKey;
 use server::join::pki::{Own, Pki};
-use server::tunnel::{DialError, Duplex, NodeDialer};
+use server::tunnel::{DialError, Dialed, Duplex, NodeDialer, Way};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -34,14 +34,14 @@ use crate::rig::Rig;
 struct Here(SocketAddr);
 
 impl NodeDialer for Here {
-    fn dial<'a>(&'a self, node: &'a str, _port: u16) -> BoxFuture<'a, Result<Box<dyn Duplex>, DialError>> {
+    fn dial<'a>(&'a self, node: &'a str, _: u16, _: Option<Way>) -> BoxFuture<'a, Result<Dialed, DialError>> {
         Box::pin(async move {
             if node != "box-1" {
                 let node = node.to_owned();
                 return Err(DialError::NoSession { node });
             }
             let stream = TcpStream::connect(self.0).await.unwrap();
-            Ok(Box::new(stream) as Box<dyn Duplex>)
+            Ok((Box::new(stream) as Box<dyn Duplex>, Way::Here(0)))
         })
     }
 }

@@ -29,6 +29,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_tungstenite::WebSocketStream;
 
 use crate::{Machines, store, until};
 
@@ -154,12 +155,17 @@ async fn echoes(pki: &Pki, at: &Server) {
     assert_eq!(got, sent);
 }
 
-/// An agent that has its tunnel to one server: on each stream it plays the kubelet.
-async fn agent(pki: &Pki, at: &Server) -> JoinSet<()> {
+/// The agent's end of a tunnel.
+async fn tunnel(pki: &Pki, at: &Server) -> WebSocketStream<TlsStream<TcpStream>> {
     let tls = connect(pki, Some(node(pki)), at.address).await;
     let opened =
         tokio_tungstenite::client_async_with_config("wss://server/v1-k3s/connect", tls, Some(link::websocket_config()));
-    let (socket, _) = opened.await.unwrap();
+    opened.await.unwrap().0
+}
+
+/// An agent that has its tunnel to one server: on each stream it plays the kubelet.
+async fn agent(pki: &Pki, at: &Server) -> JoinSet<()> {
+    let socket = tunnel(pki, at).await;
     let key = PrivateKey::generate().unwrap();
     let wanted = Wanted::server("pi", ["pi".to_owned()]);
     let (chain, key) = identity(
@@ -295,4 +301,26 @@ async fn a_node_that_has_a_tunnel_to_one_server_is_reached_through_both() {
     );
     tunnel.shutdown().await;
     a.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_through_which_nothing_comes_is_gone_around() {
+    let (machines, store) = (Machines::new("stalled"), store());
+    let a = machines.start("a", "secret", &store).await;
+    let b = machines.start("b", "secret", &store).await;
+    let pki = authorities(&a, &machines.dir("authorities"));
+    pod(&a).await;
+    let mut through_b = agent(&pki, &b).await;
+    let log = async || get(&pki, Some(own(&pki, Own::Admin)), &a, LOG).await;
+    until("the node is reached", async || log().await.0 == 200).await;
+    // The link to the server that is asked stands still from the beginning: it is open, and nobody is at its other end.
+    let stalled = tunnel(&pki, &a).await;
+    let (code, text) = log().await;
+    assert_eq!((code, text.as_str()), (200, "asked for /containerLogs/default/web/c"));
+    // Without another way it is told as what it is.
+    through_b.shutdown().await;
+    until("the other way is gone", async || log().await.0 == 503).await;
+    drop(stalled);
+    a.leave().await;
+    b.leave().await;
 }
