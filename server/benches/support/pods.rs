@@ -10,7 +10,8 @@ use server::request::{Client, Patch, What};
 use server::store::sql::sqlite::Sqlite;
 use server::store::{Change, Durability, Expect, Store, Write};
 
-const NODE: &str = "box-with-many-pods";
+/// Where they run.
+pub const NODE: &str = "box-with-many-pods";
 /// The name of the pod that all others are made from.
 const PATTERN: &str = "web-7d4b9c6f5d-00000";
 /// Written at once.

@@ -14,7 +14,7 @@ use self::scale::Limits;
 use super::action::{Action, Note, Plan, controller_reference, reference, short_hash};
 use super::replicaset::active;
 use super::runner::{Controller, Source};
-use super::world::{Key, World, selector_of, selects, terminating};
+use super::world::{Found, Key, World, selector_of, selects, terminating};
 use crate::cache::{ChangeKind, Item};
 use crate::request::What;
 
@@ -78,8 +78,8 @@ fn keys_of_set(world: &dyn World, _: ChangeKind, item: &Item) -> Vec<Key> {
         Some(_) => Vec::new(),
         None => {
             let all = world.list(What::DEPLOYMENTS, Some(&meta.namespace), &Labels::everything());
-            let wanted = |one: &&Value| selector_of(one).is_some_and(|selector| selects(&selector, &meta));
-            all.iter().filter(wanted).map(Key::of).collect()
+            let wanted = |one: &Value| selector_of(one).is_some_and(|selector| selects(&selector, &meta));
+            all.filter(wanted).map(|one| Key::of(&one)).collect()
         }
     }
 }
@@ -104,7 +104,7 @@ fn deployment_of(world: &dyn World, pod: &Meta) -> Option<Key> {
 }
 
 /// The Deployment's sets, oldest first; matching ones without an owner are adopted.
-fn claim(plan: &mut Plan, deployment: &Value, selector: &Labels, sets: Vec<Value>) -> Vec<Value> {
+fn claim(plan: &mut Plan, deployment: &Value, selector: &Labels, sets: Found<'_>) -> Vec<Value> {
     let owner = Meta::of(deployment);
     let mut ours = Vec::new();
     for one in sets {
@@ -125,7 +125,7 @@ fn claim(plan: &mut Plan, deployment: &Value, selector: &Labels, sets: Vec<Value
     ours
 }
 
-fn reconcile(plan: &mut Plan, deployment: &Value, sets: Vec<Value>, pods: impl Fn() -> Vec<Value>) {
+fn reconcile<'w>(plan: &mut Plan, deployment: &Value, sets: Vec<Value>, pods: impl Fn() -> Found<'w>) {
     if terminating(&Meta::of(deployment)) {
         return;
     }
@@ -143,7 +143,7 @@ fn reconcile(plan: &mut Plan, deployment: &Value, sets: Vec<Value>, pods: impl F
     }
     let limits = Limits::of(deployment);
     let in_the_way = |pod: &Value| holds_up(pod, &old);
-    if recreate && (old.iter().any(|one| replicas(one) > 0) || pods().iter().any(in_the_way)) {
+    if recreate && (old.iter().any(|one| replicas(one) > 0) || pods().any(|pod| in_the_way(&pod))) {
         let busy: Vec<&Value> = old.iter().filter(|one| replicas(one) > 0).collect();
         busy.iter().for_each(|one| scale_to(plan, deployment, one, 0));
         return; // the new one begins when the last pod of the old ones is gone

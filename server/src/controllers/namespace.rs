@@ -77,7 +77,6 @@ fn content(world: &dyn World, namespace: &str) -> Vec<(What, Value)> {
         };
         world
             .list(what, Some(namespace), &Labels::everything())
-            .into_iter()
             .map(move |object| (what, object))
     };
     let pods: Vec<_> = rows.iter().take(1).flat_map(|row| of_row(row)).collect();

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use super::action::{Action, Note, Plan, reference};
 use super::replicaset::ready;
 use super::runner::{Controller, Source};
-use super::world::{Key, World};
+use super::world::{Found, Key, World};
 use crate::request::What;
 
 pub use evict::TaintEviction;
@@ -77,7 +77,7 @@ impl Controller for NodeLifecycle {
         let status = if lost { "Unknown" } else { ready_status(&node) };
         taint::put(&mut plan, &node, status, world.now());
         if status != "True" {
-            mark_pods(&mut plan, &world.on_node(&key.name), world.now());
+            mark_pods(&mut plan, world.on_node(&key.name), world.now());
         }
         plan
     }
@@ -111,7 +111,7 @@ fn pods_and_their_nodes() -> Vec<Source> {
         Source::own(What::PODS),
         Source::of(What::NODES, |world, _, item| {
             let name = Key::of(&item.value()).name;
-            world.on_node(&name).iter().map(Key::of).collect()
+            world.keys_on_node(&name)
         }),
     ]
 }
@@ -174,9 +174,9 @@ fn lost_condition(node: &Value, kind: &str, now: Timestamp) -> Option<Value> {
 }
 
 /// Nobody can tell any more that these are ready: services must not count on them.
-fn mark_pods(plan: &mut Plan, pods: &[Value], now: Timestamp) {
-    for pod in pods.iter().filter(|pod| ready(pod)) {
-        let meta = Meta::of(pod);
+fn mark_pods(plan: &mut Plan, pods: Found<'_>, now: Timestamp) {
+    for pod in pods.filter(ready) {
+        let meta = Meta::of(&pod);
         let mut condition = json!({"type": "Ready"});
         set(&mut condition, &["status"], "False");
         set(&mut condition, &["lastTransitionTime"], time::seconds(now));
@@ -186,7 +186,7 @@ fn mark_pods(plan: &mut Plan, pods: &[Value], now: Timestamp) {
             kind: "Warning",
             reason: "NodeNotReady",
             message: "Node is not ready".into(),
-            about: reference(pod),
+            about: reference(&pod),
             component: COMPONENT,
         }));
     }

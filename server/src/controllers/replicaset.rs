@@ -41,7 +41,7 @@ impl Controller for ReplicaSets {
         let Some(selector) = selector_of(&set) else {
             return Plan::default();
         };
-        let pods = world.list(What::PODS, Some(&key.namespace), &Labels::everything());
+        let pods = pods_of(world, &set, &selector);
         reconcile(&set, &selector, &pods, world.now())
     }
 
@@ -53,7 +53,7 @@ impl Controller for ReplicaSets {
         let Some(selector) = selector_of(&set).filter(|_| what == What::PODS) else {
             return Vec::new();
         };
-        let pods = world.list(What::PODS, Some(&key.namespace), &Labels::everything());
+        let pods = pods_of(world, &set, &selector);
         let message = format!("Error creating: {}", why.message);
         let mut plan = Plan::default();
         plan.push(Action::Event(Note {
@@ -79,10 +79,24 @@ fn keys_of_pod(world: &dyn World, _: ChangeKind, item: &Item) -> Vec<Key> {
         Some(_) => Vec::new(),
         None => {
             let sets = world.list(What::REPLICA_SETS, Some(&meta.namespace), &Labels::everything());
-            let wanted = |set: &&Value| selector_of(set).is_some_and(|selector| selects(&selector, &meta));
-            sets.iter().filter(wanted).map(Key::of).collect()
+            let wanted = |set: &Value| selector_of(set).is_some_and(|selector| selects(&selector, &meta));
+            sets.filter(wanted).map(|set| Key::of(&set)).collect()
         }
     }
+}
+
+/// The pods that are the set's or may become its own. Only what is asked of them is kept: of a thousand pods their specs
+/// would be megabytes.
+fn pods_of(world: &dyn World, set: &Value, selector: &Labels) -> Vec<Value> {
+    let Meta { namespace, uid, .. } = Meta::of(set);
+    let pods = world.selected_or_owned(&namespace, selector, &uid);
+    pods.map(|mut pod| {
+        let node = text(&pod, &["spec", "nodeName"]).to_owned();
+        set_in(&mut pod, &["spec"], json!({ "nodeName": node }));
+        remove(&mut pod, &["metadata", "managedFields"]);
+        pod
+    })
+    .collect()
 }
 
 /// Brings the live pods to the number wanted; unready ones go first, then the youngest.

@@ -8,7 +8,7 @@ use agent::wire::selector::{Fields, Labels};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::cache::{Cache, Filter};
+use crate::cache::{Cache, Filter, Item};
 use crate::kinds;
 use crate::request::What;
 
@@ -31,14 +31,22 @@ impl Key {
     }
 }
 
+/// Objects that are read one by one, as they are taken: a tree takes ten times the bytes that it is made of, so whoever
+/// holds many at once has a reason.
+pub type Found<'w> = Box<dyn Iterator<Item = Value> + 'w>;
+
 /// The present state. Reads never wait, and hold every write acknowledged before.
 pub trait World {
     /// One object.
     fn get(&self, what: What, namespace: &str, name: &str) -> Option<Value>;
     /// The objects of a kind in a namespace (`None`: all) with these labels, in key order.
-    fn list(&self, what: What, namespace: Option<&str>, labels: &Labels) -> Vec<Value>;
+    fn list(&self, what: What, namespace: Option<&str>, labels: &Labels) -> Found<'_>;
+    /// The pods of a namespace that have these labels, or this uid as an owner, in key order.
+    fn selected_or_owned(&self, namespace: &str, labels: &Labels, owner: &str) -> Found<'_>;
     /// The pods bound to a node.
-    fn on_node(&self, node: &str) -> Vec<Value>;
+    fn on_node(&self, node: &str) -> Found<'_>;
+    /// Which they are.
+    fn keys_on_node(&self, node: &str) -> Vec<Key>;
     /// The object at a store key.
     fn at(&self, key: &str) -> Option<Value>;
     /// The store keys of the objects that name this uid as an owner.
@@ -63,6 +71,27 @@ impl<'a> Live<'a> {
             now: Timestamp::now(),
         }
     }
+
+    fn items(&self, prefix: &str, filter: &Filter) -> Vec<Arc<Item>> {
+        // Only a past revision can be out of reach.
+        let page = self.cache.list(prefix, filter, None, None, None);
+        page.map(|page| page.items).unwrap_or_default()
+    }
+
+    fn pods_on(&self, node: &str) -> Vec<Arc<Item>> {
+        let filter = Fields::parse(&format!("spec.nodeName={node}")).map(|fields| Filter {
+            fields,
+            ..Filter::default()
+        });
+        filter.map_or_else(|_| Vec::new(), |filter| self.items(PODS, &filter))
+    }
+}
+
+/// Where pods are in the store.
+const PODS: &str = "/registry/pods/";
+
+fn found<'w>(items: Vec<Arc<Item>>) -> Found<'w> {
+    Box::new(items.into_iter().map(|item| item.value()))
 }
 
 impl World for Live<'_> {
@@ -75,9 +104,9 @@ impl World for Live<'_> {
         self.cache.get(&key).map(|item| item.value())
     }
 
-    fn list(&self, what: What, namespace: Option<&str>, labels: &Labels) -> Vec<Value> {
+    fn list(&self, what: What, namespace: Option<&str>, labels: &Labels) -> Found<'_> {
         let Some(row) = kinds::find(what.group, what.version, what.plural) else {
-            return Vec::new();
+            return found(Vec::new());
         };
         let prefix = namespace.map_or_else(
             || row.prefix.to_owned(),
@@ -87,30 +116,37 @@ impl World for Live<'_> {
             labels: labels.clone(),
             ..Filter::default()
         };
-        let page = self.cache.list(&prefix, &filter, None, None, None);
-        page.map(|page| page.items.iter().map(|item| item.value()).collect())
-            .unwrap_or_default()
+        found(self.items(&prefix, &filter))
     }
 
-    fn on_node(&self, node: &str) -> Vec<Value> {
-        let Some(row) = kinds::find("", "v1", "pods") else {
-            return Vec::new();
+    fn selected_or_owned(&self, namespace: &str, labels: &Labels, owner: &str) -> Found<'_> {
+        let filter = Filter {
+            labels: labels.clone(),
+            ..Filter::default()
         };
-        let Ok(fields) = Fields::parse(&format!("spec.nodeName={node}")) else {
-            return Vec::new();
+        let prefix = format!("{PODS}{namespace}/");
+        let owned = self.cache.by_owner(owner).into_iter();
+        let owned = owned.filter(|item| item.key.starts_with(&prefix));
+        let mut all: Vec<_> = self.items(&prefix, &filter).into_iter().chain(owned).collect();
+        all.sort_by(|one, other| one.key.cmp(&other.key));
+        all.dedup_by(|one, other| one.key == other.key);
+        found(all)
+    }
+
+    fn on_node(&self, node: &str) -> Found<'_> {
+        found(self.pods_on(node))
+    }
+
+    fn keys_on_node(&self, node: &str) -> Vec<Key> {
+        let pods = self.pods_on(node);
+        let key = |item: &Arc<Item>| {
+            let (namespace, name) = item.key.strip_prefix(PODS)?.split_once('/')?;
+            Some(Key {
+                namespace: namespace.into(),
+                name: name.into(),
+            })
         };
-        let page = self.cache.list(
-            row.prefix,
-            &Filter {
-                fields,
-                ..Filter::default()
-            },
-            None,
-            None,
-            None,
-        );
-        page.map(|page| page.items.iter().map(|item| item.value()).collect())
-            .unwrap_or_default()
+        pods.iter().filter_map(key).collect()
     }
 
     fn at(&self, key: &str) -> Option<Value> {
@@ -175,6 +211,12 @@ pub mod fake {
             Self { objects, uptime }
         }
 
+        fn these(&self, wanted: impl Fn(What, &Value) -> bool) -> Found<'_> {
+            let these = self.objects.iter().filter(|(kind, object)| wanted(*kind, object));
+            let these: Vec<Value> = these.map(|(_, object)| object.clone()).collect();
+            Box::new(these.into_iter())
+        }
+
         fn key(what: &What, object: &Value) -> Arc<str> {
             let Key { namespace, name } = Key::of(object);
             format!("{}/{namespace}/{name}", what.plural).into()
@@ -193,23 +235,28 @@ pub mod fake {
                 .map(|(_, object)| object.clone())
         }
 
-        fn list(&self, what: What, namespace: Option<&str>, labels: &Labels) -> Vec<Value> {
+        fn list(&self, what: What, namespace: Option<&str>, labels: &Labels) -> Found<'_> {
             let wanted = |object: &Value| {
                 namespace.is_none_or(|namespace| Key::of(object).namespace == namespace)
                     && selects(labels, &Meta::of(object))
             };
-            self.objects
-                .iter()
-                .filter(|(kind, object)| *kind == what && wanted(object))
-                .map(|(_, object)| object.clone())
-                .collect()
+            self.these(|kind, object| kind == what && wanted(object))
         }
 
-        fn on_node(&self, node: &str) -> Vec<Value> {
-            let pods = self.list(What::PODS, None, &Labels::everything());
-            pods.into_iter()
-                .filter(|pod| text(pod, &["spec", "nodeName"]) == node)
-                .collect()
+        fn selected_or_owned(&self, namespace: &str, labels: &Labels, owner: &str) -> Found<'_> {
+            let wanted = |meta: &Meta| {
+                let owned = meta.owner_references.iter().any(|one| one.uid == owner);
+                meta.namespace == namespace && (owned || selects(labels, meta))
+            };
+            self.these(|kind, object| kind == What::PODS && wanted(&Meta::of(object)))
+        }
+
+        fn on_node(&self, node: &str) -> Found<'_> {
+            self.these(|kind, object| kind == What::PODS && text(object, &["spec", "nodeName"]) == node)
+        }
+
+        fn keys_on_node(&self, node: &str) -> Vec<Key> {
+            self.on_node(node).map(|pod| Key::of(&pod)).collect()
         }
 
         fn at(&self, key: &str) -> Option<Value> {

@@ -8,11 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 struct Counting;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
+/// The most of them at once.
+static MOST: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: every call is passed on unchanged; counting touches no memory of the caller's.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HELD.fetch_add(layout.size(), Ordering::Relaxed);
+        let before = HELD.fetch_add(layout.size(), Ordering::Relaxed);
+        MOST.fetch_max(before + layout.size(), Ordering::Relaxed);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
@@ -27,7 +30,16 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Bytes that are given out now.
-pub fn held() -> usize {
-    HELD.load(Ordering::Relaxed)
+/// Bytes that are given out.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    pub now: usize,
+    /// The most since it was asked last.
+    pub most: usize,
+}
+
+pub fn held() -> Held {
+    let now = HELD.load(Ordering::Relaxed);
+    let most = MOST.swap(now, Ordering::Relaxed);
+    Held { now, most }
 }

@@ -22,10 +22,9 @@ const EXCEEDED: &str = "ProgressDeadlineExceeded";
 pub fn update(deployment: &Value, world: &dyn World, again: &mut Option<Duration>) -> Option<Action> {
     let meta = Meta::of(deployment);
     let all = world.list(What::REPLICA_SETS, Some(&meta.namespace), &Labels::everything());
-    let ours: Vec<&Value> = all
-        .iter()
-        .filter(|one| Meta::of(one).controller().is_some_and(|owner| owner.uid == meta.uid))
-        .collect();
+    let is_ours = |one: &Value| Meta::of(one).controller().is_some_and(|owner| owner.uid == meta.uid);
+    let all: Vec<Value> = all.filter(is_ours).collect();
+    let ours: Vec<&Value> = all.iter().collect();
     let new = ours
         .iter()
         .copied()

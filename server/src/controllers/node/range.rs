@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::super::action::{Action, Note, Plan, reference};
 use super::super::runner::{Controller, Source};
-use super::super::world::{Key, World};
+use super::super::world::{Found, Key, World};
 use crate::request::What;
 
 /// Addresses of one node: a /24. Source: `--node-cidr-mask-size`, which K3s leaves at 24.
@@ -49,11 +49,12 @@ impl NodeRanges {
     }
 
     /// The lowest share that no node has.
-    fn free(&self, nodes: &[Value]) -> Option<String> {
-        let taken: BTreeSet<&str> = nodes.iter().map(|node| text(node, &["spec", "podCIDR"])).collect();
+    fn free(&self, nodes: Found<'_>) -> Option<String> {
+        let range = |node: Value| text(&node, &["spec", "podCIDR"]).to_owned();
+        let taken: BTreeSet<String> = nodes.map(range).collect();
         (0..self.shares)
             .map(|number| self.share(number))
-            .find(|share| !taken.contains(share.as_str()))
+            .find(|share| !taken.contains(share))
     }
 }
 
@@ -74,7 +75,7 @@ impl Controller for NodeRanges {
         if !text(&node, &["spec", "podCIDR"]).is_empty() {
             return plan;
         }
-        match self.free(&world.list(What::NODES, None, &Labels::everything())) {
+        match self.free(world.list(What::NODES, None, &Labels::everything())) {
             Some(share) => {
                 let meta = Meta::of(&node);
                 let spec = json!({"podCIDR": share, "podCIDRs": [share]});
