@@ -78,7 +78,7 @@ pub struct Seen {
     pub started: bool,
     /// A liveness or startup probe has given up on it: it is to be killed and (by policy) restarted.
     pub unhealthy: bool,
-    /// When it was asked to end and how long that may take, if it was.
+    /// When it is killed, if it was asked to end.
     pub kill_at: Option<Instant>,
     /// Not to be started before: back-off after an end, or after a failed start (image, config).
     pub not_before: Option<Instant>,
@@ -108,12 +108,10 @@ pub enum Action {
     SetUp,
     /// Start the next attempt of a container.
     Start(usize),
-    /// Ask one container to end: it is unhealthy, or the pod stops.
+    /// Ask one container to end: it is unhealthy, or the pod stops. Once more if it has less time than it was told.
     End(usize),
     /// Kill one container: its time is up.
     Kill(usize),
-    /// Kill all containers.
-    KillAll,
     /// Remove sandbox and network and volumes.
     TearDown,
     /// Nothing is left: tell the API.
@@ -155,10 +153,15 @@ impl Life {
     pub fn step(self, seen: &PodSeen, now: Instant) -> (Self, Plan) {
         match (self, seen.wanted) {
             (Self::Live, Wanted::Run) => live(seen, now),
-            (Self::Live, Wanted::End { grace } | Wanted::Delete { grace }) => {
-                stopping(seen, now + grace, seen.wanted, now)
+            (Self::Live, Wanted::End { grace } | Wanted::Delete { grace }) => stopping(seen, now + grace, true, now),
+            (Self::Stopping { deadline }, wanted) => {
+                // A later delete may only shorten the time that is left.
+                let left = match wanted {
+                    Wanted::Delete { grace } | Wanted::End { grace } => deadline.min(now + grace),
+                    Wanted::Run => deadline,
+                };
+                stopping(seen, left, left < deadline, now)
             }
-            (Self::Stopping { deadline }, wanted) => stopping(seen, deadline, wanted, now),
             (Self::Finished, Wanted::Delete { .. }) if !seen.remains => (Self::Gone, Plan::only(Action::Farewell)),
             (Self::Finished, _) if seen.remains => (self, Plan::only(Action::TearDown)),
             (Self::Finished | Self::Gone, _) => (self, Plan::default()),
@@ -168,7 +171,7 @@ impl Life {
 
 fn live(seen: &PodSeen, now: Instant) -> (Life, Plan) {
     match containers(seen, now) {
-        Standing::Over => stopping(seen, now + SIDECAR_GRACE, seen.wanted, now),
+        Standing::Over => stopping(seen, now + SIDECAR_GRACE, true, now),
         Standing::Open(plan) if seen.sandbox => (Life::Live, plan),
         Standing::Open(_) => (Life::Live, set_up(seen, now)),
     }
@@ -193,47 +196,36 @@ fn any_running(seen: &PodSeen) -> bool {
         .any(|container| container.state == State::Running)
 }
 
-fn stop(seen: &PodSeen, deadline: Instant) -> (Life, Plan) {
-    let plan = Plan {
-        actions: ends(seen),
-        wake: Some(deadline),
-    };
-    (Life::Stopping { deadline }, plan)
-}
-
-/// Whom to ask to end now: all that run and have not been asked, sidecars once they are alone.
-fn ends(seen: &PodSeen) -> Vec<Action> {
-    let running = |it: &Seen| it.state == State::Running;
-    let alone = !seen.containers.iter().any(|it| running(it) && it.role != Role::Sidecar);
-    let mut all = Vec::new();
-    for (index, it) in seen.containers.iter().enumerate() {
-        if running(it) && it.kill_at.is_none() && (alone || it.role != Role::Sidecar) {
-            all.push(Action::End(index));
-        }
-    }
-    all
-}
-
-fn stopping(seen: &PodSeen, deadline: Instant, wanted: Wanted, now: Instant) -> (Life, Plan) {
-    // A later delete may only shorten the time that is left.
-    let deadline = match wanted {
-        Wanted::Delete { grace } | Wanted::End { grace } => deadline.min(now + grace),
-        Wanted::Run => deadline,
-    };
+/// `news`: the containers do not know of this deadline yet.
+fn stopping(seen: &PodSeen, deadline: Instant, news: bool, now: Instant) -> (Life, Plan) {
     let same = Life::Stopping { deadline };
-    match (any_running(seen), seen.remains, wanted) {
-        (true, _, _) if now >= deadline => {
-            let plan = Plan {
-                actions: vec![Action::KillAll],
-                wake: Some(now + KILL_RETRY),
-            };
-            (same, plan)
-        }
-        (true, _, _) => stop(seen, deadline),
+    match (any_running(seen), seen.remains, seen.wanted) {
+        (true, _, _) => (same, end(seen, deadline, news, now)),
         (false, true, _) => (same, Plan::only(Action::TearDown)),
         (false, false, Wanted::Delete { .. }) => (Life::Gone, Plan::only(Action::Farewell)),
         (false, false, Wanted::Run | Wanted::End { .. }) => (Life::Finished, Plan::default()),
     }
+}
+
+/// Asks all that run to end, sidecars once they are alone or the others have used up the time; each is killed when its own
+/// time is up, which is later than the deadline for one that was asked just before it.
+fn end(seen: &PodSeen, deadline: Instant, news: bool, now: Instant) -> Plan {
+    let running = |it: &Seen| it.state == State::Running;
+    let alone = !seen.containers.iter().any(|it| running(it) && it.role != Role::Sidecar);
+    let mut plan = Plan::default();
+    for (index, it) in seen.containers.iter().enumerate().filter(|(_, it)| running(it)) {
+        let its_turn = alone || now >= deadline || it.role != Role::Sidecar;
+        match it.kill_at {
+            Some(at) if now >= at => {
+                plan.actions.push(Action::Kill(index));
+                plan.wait_until(now + KILL_RETRY);
+            }
+            None if !its_turn => plan.wait_until(deadline),
+            Some(at) if !(news && its_turn) => plan.wait_until(at),
+            None | Some(_) => plan.actions.push(Action::End(index)),
+        }
+    }
+    plan
 }
 
 /// A process in uninterruptible sleep takes its time; asking again is cheap.
@@ -405,7 +397,7 @@ mod tests {
         let (life, plan) = life.step(&it, now + Duration::from_secs(1));
         assert_eq!(plan.actions, []);
         let (life, plan) = life.step(&it, now + Duration::from_secs(30));
-        assert_eq!(plan.actions, [Action::KillAll]);
+        assert_eq!(plan.actions, [Action::Kill(0)]);
         it.containers[0].state = State::Exited { code: 137 };
         let (life, plan) = life.step(&it, now + Duration::from_secs(31));
         assert_eq!(plan.actions, [Action::TearDown]);
@@ -446,6 +438,14 @@ mod tests {
         let mut it = seen(DELETE, RestartPolicy::Always, containers);
         let (life, plan) = Life::Live.step(&it, now);
         assert_eq!(plan.actions, [Action::End(1)]);
+        it.containers[1].kill_at = Some(now + Duration::from_secs(32));
+        assert_eq!(life.step(&it, now).1.actions, []);
+        let late = now + Duration::from_secs(30);
+        assert_eq!(
+            life.step(&it, late).1.actions,
+            [Action::End(0)],
+            "the others have used up the time, and are about to be killed"
+        );
         it.containers[1].state = State::Exited { code: 0 };
         assert_eq!(life.step(&it, now).1.actions, [Action::End(0)]);
     }
@@ -460,13 +460,18 @@ mod tests {
             let wanted = Wanted::Delete {
                 grace: Duration::from_secs(grace),
             };
-            let it = seen(
+            let mut it = seen(
                 wanted,
                 RestartPolicy::Always,
                 vec![container(Role::Main, State::Running)],
             );
+            it.containers[0].kill_at = Some(now + Duration::from_secs(30));
             let deadline = now + Duration::from_secs(expected);
-            assert_eq!(stopping.step(&it, now).0, Life::Stopping { deadline }, "grace {grace}");
+            let (life, plan) = stopping.step(&it, now);
+            assert_eq!(life, Life::Stopping { deadline }, "grace {grace}");
+            let told: &[Action] = if expected < 30 { &[Action::End(0)] } else { &[] };
+            assert_eq!(plan.actions, told, "grace {grace}");
+            assert_eq!(life.step(&it, now).1.actions, [], "once");
         }
     }
 

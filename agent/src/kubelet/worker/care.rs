@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use tokio::task::AbortHandle;
 
 use crate::kubelet::pod::{Role, Seen, State};
 use crate::kubelet::ports::Attempt;
@@ -53,6 +54,8 @@ pub struct Care {
     pub hook: Hook,
     /// It was asked to end and is killed then.
     pub kill_at: Option<Instant>,
+    /// What asks it: the `preStop` hook and the signal.
+    pub asking: Option<AbortHandle>,
     /// Why the next attempt does not start.
     pub failure: Option<Failure>,
     /// An attempt that the runtime refused and has no record of.

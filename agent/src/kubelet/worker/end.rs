@@ -18,9 +18,9 @@ use crate::kubelet::volume;
 use crate::kubelet::volume::mounts::message_file;
 use crate::wire::pod::{Container, Handler};
 
-/// A container of a pod that goes on gets this long at least. Source: Kubernetes v1.36, `pkg/kubelet/kuberuntime`
-/// `minimumGracePeriodInSeconds`.
-const SHORTEST_RESTART: Duration = Duration::from_secs(2);
+/// Between signal and kill at least, whatever was asked and however long the `preStop` hook took: a process that heeds the
+/// signal is not killed. Source: Kubernetes v1.36, `pkg/kubelet/kuberuntime` `killContainer`, `minimumGracePeriodInSeconds`.
+const SHORTEST: Duration = Duration::from_secs(2);
 /// Kubernetes' bound on a termination message.
 const LONGEST_MESSAGE: u64 = 4096;
 /// Kubernetes' bounds on a message taken from the log.
@@ -39,17 +39,19 @@ impl Worker {
         };
         let (grace, message) = self.terms(it, now);
         let deleted = matches!(self.life, Life::Stopping { .. }) && !self.past_deadline;
-        let without_hook = deleted && self.asked_grace() <= 0;
+        let no_time = grace.is_zero() || deleted && self.asked_grace() <= 0;
         self.host.events.normal(About::container(&pod, it), "Killing", message);
-        if let Some(care) = self.cares.get_mut(&it.name) {
-            care.kill_at = Some(now + grace);
-        }
         let (target, signal) = (self.target(&it.name), running.stop_signal);
         let hook = it.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone());
-        let (events, about) = (self.host.events.clone(), About::container(&pod, it));
-        let note = hook_note(&self.host.settings.root, &pod.meta.uid, &it.name, running.attempt);
-        self.background.spawn(async move {
-            if let Some(hook) = hook.filter(|_| !without_hook)
+        let hook = hook.filter(|_| !no_time);
+        let kill_at = match hook {
+            Some(_) => now + grace + SHORTEST, // no hook ends later than that; when it has, `told` knows better
+            None => now + grace.max(SHORTEST),
+        };
+        let (events, about, attempt) = (self.host.events.clone(), About::container(&pod, it), running.attempt);
+        let note = hook_note(&self.host.settings.root, &pod.meta.uid, &it.name, attempt);
+        let asking = self.background.spawn(async move {
+            if let Some(hook) = hook
                 && let Err(why) = pre_stop(&target, &hook, grace, note).await
             {
                 events.warning(about, "FailedPreStopHook", format!("PreStopHook failed: {why}"));
@@ -58,9 +60,23 @@ impl Worker {
             if let Err(error) = target.containers.signal(uid, name, signal).await {
                 tracing::warn!(pod = %target.pod.key(), container = name, %error, "a container is not told to end");
             }
-            Done::Nothing
+            Done::Told(target.container, attempt, now + grace)
         });
-        false
+        if let Some(care) = self.cares.get_mut(&it.name) {
+            care.kill_at = Some(kill_at);
+            if let Some(before) = care.asking.replace(asking) {
+                before.abort(); // it would give the container more time than it now has
+            }
+        }
+        true
+    }
+
+    /// Takes note that a container has its signal: its grace goes on, and is not over at once.
+    pub(super) fn told(&mut self, name: &str, attempt: u32, until: Instant, now: Instant) {
+        let care = self.cares.get_mut(name).filter(|care| care.attempt == Some(attempt));
+        if let Some(care) = care.filter(|care| care.kill_at.is_some()) {
+            care.kill_at = Some(until.max(now + SHORTEST));
+        }
     }
 
     /// How long a container gets, and what is said about it.
@@ -69,14 +85,14 @@ impl Worker {
             let text = format!("Stopping container {}", it.name);
             return (deadline.saturating_duration_since(now), text);
         }
-        let of_pod = Duration::from_secs(u64::try_from(self.own_grace()).unwrap_or(0)).max(SHORTEST_RESTART);
+        let of_pod = Duration::from_secs(u64::try_from(self.own_grace()).unwrap_or(0));
         let care = self.cares.get(&it.name);
         let name = &it.name;
         match care.and_then(|care| care.probes.given_up()) {
             Some(probe) => {
                 let kind = probe.kind.name().to_lowercase();
                 let text = format!("Container {name} failed {kind} probe, will be restarted");
-                (probe.grace.unwrap_or(of_pod).max(SHORTEST_RESTART), text)
+                (probe.grace.unwrap_or(of_pod), text)
             }
             None if care.is_some_and(|care| care.hook == Hook::Failed) => (of_pod, "FailedPostStartHook".into()),
             None => (of_pod, format!("Stopping container {name}")),
@@ -93,14 +109,6 @@ impl Worker {
             care.kill_at = Some(clock::now() + RETRY);
         }
         kill(self.host.containers.as_ref(), &pod.meta.uid, &it.name).await;
-        false
-    }
-
-    /// Kills all containers.
-    pub(super) async fn kill_all(&mut self, attempts: &[Attempt]) -> bool {
-        for it in attempts.iter().filter(|attempt| attempt.running) {
-            kill(self.host.containers.as_ref(), &self.pod.meta.uid, &it.container).await;
-        }
         false
     }
 

@@ -55,8 +55,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(2);
 /// Kubernetes' default.
 const DEFAULT_GRACE: i64 = 30;
-/// Between signal and kill at least, whatever was asked: a process that heeds the signal is not killed. Source: Kubernetes v1.36,
-/// `pkg/kubelet/pod_workers.go` `calculateEffectiveGracePeriod`.
+/// What a pod that is given no time gets. Source: Kubernetes v1.36, `pkg/kubelet/pod_workers.go` `calculateEffectiveGracePeriod`.
 const SHORTEST_GRACE: Duration = Duration::from_secs(1);
 
 /// What a task of a worker came back with.
@@ -65,6 +64,8 @@ enum Done {
     Probe(String, u32, Kind, Result<(), String>),
     /// A `postStart` hook of an attempt.
     Hook(String, u32, Result<(), String>),
+    /// An attempt has the signal to end, and so much time to heed it.
+    Told(String, u32, Instant),
     /// Volumes are up to date, or not.
     Refreshed(Box<(Objects, Tokens)>),
     /// Nothing to hear: the next look shows it.
@@ -195,7 +196,6 @@ impl Worker {
                 Action::Start(index) => self.start(index, &attempts, now).await,
                 Action::End(index) => self.end(index, &attempts, now),
                 Action::Kill(index) => self.kill(index).await,
-                Action::KillAll => self.kill_all(&attempts).await,
                 Action::TearDown => self.tear_down(now).await,
                 Action::Farewell => {
                     self.say_farewell().await;
@@ -389,6 +389,7 @@ impl Worker {
         match done {
             Ok(Done::Probe(name, attempt, kind, result)) => self.hear_probe(&name, attempt, kind, result, now),
             Ok(Done::Hook(name, attempt, result)) => self.hear_hook(&name, attempt, result),
+            Ok(Done::Told(name, attempt, until)) => self.told(&name, attempt, until, now),
             Ok(Done::Refreshed(refreshed)) => self.refreshed(refreshed.0, refreshed.1),
             Ok(Done::Nothing) => {}
             Err(error) if error.is_cancelled() => {}

@@ -66,8 +66,9 @@ impl SetUp {
     /// When to look again for its sake.
     pub fn next(&self, now: Instant) -> Option<Instant> {
         let refresh = self.refresh_at.filter(|_| self.done && !self.refreshing);
-        let clean = self.clean_not_before.filter(|at| *at > now);
-        [refresh, clean].into_iter().flatten().min()
+        let later = [self.not_before, self.clean_not_before];
+        let later = later.into_iter().flatten().filter(|at| *at > now);
+        refresh.into_iter().chain(later).min()
     }
 
     fn fail(&mut self, now: Instant) {

@@ -33,7 +33,7 @@ async fn who_does_not_end_in_time_is_killed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_given_no_time_is_asked_all_the_same_and_killed_a_second_later() {
+async fn who_is_given_no_time_is_asked_all_the_same_and_killed_two_seconds_later() {
     for obedient in [true, false] {
         let rig = Rig::start();
         *rig.fake.obedient.lock().unwrap() = obedient;
@@ -47,7 +47,7 @@ async fn who_is_given_no_time_is_asked_all_the_same_and_killed_a_second_later() 
         let took = rig.until("it is over", |rig| rig.fake.state("web").is_none()).await;
         let expected: &[&str] = if obedient { &["c 15"] } else { &["c 15", "c 9"] };
         assert_eq!(rig.signals(), expected);
-        assert!(about(took, seconds(if obedient { 0 } else { 1 })), "{took:?}");
+        assert!(about(took, seconds(if obedient { 0 } else { 2 })), "{took:?}");
         assert_eq!(rig.commands(), [""; 0], "there is no time for a preStop hook");
     }
 }
@@ -62,7 +62,8 @@ async fn a_second_delete_shortens_the_wait() {
     rig.until("it is asked", |rig| rig.signals() == ["c 15"]).await;
     tokio::time::sleep(seconds(5)).await;
     rig.delete("web", 2);
-    let took = rig.until("it is killed", |rig| rig.signals() == ["c 15", "c 9"]).await;
+    let killed = ["c 15", "c 15", "c 9"]; // asked anew: it has less time than it was told
+    let took = rig.until("it is killed", |rig| rig.signals() == killed).await;
     assert!(about(took, seconds(2)), "{took:?}");
     rig.until_gone("web").await;
 }
@@ -100,6 +101,63 @@ async fn a_pre_stop_hook_runs_before_the_signal_and_within_the_grace() {
         assert!(about(took, seconds(expected)), "{case}: {took:?}");
         rig.until_gone("web").await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_its_pre_stop_hook_a_container_has_what_is_left_of_the_grace_and_two_seconds_at_least() {
+    // The hook's end is the signal; how long after it the kill comes.
+    for (lasts, grace, left) in [(3, 30, 27), (4, 5, 2), (5, 5, 2), (60, 5, 2)] {
+        for obedient in [true, false] {
+            let rig = Rig::start();
+            rig.behave("farewell", 0, seconds(lasts));
+            *rig.fake.obedient.lock().unwrap() = obedient;
+            rig.run("web", polite());
+            rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+            rig.delete("web", grace);
+            let case = format!("a hook of {lasts} s, {grace} s of grace, obedient: {obedient}");
+            rig.until(&case, |rig| rig.signals() == ["c 15"]).await;
+            let took = rig.until_gone("web").await;
+            let expected: &[&str] = if obedient { &["c 15"] } else { &["c 15", "c 9"] };
+            assert_eq!(rig.signals(), expected, "{case}");
+            assert!(
+                about(took, seconds(if obedient { 0 } else { left })),
+                "{case}: {took:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_delete_cuts_a_pre_stop_hook_short() {
+    let rig = Rig::start();
+    rig.behave("farewell", 0, seconds(300));
+    rig.run("web", polite());
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    rig.delete("web", 600);
+    rig.until("it says farewell", |rig| rig.commands() == ["c farewell"])
+        .await;
+    rig.delete("web", 3);
+    let took = rig.until("it is asked", |rig| rig.signals() == ["c 15"]).await;
+    assert!(about(took, seconds(3)), "{took:?}");
+    rig.until_gone("web").await;
+    assert_eq!(rig.signals(), ["c 15"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sidecars_are_asked_also_when_the_others_use_up_the_time() {
+    let rig = Rig::start();
+    *rig.fake.obedient.lock().unwrap() = false;
+    let spec = json!({
+        "initContainers": [named("s", json!({"restartPolicy": "Always"}))],
+        "containers": [named("c", json!({}))],
+    });
+    rig.run("web", spec);
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    rig.delete("web", 5);
+    rig.until_gone("web").await;
+    let mut signals = rig.signals();
+    signals.sort();
+    assert_eq!(signals, ["c 15", "c 9", "s 15", "s 9"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -230,6 +230,20 @@ async fn a_post_start_hook_holds_readiness_back_and_ends_its_container_if_it_fai
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_volume_whose_config_map_comes_later_is_looked_for_often() {
+    let rig = Rig::start();
+    let mut spec = one("Always", json!({}));
+    spec["volumes"] = json!([{"name": "v", "configMap": {"name": "settings"}}]);
+    rig.run("web", spec);
+    tokio::time::sleep(seconds(8)).await;
+    assert_eq!(rig.started(), [""; 0]);
+    rig.api
+        .put("/api/v1/namespaces/ns/configmaps/settings", json!({"data": {"A": "1"}}));
+    let took = rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    assert!(took <= seconds(16), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_without_a_server_starts_what_it_last_knew() {
     let mut rig = Rig::start();
     rig.api
