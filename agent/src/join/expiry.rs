@@ -3,6 +3,7 @@
 //! Source: K3s v1.36, `pkg/util/cert.go`.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -91,9 +92,15 @@ impl Facts {
     }
 
     /// Of all certificates in a file; none when it is not there or has none.
-    pub fn of_file(path: &Path) -> Vec<Self> {
-        let pem = fs::read(path).unwrap_or_default();
-        certificates(&pem).iter().filter_map(|der| Self::of(der)).collect()
+    ///
+    /// # Errors
+    /// The file is there, and cannot be read.
+    pub fn of_file(path: &Path) -> io::Result<Vec<Self>> {
+        let pem = match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            read => read?,
+        };
+        Ok(certificates(&pem).iter().filter_map(|der| Self::of(der)).collect())
     }
 }
 
@@ -165,6 +172,7 @@ mod tests {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         assert_eq!(read(&params).usages, ["CertSign", "ServerAuth", "ClientAuth"]);
         assert_eq!(Facts::of(b"nonsense"), None);
-        assert_eq!(Facts::of_file(Path::new("/nowhere")), []);
+        assert_eq!(Facts::of_file(Path::new("/nowhere")).unwrap(), []);
+        Facts::of_file(Path::new("/")).unwrap_err();
     }
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::super::table;
-use super::{Level, Line};
+use super::{Level, Line, unreadable};
 use crate::config::admin::CertificateOutput;
 
 /// K3s warns of what it would renew at its next start (`CertificateRenewDays`).
@@ -43,10 +43,13 @@ impl Collected {
 }
 
 /// Reads the files of these services.
-pub fn collect(data_dir: &Path, services: &[Service]) -> Collected {
+///
+/// # Errors
+/// A file is there and cannot be read: what it holds may have ended, so nothing is said to be well.
+pub fn collect(data_dir: &Path, services: &[Service]) -> anyhow::Result<Collected> {
     let mut all = Collected::default();
     for path in services.iter().flat_map(|service| service.files(data_dir)) {
-        let found = Facts::of_file(&path);
+        let found = Facts::of_file(&path).map_err(|error| unreadable(&path, &error))?;
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match found.is_empty() {
             true => all.without.push(path),
@@ -56,7 +59,7 @@ pub fn collect(data_dir: &Path, services: &[Service]) -> Collected {
             })),
         }
     }
-    all
+    Ok(all)
 }
 
 /// For standard error, and for standard output.
@@ -216,7 +219,7 @@ mod tests {
 
     fn admins(scratch: &Scratch) -> Vec<Found> {
         Pki::load_or_create(&scratch.0.join("server"), &Names::default(), at(MADE)).unwrap();
-        collect(&scratch.0, &[Service::Admin]).certificates
+        collect(&scratch.0, &[Service::Admin]).unwrap().certificates
     }
 
     #[test]
@@ -244,6 +247,20 @@ mod tests {
             assert_eq!(lines[0], (level, expected), "at {now}");
             assert!(stdout.is_empty());
         }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_an_error_and_one_that_is_not_there_is_none() {
+        let scratch = Scratch::new("check-unreadable");
+        let found = collect(&scratch.0, &[Service::Admin]).unwrap();
+        assert_eq!(
+            found.missing().next().unwrap().1,
+            format!("no certificate in {}/server/tls/client-admin.crt", scratch.0.display())
+        );
+        std::fs::create_dir_all(scratch.0.join("server/tls/client-admin.crt")).unwrap();
+        let error = collect(&scratch.0, &[Service::Admin]).err().unwrap().to_string();
+        let expected = format!("cannot read {}/server/tls/client-admin.crt: ", scratch.0.display());
+        assert!(error.starts_with(&expected) && !error.contains("root"), "{error}");
     }
 
     #[test]

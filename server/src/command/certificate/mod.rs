@@ -5,12 +5,13 @@
 mod check;
 mod rotate;
 
+use std::fs;
 use std::io::{self, IsTerminal as _};
 use std::path::Path;
 
 use agent::join::services::Service;
 use agent::wire::time;
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use jiff::Timestamp;
 
 use crate::config::admin::{CertificateVerb, CertificatesOf};
@@ -37,7 +38,7 @@ pub fn run(verb: CertificateVerb) -> anyhow::Result<String> {
             let data_dir = of.data.path();
             let (said, services) = services(&of, &data_dir, "checking")?;
             say(said.into_iter(), of.debug);
-            let found = check::collect(&data_dir, &services);
+            let found = check::collect(&data_dir, &services)?;
             say(found.missing(), of.debug);
             let (lines, text) = check::shown(&found.certificates, output, Timestamp::now());
             say(lines.into_iter(), of.debug);
@@ -60,7 +61,8 @@ pub fn run(verb: CertificateVerb) -> anyhow::Result<String> {
 
 /// What was asked for, or all of this machine; a machine with a server's folder is a server.
 fn services(of: &CertificatesOf, data_dir: &Path, doing: &str) -> anyhow::Result<(Option<Line>, Vec<Service>)> {
-    if !data_dir.join("server").is_dir() && !data_dir.join("agent").is_dir() {
+    let server = is_folder(&data_dir.join("server"))?;
+    if !server && !is_folder(&data_dir.join("agent"))? {
         bail!(
             "there is neither a server nor an agent in {} (--data-dir names another place)",
             data_dir.display()
@@ -69,7 +71,7 @@ fn services(of: &CertificatesOf, data_dir: &Path, doing: &str) -> anyhow::Result
     if !of.services.is_empty() {
         return Ok((None, of.services.clone()));
     }
-    let (text, services) = match data_dir.join("server").is_dir() {
+    let (text, services) = match server {
         true => (
             format!("Server detected, {doing} agent and server certificates"),
             Service::SERVER.to_vec(),
@@ -80,6 +82,23 @@ fn services(of: &CertificatesOf, data_dir: &Path, doing: &str) -> anyhow::Result
         ),
     };
     Ok((Some((Level::Info, text)), services))
+}
+
+fn is_folder(path: &Path) -> anyhow::Result<bool> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(unreadable(path, &error)),
+        Err(_) => Ok(false),
+    }
+}
+
+/// What is wrong with a path that is there, and who may read it.
+fn unreadable(path: &Path, error: &io::Error) -> anyhow::Error {
+    let cure = match error.kind() {
+        io::ErrorKind::PermissionDenied => "; run this as root, whose files these are",
+        _ => "",
+    };
+    anyhow!("cannot read {}: {error}{cure}", path.display())
 }
 
 fn say(lines: impl Iterator<Item = Line>, debug: bool) {
