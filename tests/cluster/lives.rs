@@ -11,10 +11,14 @@ pub fn a_crashing_pod_waits_and_keeps_its_volume(kubectl: &Kubectl) {
     crashes["spec"]["volumes"] = json!([{"name": "s", "emptyDir": {}}]);
     crashes["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "s", "mountPath": "/s"}]);
     apply(kubectl, &crashes);
+    let uid = kubectl.run(&["get", "pod", "waits", "-o", "jsonpath={.metadata.uid}"]);
+    let told = format!("kubelet Back-off restarting failed container c in pod waits_default({uid})");
     let mut described = String::new();
-    until("the pod waits for its next try", || {
+    // The event is written after the status.
+    until("the pod waits for its next try, and an event says why", || {
         described = kubectl.run(&["describe", "pod", "waits"]);
-        described.contains("CrashLoopBackOff")
+        let is_told = |line: String| line.starts_with("Warning BackOff") && line.ends_with(&told);
+        described.contains("CrashLoopBackOff") && described.lines().map(words).any(is_told)
     });
     let described: Vec<String> = described.lines().map(words).collect();
     let from = described.iter().position(|line| line == "State: Waiting").unwrap();
@@ -34,16 +38,6 @@ pub fn a_crashing_pod_waits_and_keeps_its_volume(kubectl: &Kubectl) {
     assert!(
         waiting.starts_with("back-off 10s restarting failed container=c pod=waits_default("),
         "{waiting}"
-    );
-    let uid = kubectl.run(&["get", "pod", "waits", "-o", "jsonpath={.metadata.uid}"]);
-    let events = described.iter().skip_while(|line| *line != "Events:").skip(3);
-    let events: Vec<&str> = events.map(String::as_str).collect();
-    let told = format!("kubelet Back-off restarting failed container c in pod waits_default({uid})");
-    assert!(
-        events
-            .iter()
-            .any(|line| line.starts_with("Warning BackOff") && line.ends_with(&told)),
-        "{events:?}"
     );
     assert_eq!(
         kubectl.run(&["logs", "waits"]),

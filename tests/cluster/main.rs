@@ -5,9 +5,13 @@
 
 #![cfg(test)]
 
+mod ends;
 mod lives;
+mod machine;
+mod rollouts;
 mod streams;
 mod walk;
+mod watch;
 
 use tests::lab::{Kubectl, Lab, image, until};
 
@@ -50,9 +54,14 @@ fn a_cluster_is_started_joined_and_used() {
     }
     walk::a_deployment_runs_with_its_config(&kubectl);
     walk::it_scales_rolls_and_goes(&kubectl);
+    rollouts::a_watch_shows_a_pod_from_its_birth_to_its_end(&kubectl);
+    rollouts::a_deployment_is_recreated(&kubectl);
     walk::bad_input_is_told_as_kubernetes_tells_it(&kubectl);
     lives::a_crashing_pod_waits_and_keeps_its_volume(&kubectl);
     lives::who_takes_too_much_memory_is_killed(&kubectl);
+    ends::a_deleted_pod_is_heard_to_its_end(&kubectl, "one");
+    ends::who_does_not_heed_the_signal_is_killed(&kubectl, "server");
+    ends::a_hook_does_not_cost_the_container_its_signal(&kubectl, "two");
     streams::logs_are_printed_as_the_container_wrote_them(&kubectl);
     streams::logs_are_followed_to_the_end(&kubectl);
     streams::the_log_before_a_restart_is_kept(&kubectl);
@@ -60,7 +69,10 @@ fn a_cluster_is_started_joined_and_used() {
     streams::commands_run_in_containers(&kubectl);
     streams::a_container_is_attached_to(&kubectl);
     streams::ports_of_a_pod_are_forwarded(&kubectl);
+    machine::a_pod_goes_outside_as_its_node(&kubectl, &lab, "two", "one");
+    machine::certificates_are_checked_by_root(&lab, "server");
     streams::a_node_out_of_reach_is_told_and_one_that_came_back_is_reached(&kubectl, &mut lab);
     walk::an_agent_that_is_killed_adopts_its_pods(&kubectl, &mut lab);
+    machine::a_server_is_interrupted_and_its_pods_go_on(&kubectl, &mut lab, "server");
     lab.stop();
 }

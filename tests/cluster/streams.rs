@@ -23,7 +23,7 @@ pub fn apply(kubectl: &Kubectl, pod: &Value) {
 }
 
 /// Applies it, and waits until it is ready.
-fn start(kubectl: &Kubectl, pod: &Value) {
+pub fn start(kubectl: &Kubectl, pod: &Value) {
     apply(kubectl, pod);
     let name = format!("pod/{}", pod["metadata"]["name"].as_str().unwrap());
     kubectl.run(&["wait", "--for=condition=Ready", &name, "--timeout=120s"]);

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 
 use tests::lab::{Kubectl, Lab, image, until};
 
+use crate::rollouts;
+use crate::streams::{pod, start};
+
 const WEB: &str = r#"
 apiVersion: v1
 kind: ConfigMap
@@ -122,6 +125,7 @@ pub fn a_deployment_runs_with_its_config(kubectl: &Kubectl) {
         printed.ends_with("deployment \"web\" successfully rolled out\n"),
         "{printed}"
     );
+    rollouts::a_deployment_is_described(kubectl, "web", DESCRIBED);
     let again = kubectl.feed(&["apply", "-f", "-"], &WEB.replace("IMAGE", image::NAME));
     assert_eq!(
         again,
@@ -155,6 +159,65 @@ pub fn a_deployment_runs_with_its_config(kubectl: &Kubectl) {
         assert!(described.contains(part), "{part} is missing:\n{described}");
     }
 }
+
+/// What `kubectl describe` says of it, as Kubernetes has it.
+const DESCRIBED: &str = r#"
+Name:                   web
+Namespace:              default
+CreationTimestamp: TIME
+Labels:                 <none>
+Annotations:            deployment.kubernetes.io/revision: 1
+Selector:               app=web
+Replicas:               3 desired | 3 updated | 3 total | 3 available | 0 unavailable
+StrategyType:           RollingUpdate
+MinReadySeconds:        0
+RollingUpdateStrategy:  25% max unavailable, 25% max surge
+Pod Template:
+  Labels:  app=web
+  Containers:
+   main:
+    Image:      registry.test/busybox:1
+    Port:       <none>
+    Host Port:  <none>
+    Command:
+      /bin/sh
+      -c
+      trap 'exit 0' TERM; echo started $GREETING; while true; do sleep 1; done
+    Limits:
+      cpu:     200m
+      memory:  32Mi
+    Requests:
+      cpu:     50m
+      memory:  16Mi
+    Environment:
+      GREETING:  <set to the key 'greeting' of config map 'web'>  Optional: false
+      PASSWORD:  <set to the key 'password' in secret 'web'>      Optional: false
+    Mounts:
+      /config from config (rw)
+      /scratch from scratch (rw)
+  Volumes:
+   config:
+    Type:      ConfigMap (a volume populated by a ConfigMap)
+    Name:      web
+    Optional:  false
+   scratch:
+    Type:          EmptyDir (a temporary directory that shares a pod's lifetime)
+    Medium:
+    SizeLimit:     <unset>
+  Node-Selectors:  <none>
+  Tolerations:     <none>
+Conditions:
+  Type           Status  Reason
+  ----           ------  ------
+  Available      True    MinimumReplicasAvailable
+  Progressing    True    NewReplicaSetAvailable
+OldReplicaSets:  <none>
+NewReplicaSet:   SET (3/3 replicas created)
+Events:
+  Type  Reason  Age  From  Message
+  ----  ------  ----  ----  -------
+  Normal  ScalingReplicaSet  AGE  deployment-controller Scaled up replica set SET from 0 to 3
+"#;
 
 pub fn it_scales_rolls_and_goes(kubectl: &Kubectl) {
     assert_eq!(
@@ -222,36 +285,18 @@ pub fn bad_input_is_told_as_kubernetes_tells_it(kubectl: &Kubectl) {
 }
 
 pub fn an_agent_that_is_killed_adopts_its_pods(kubectl: &Kubectl, lab: &mut Lab) {
-    start(kubectl, "stays", "one");
+    start(kubectl, &pod("stays", "one", "exec sleep 10000"));
     let before = identity(kubectl, "stays");
     lab.end("one", true);
     lab.restart_agent("one");
     // That another pod starts shows that the new agent is at work.
-    start(kubectl, "later", "one");
+    start(kubectl, &pod("later", "one", "exec sleep 10000"));
     assert_eq!(identity(kubectl, "stays"), before);
     kubectl.run(&["delete", "pod", "stays", "later"]);
 }
 
-/// A pod on a host, which runs when this returns.
-fn start(kubectl: &Kubectl, name: &str, host: &str) {
-    let pod = serde_json::json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-        "spec": {
-            "nodeName": host, "terminationGracePeriodSeconds": 1,
-            "containers": [{"name": "c", "image": image::NAME, "command": ["sleep", "10000"]}],
-        },
-    });
-    kubectl.feed(&["apply", "-f", "-"], &pod.to_string());
-    kubectl.run(&[
-        "wait",
-        "--for=condition=Ready",
-        &format!("pod/{name}"),
-        "--timeout=120s",
-    ]);
-}
-
 /// Which container runs, how often it was restarted, and at which address.
-fn identity(kubectl: &Kubectl, pod: &str) -> String {
+pub fn identity(kubectl: &Kubectl, pod: &str) -> String {
     let status =
         "{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount} {.status.podIP}";
     kubectl.run(&["get", "pod", pod, "-o", &format!("jsonpath={status}")])

@@ -1,10 +1,13 @@
 //! Hosts in namespaces, and the programs that run on them.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
 
 use super::inhabitants;
 use crate::run;
@@ -182,7 +185,7 @@ impl Lab {
             .open(host.join("log.txt"))
             .unwrap();
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.host(name).holder.id().to_string(), "--mount", "--net", "--"]);
+        command.args(self.inside(name));
         command.arg(program).args(arguments).envs(environment.iter().copied());
         command
             .stdin(Stdio::null())
@@ -192,6 +195,25 @@ impl Lab {
         self.host_mut(name).program = Some(child);
     }
 
+    /// What `nsenter` is told to run a command on a host.
+    pub fn inside(&self, name: &str) -> Vec<String> {
+        let holder = self.host(name).holder.id().to_string();
+        ["-t", &holder, "--mount", "--net", "--"]
+            .map(ToOwned::to_owned)
+            .to_vec()
+    }
+
+    /// Listens on a host's address, on some port.
+    pub fn listen(&self, name: &str) -> TcpListener {
+        let (network, address) = (format!("/run/netns/{name}"), self.address(name));
+        // A socket stays in the network in which it was made, a thread can go there alone.
+        let listening = std::thread::spawn(move || {
+            setns(fs::File::open(network).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+            TcpListener::bind((address.as_str(), 0)).unwrap()
+        });
+        listening.join().unwrap()
+    }
+
     /// The process id of a host's program.
     pub fn pid(&self, name: &str) -> u32 {
         self.host(name).program.as_ref().unwrap().id()
@@ -199,10 +221,18 @@ impl Lab {
 
     /// Ends a host's program, by a signal that it cannot refuse if `at_once`.
     pub fn end(&mut self, name: &str, at_once: bool) {
+        self.end_by(name, if at_once { "-KILL" } else { "-TERM" }, at_once);
+    }
+
+    /// Ends it as Ctrl-C does.
+    pub fn interrupt(&mut self, name: &str) {
+        self.end_by(name, "-INT", false);
+    }
+
+    fn end_by(&mut self, name: &str, signal: &str, at_once: bool) {
         let Some(mut program) = self.host_mut(name).program.take() else {
             return;
         };
-        let signal = if at_once { "-KILL" } else { "-TERM" };
         run("kill", &[signal, &program.id().to_string()]);
         let status = program.wait().unwrap();
         assert!(at_once || status.success(), "{name} did not stop cleanly: {status}");
