@@ -151,8 +151,8 @@ pub fn a_deployment_runs_with_its_config(kubectl: &Kubectl) {
     let described = kubectl.run(&["describe", "pods", "-l", "app=web"]);
     for part in [
         "Successfully assigned default/web-",
-        "Created container",
-        "Started container",
+        "Container created",
+        "Container started",
         "Limits:",
         "QoS Class:",
     ] {

@@ -166,6 +166,25 @@ impl World {
             .collect()
     }
 
+    /// What the cgroup of a running container says in these files; `None` if it has none of that name.
+    pub async fn settings(&self, name: &str, files: &[&str]) -> Option<Vec<String>> {
+        let pid = self.state(name).await.pid.to_string();
+        let holds = |folder: &Path| {
+            let pids = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            pids.lines().any(|line| line == pid)
+        };
+        let mut folders = self.cgroups();
+        while let Some(folder) = folders.pop() {
+            let read = |file: &&str| Some(fs::read_to_string(folder.join(file)).ok()?.trim().to_owned());
+            if holds(&folder) && folder.join(files.first()?).exists() {
+                return files.iter().map(read).collect();
+            }
+            let below = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+            folders.extend(below.filter(|path| path.is_dir()));
+        }
+        None
+    }
+
     /// Removes the pod and looks for what it may have left.
     pub async fn finish(mut self) {
         self.runtime.remove_sandbox("uid-1").await.unwrap();

@@ -70,13 +70,22 @@ impl FakeApi {
 
     /// Reasons of the events that were written, in their order.
     pub fn events(&self) -> Vec<String> {
+        self.of_events("reason")
+    }
+
+    /// Their messages.
+    pub fn messages(&self) -> Vec<String> {
+        self.of_events("message")
+    }
+
+    fn of_events(&self, field: &str) -> Vec<String> {
         let state = self.state();
         let events = state.objects.iter().filter(|(path, _)| path.contains("/events/"));
         let mut all: Vec<_> = events
-            .map(|(_, event)| (object::integer(event, &["serial"]), text(event, &["reason"]).to_owned()))
+            .map(|(_, event)| (object::integer(event, &["serial"]), text(event, &[field]).to_owned()))
             .collect();
         all.sort();
-        all.into_iter().map(|(_, reason)| reason).collect()
+        all.into_iter().map(|(_, field)| field).collect()
     }
 
     /// How often the status of a pod was patched.

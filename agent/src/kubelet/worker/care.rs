@@ -35,8 +35,8 @@ pub enum Hook {
     /// There is none, or it is done.
     #[default]
     Done,
-    /// On its way.
-    Flying,
+    /// That of this attempt is on its way.
+    Flying(u32),
     /// The container must end for it.
     Failed,
 }
@@ -48,6 +48,8 @@ pub struct Care {
     pub record: Record,
     /// The attempt that all below is about.
     pub attempt: Option<u32>,
+    /// Its process lives.
+    pub running: bool,
     /// Its probes.
     pub probes: Probes,
     /// Its `postStart` hook.
@@ -93,6 +95,7 @@ impl Care {
                 .map(|attempt| probes(it, attempt, before, now, wall))
                 .unwrap_or_default();
         }
+        self.running = newest.is_some_and(|attempt| attempt.running);
         match newest {
             Some(attempt) if attempt.running => self.record.note_running(now),
             Some(attempt) => {
@@ -101,6 +104,11 @@ impl Care {
             }
             None => {}
         }
+    }
+
+    /// Whether its probes are carried out: what has ended, is ending or is still being greeted is not asked how it is.
+    pub fn is_probed(&self) -> bool {
+        self.running && self.hook == Hook::Done && self.kill_at.is_none()
     }
 
     /// It runs, and whatever had to happen first has happened.
@@ -169,7 +177,7 @@ impl Care {
         });
     }
 
-    /// When what is shown changes by itself.
+    /// When what is shown changes by itself, or a probe is due.
     pub fn next_change(&self, now: Instant) -> Option<Instant> {
         let turns = self
             .failure
@@ -177,7 +185,8 @@ impl Care {
             .filter(|it| it.later.is_some())
             .map(|it| it.since + FRESH);
         let turns = turns.filter(|at| *at > now);
-        [turns, self.probes.next()].into_iter().flatten().min()
+        let probe = self.probes.next().filter(|_| self.is_probed());
+        [turns, probe].into_iter().flatten().min()
     }
 }
 

@@ -206,7 +206,7 @@ impl Worker {
         if acted {
             return Turn::Again;
         }
-        self.probe(&attempts, now);
+        self.probe(now);
         self.refresh_volumes(now);
         Turn::Wait(self.next_look(plan.wake, now))
     }
@@ -346,24 +346,19 @@ impl Worker {
     }
 
     /// Sends off the probes that are due.
-    fn probe(&mut self, attempts: &[Attempt], now: Instant) {
+    fn probe(&mut self, now: Instant) {
         if self.life != Life::Live {
             return;
         }
         let pod = self.pod.clone();
         for it in pod.all_containers() {
-            let running = newest(attempts, &it.name).filter(|attempt| attempt.running);
-            let (Some(running), target) = (running, self.target(&it.name)) else {
+            let target = self.target(&it.name);
+            let Some(care) = self.cares.get_mut(&it.name).filter(|care| care.is_probed()) else {
                 continue;
             };
-            let Some(care) = self.cares.get_mut(&it.name) else {
-                continue;
-            };
-            if care.hook != Hook::Done || care.kill_at.is_some() {
-                continue;
-            }
+            let Some(attempt) = care.attempt else { continue };
             for due in care.probes.due(now) {
-                let (target, attempt) = (target.clone(), running.attempt);
+                let target = target.clone();
                 self.background.spawn(async move {
                     let result = act(&target, &due.handler, due.timeout).await;
                     Done::Probe(target.container, attempt, due.kind, result)
@@ -410,8 +405,10 @@ impl Worker {
         }
     }
 
+    /// A hook may end before the attempt that it belongs to has been looked at: only what was sent off counts.
     fn hear_hook(&mut self, name: &str, attempt: u32, result: Result<(), String>) {
-        let Some(care) = self.cares.get_mut(name).filter(|care| care.attempt == Some(attempt)) else {
+        let flying = Hook::Flying(attempt);
+        let Some(care) = self.cares.get_mut(name).filter(|care| care.hook == flying) else {
             return;
         };
         care.hook = if result.is_ok() { Hook::Done } else { Hook::Failed };

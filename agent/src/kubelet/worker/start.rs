@@ -88,7 +88,8 @@ impl Worker {
             return Err(Trouble::Image);
         }
         if self.cares.get(&it.name).is_none_or(|care| care.failure.is_none()) {
-            let text = format!("Container image \"{}\" already present on machine", it.image);
+            let image = &it.image;
+            let text = format!("Container image \"{image}\" already present on machine and can be accessed by the pod");
             host.events.normal(About::container(&pod, it), "Pulled", text);
         }
         let env = self.environment(it).await?;
@@ -145,16 +146,22 @@ impl Worker {
     }
 
     fn has_started(&mut self, it: &Container, number: u32, now: Instant) {
+        // These words, and those of "Pulled", are Kubernetes v1.36's: `pkg/kubelet/kuberuntime` `startContainer` and
+        // `pkg/kubelet/images` `EnsureImageExists`. Scripts look for them.
         let about = || About::container(&self.pod, it);
         let events = &self.host.events;
-        events.normal(about(), "Created", format!("Created container: {}", it.name));
-        events.normal(about(), "Started", format!("Started container {}", it.name));
+        events.normal(about(), "Created", "Container created".to_owned());
+        events.normal(about(), "Started", "Container started".to_owned());
         let hook = it.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.clone());
         let care = self.cares.entry(it.name.clone()).or_default();
         care.record.note_start(number, now);
         care.failure = None;
         care.refused = None;
-        care.hook = if hook.is_some() { Hook::Flying } else { Hook::Done };
+        care.hook = if hook.is_some() {
+            Hook::Flying(number)
+        } else {
+            Hook::Done
+        };
         let target = self.target(&it.name);
         if let Some(hook) = hook {
             self.background.spawn(async move {

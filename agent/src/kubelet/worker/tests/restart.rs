@@ -141,6 +141,30 @@ async fn who_does_not_answer_a_probe_and_ignores_its_end_is_killed_after_the_pro
     rig.until("it runs again", |rig| rig.restarts("web", "c") == 1).await;
 }
 
+/// A worker that looks without a rest keeps this time from passing: the test would never end.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_its_next_start_is_not_asked_and_costs_nothing() {
+    let rig = Rig::start();
+    let greeted = json!({"readinessProbe": check(json!({})), "lifecycle": {"postStart": exec("greet")}});
+    rig.behave("greet", 0, seconds(30));
+    rig.run("web", one("Always", greeted));
+    rig.until("it is greeted", |rig| rig.commands() == ["c greet"]).await;
+    tokio::time::sleep(seconds(20)).await;
+    assert_eq!(rig.commands(), ["c greet"], "who is being greeted is not asked");
+    rig.behave("greet", 0, Duration::ZERO);
+    rig.until("it is ready", |rig| rig.container("web", "c")["ready"] == true)
+        .await;
+    for _ in 0..2 {
+        let starts = rig.started().len();
+        rig.fake.end("web", "c", 1);
+        rig.until("it runs again", |rig| rig.started().len() > starts).await;
+    }
+    rig.fake.end("web", "c", 1);
+    let asked = rig.commands().len();
+    tokio::time::sleep(seconds(15)).await;
+    assert_eq!(rig.commands().len(), asked, "it waits for 20 s");
+}
+
 #[tokio::test(start_paused = true)]
 async fn readiness_follows_its_probe_and_leaves_the_container_alone() {
     let rig = Rig::start();

@@ -244,6 +244,31 @@ async fn a_volume_whose_config_map_comes_later_is_looked_for_often() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hook_that_ends_before_anybody_looks_is_not_forgotten() {
+    for round in 0..16 {
+        let rig = Rig::start();
+        *rig.fake.start_takes.lock().unwrap() = seconds(1);
+        let hook = || json!({"lifecycle": {"postStart": exec("greet")}});
+        rig.run("web", json!({"containers": [named("c", hook()), named("d", hook())]}));
+        rig.until("both run", |rig| rig.started().len() == 2).await;
+        tokio::time::sleep(seconds(5)).await;
+        for name in ["c", "d"] {
+            assert_eq!(rig.container("web", name)["ready"], true, "{name} in round {round}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_have_the_words_of_kubernetes() {
+    let rig = Rig::start();
+    rig.run("web", one("Always", json!({})));
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    tokio::time::sleep(seconds(1)).await;
+    let image = "Container image \"i\" already present on machine and can be accessed by the pod";
+    assert_eq!(rig.api.messages(), [image, "Container created", "Container started"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_without_a_server_starts_what_it_last_knew() {
     let mut rig = Rig::start();
     rig.api
