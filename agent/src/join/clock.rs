@@ -7,7 +7,7 @@
 //! docs/clocks.md.
 
 use std::fmt;
-use std::fs;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,9 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tracing::{info, warn};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::files::{Certificate, Files};
-use crate::wire::join::certificates;
+use super::durable::{Disk, SystemDisk};
+use super::files::Files;
+use super::renewal;
 
 /// How far the floor has to rise before it is written again: one small write a day is what the flash is worth.
 const WRITE_SECONDS: u64 = 86_400;
@@ -83,6 +84,11 @@ impl Floor {
         }
     }
 
+    /// Seconds since 1970.
+    pub const fn at(&self) -> u64 {
+        self.at
+    }
+
     /// When to judge a certificate, by what the system clock shows. That a certificate of the cluster exists proves that
     /// its beginning is past.
     pub fn moment(&self, system: u64, window: Window) -> Moment {
@@ -92,6 +98,37 @@ impl Floor {
             (false, true) => Moment::Floor(at),
             (false, false) => Moment::Ended,
         }
+    }
+
+    /// Judges a server's certificate by `verify`, which takes the time (seconds since 1970) at which it is to be good, and
+    /// learns from one that is accepted.
+    ///
+    /// `system`: what the system clock shows. `now`: on the monotonic clock. Without a `window` (no certificate of ours can be
+    /// without) nothing is learned.
+    ///
+    /// # Errors
+    /// Those of `verify`.
+    pub fn judge<T, E>(
+        &mut self,
+        system: u64,
+        window: Option<Window>,
+        now: Instant,
+        verify: impl Fn(u64) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let Some(window) = window else { return verify(system) };
+        let verified = match self.moment(system, window) {
+            Moment::System => verify(system)?,
+            Moment::Floor(floor) => verify(floor)?,
+            Moment::Ended => {
+                let genuine = verify(window.from)?;
+                if !self.gives_up(now) {
+                    verify(self.at)?;
+                }
+                genuine
+            }
+        };
+        self.accept(window);
+        Ok(verified)
     }
 
     /// A certificate is genuine and ended before the floor. Whether to take it after all: after [`PATIENCE`].
@@ -146,13 +183,10 @@ impl Clock {
 
     /// The machine's clock, with the floor of an earlier run and of the certificates that it left.
     pub fn open(files: &Files) -> Arc<Self> {
-        let own = [Certificate::ClientKubelet, Certificate::ServingKubelet].map(|which| {
-            let pem = fs::read(files.cert(which)).unwrap_or_default();
-            let first = certificates(&pem).first().and_then(|der| Window::of(der));
-            first.map_or(0, |window| window.from)
-        });
-        let at = own.into_iter().fold(written(files), u64::max);
-        Arc::new(Self::new(Arc::new(DefaultTimeProvider), at))
+        Arc::new(Self {
+            floor: Mutex::new(left(&SystemDisk, files, &renewal::windows(files))),
+            ..Self::default()
+        })
     }
 
     /// The system clock.
@@ -160,9 +194,14 @@ impl Clock {
         Arc::clone(&self.system)
     }
 
+    /// What the system clock shows, in seconds since 1970; 0 if that is earlier.
+    pub fn now(&self) -> u64 {
+        self.system.current_time().map_or(0, |now| now.as_secs())
+    }
+
     /// What time it is at least, in seconds since 1970.
     pub fn floor(&self) -> u64 {
-        self.lock().at
+        self.lock().at()
     }
 
     /// What a server says (the `Date` of its answer) over verified TLS.
@@ -173,10 +212,7 @@ impl Clock {
     /// Writes the floor down if it has moved by a day since it was.
     pub fn keep(&self, files: &Files) {
         let floor = *self.lock();
-        if !floor.is_due(written(files)) {
-            return;
-        }
-        if let Err(error) = files.write(&files.time_floor(), format!("{}\n", floor.at).as_bytes()) {
+        if let Err(error) = keep(&SystemDisk, files, &floor) {
             warn!(error = %error, "cannot keep the time floor");
         }
     }
@@ -200,8 +236,23 @@ impl Clock {
     }
 }
 
-fn written(files: &Files) -> u64 {
-    let text = fs::read_to_string(files.time_floor()).unwrap_or_default();
+/// The floor that an earlier run left, and the node's own certificates (`own`).
+pub(super) fn left(disk: &dyn Disk, files: &Files, own: &[Option<Window>]) -> Floor {
+    let begins = own.iter().flatten().map(|window| window.from);
+    Floor::new(begins.fold(written(disk, files), u64::max))
+}
+
+/// Writes the floor down if it has moved by a day since it was.
+pub(super) fn keep(disk: &dyn Disk, files: &Files, floor: &Floor) -> io::Result<()> {
+    match floor.is_due(written(disk, files)) {
+        true => files.write_on(disk, &files.time_floor(), format!("{}\n", floor.at).as_bytes()),
+        false => Ok(()),
+    }
+}
+
+fn written(disk: &dyn Disk, files: &Files) -> u64 {
+    let text = disk.read(&files.time_floor()).unwrap_or_default();
+    let text = std::str::from_utf8(&text).unwrap_or_default();
     text.trim().parse().ok().filter(|at| *at < MAX_SECONDS).unwrap_or(0)
 }
 
@@ -235,31 +286,17 @@ impl ServerCertVerifier for Judge {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verify = |at: UnixTime| {
+        let window = Window::of(end_entity);
+        let system = now.as_secs();
+        let verified = self.clock.lock().judge(system, window, Instant::now(), |at| {
+            let at = UnixTime::since_unix_epoch(Duration::from_secs(at));
             self.inner
                 .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, at)
-        };
-        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-        let Some(window) = Window::of(end_entity) else {
-            return verify(now);
-        };
-        let system = now.as_secs();
-        let moment = self.clock.lock().moment(system, window);
-        let verified = match moment {
-            Moment::System => verify(now)?,
-            Moment::Floor(floor) => verify(at(floor))?,
-            Moment::Ended => {
-                let genuine = verify(at(window.from))?;
-                let gives_up = self.clock.lock().gives_up(Instant::now());
-                if !gives_up {
-                    verify(at(self.clock.floor()))?;
-                }
-                genuine
-            }
-        };
-        self.clock.lock().accept(window);
-        self.clock
-            .tell(moment != Moment::System, system, self.clock.floor().max(window.from));
+        })?;
+        if let Some(window) = window {
+            let judged = self.clock.floor().max(window.from);
+            self.clock.tell(system < window.from, system, judged);
+        }
         Ok(verified)
     }
 
@@ -288,12 +325,15 @@ impl ServerCertVerifier for Judge {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
     use rustls::RootCertStore;
     use rustls::crypto::ring;
 
     use super::*;
+    use crate::join::Certificate;
     use crate::scratch::TempDir;
 
     /// The first of January of a year.
@@ -432,12 +472,12 @@ mod tests {
         ] {
             clock.told(told);
             clock.keep(&files);
-            assert_eq!(written(&files), expected);
+            assert_eq!(written(&SystemDisk, &files), expected);
         }
         assert_eq!(Clock::open(&files).floor(), year(2026) + 86_400);
         clock.lock().accept(window(2020, 2021));
         clock.keep(&files);
-        assert_eq!(written(&files), year(2020));
+        assert_eq!(written(&SystemDisk, &files), year(2020));
         for damaged in ["", "18446744073709551615", "-1", "12x"] {
             fs::write(files.time_floor(), damaged).unwrap();
             assert_eq!(Clock::open(&files).floor(), 0, "{damaged:?}");

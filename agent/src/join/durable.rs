@@ -1,28 +1,98 @@
 //! Files that are whole or not there, whenever the power fails: temporary file, fsync, rename, fsync of the folder.
 //!
 //! K3s writes its node password in place, and a box that loses power then loses its identity. Every file of a join goes
-//! through here. Tests interrupt it at each [`Step`].
+//! through here, step by step over a [`Disk`], so that a simulation can lose the power between any two.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// What is about to be done.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Step {
-    /// Make (or empty) the temporary file.
-    Create,
-    /// Fill it.
-    Write,
-    /// Make its content durable.
-    Sync,
-    /// Put it in the place of the old one.
-    Rename,
-    /// Make the new name durable.
-    SyncFolder,
-    /// Nothing more.
-    Done,
+/// What can be done to a disk, each a step of its own: between any two the power may fail.
+///
+/// Errors are the disk's.
+pub trait Disk: Sync {
+    /// The content of a file.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Makes a file, or empties it.
+    fn create(&self, path: &Path, mode: u32) -> io::Result<()>;
+    /// Fills a file that was just made.
+    fn write(&self, path: &Path, content: &[u8]) -> io::Result<()>;
+    /// Makes the content of a file durable.
+    fn sync(&self, path: &Path) -> io::Result<()>;
+    /// Puts a file in the place of another.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Makes the names in a folder durable.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+    /// Takes a file away.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes a folder and those above it.
+    fn create_folder(&self, folder: &Path, mode: u32) -> io::Result<()>;
+    /// Who may do what with a file, such as `0o600`.
+    fn mode(&self, path: &Path) -> io::Result<u32>;
+    /// Sets that.
+    fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()>;
+
+    /// Whether there is such a file.
+    fn has(&self, path: &Path) -> bool {
+        self.mode(path).is_ok()
+    }
+}
+
+/// The machine's own.
+pub struct SystemDisk;
+
+impl Disk for SystemDisk {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path)
+    }
+
+    fn create(&self, path: &Path, mode: u32) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(mode);
+        // One that lay about keeps its old mode.
+        options.open(path)?.set_permissions(Permissions::from_mode(mode))
+    }
+
+    fn write(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        OpenOptions::new().append(true).open(path)?.write_all(content)
+    }
+
+    fn sync(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        self.sync(folder)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn create_folder(&self, folder: &Path, mode: u32) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(mode).create(folder)
+    }
+
+    fn mode(&self, path: &Path) -> io::Result<u32> {
+        Ok(fs::metadata(path)?.permissions().mode() & 0o777)
+    }
+
+    fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
+        fs::set_permissions(path, Permissions::from_mode(mode))
+    }
+}
+
+/// Replaces (or makes) a file of this machine, as [`replace_on`].
+///
+/// # Errors
+/// The disk's.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    replace_on(&SystemDisk, path, content, mode)
 }
 
 /// Replaces (or makes) a file; readers and a later start find the old content or the new, never a part.
@@ -31,44 +101,34 @@ pub enum Step {
 ///
 /// # Errors
 /// The disk's. The old file is untouched unless only the last step failed.
-pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let written = replace_watched(path, content, mode, |_| Ok(()));
-    if written.is_err() {
-        let _ = fs::remove_file(temporary(path));
+pub fn replace_on(disk: &dyn Disk, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let temporary = temporary(path);
+    let put = || {
+        disk.create(&temporary, mode)?;
+        disk.write(&temporary, content)?;
+        disk.sync(&temporary)?;
+        disk.rename(&temporary, path)
+    };
+    if let Err(error) = put() {
+        let _ = disk.remove(&temporary);
+        return Err(error);
     }
-    written
+    match path.parent() {
+        Some(folder) => disk.sync_folder(folder),
+        None => Ok(()),
+    }
 }
 
-/// As [`replace`]; `before` is asked before each step and ends the work at once with an error.
+/// Renames within a folder, for good.
 ///
 /// # Errors
-/// The disk's, or that of `before`.
-pub fn replace_watched(
-    path: &Path,
-    content: &[u8],
-    mode: u32,
-    mut before: impl FnMut(Step) -> io::Result<()>,
-) -> io::Result<()> {
-    let temporary = temporary(path);
-    before(Step::Create)?;
-    let mut options = OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary)?;
-    before(Step::Write)?;
-    file.write_all(content)?;
-    before(Step::Sync)?;
-    file.sync_all()?;
-    before(Step::Rename)?;
-    fs::rename(&temporary, path)?;
-    before(Step::SyncFolder)?;
-    if let Some(folder) = path.parent() {
-        File::open(folder)?.sync_all()?;
+/// The disk's. The new name is there unless the first step failed.
+pub fn rename_on(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<()> {
+    disk.rename(from, to)?;
+    match to.parent() {
+        Some(folder) => disk.sync_folder(folder),
+        None => Ok(()),
     }
-    before(Step::Done)
 }
 
 /// The same for each write, so that an interrupted one leaves nothing behind for ever.
@@ -84,46 +144,19 @@ mod tests {
     use super::*;
     use crate::scratch::TempDir;
 
-    const STEPS: [Step; 6] = [
-        Step::Create,
-        Step::Write,
-        Step::Sync,
-        Step::Rename,
-        Step::SyncFolder,
-        Step::Done,
-    ];
-
     #[test]
-    fn an_interrupted_write_leaves_the_old_file_or_the_new_one_whole() {
-        for old in [None, Some("old")] {
-            for stop in STEPS {
-                let scratch = TempDir::new("durable");
-                let folder = scratch.path();
-                let path = folder.join("password");
-                if let Some(old) = old {
-                    replace(&path, old.as_bytes(), 0o600).unwrap();
-                }
-                let cut = replace_watched(&path, b"new and longer", 0o600, |step| match step == stop {
-                    true => Err(io::ErrorKind::Interrupted.into()),
-                    false => Ok(()),
-                });
-                assert!(cut.is_err());
-                let found = fs::read_to_string(&path).ok();
-                let renamed = matches!(stop, Step::SyncFolder | Step::Done);
-                let expected = if renamed { Some("new and longer") } else { old };
-                assert_eq!(found.as_deref(), expected, "stopped before {stop:?}");
-                replace(&path, b"next", 0o600).unwrap();
-                assert_eq!(
-                    fs::read_to_string(&path).unwrap(),
-                    "next",
-                    "after a stop before {stop:?}"
-                );
-                assert_eq!(
-                    fs::read_dir(folder).unwrap().count(),
-                    1,
-                    "litter after a stop before {stop:?}"
-                );
+    fn a_write_leaves_one_file_whatever_lay_about() {
+        let scratch = TempDir::new("durable");
+        let folder = scratch.path();
+        let path = folder.join("password");
+        for (litter, content) in [(None, "first"), (Some("half of something longer"), "second")] {
+            if let Some(litter) = litter {
+                fs::write(temporary(&path), litter).unwrap();
             }
+            replace(&path, content.as_bytes(), 0o600).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+            assert_eq!(SystemDisk.mode(&path).unwrap(), 0o600);
+            assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "{content}");
         }
     }
 

@@ -46,6 +46,18 @@ pub enum JoinError {
         /// The file.
         path: PathBuf,
     },
+    /// The token pins no CA, or there is none, and the CA of an earlier join is lost.
+    #[error(
+        "no server can be told from another: the token has no CA hash, and the CA of an earlier join in {} {}: give the full \
+         token (K10 and the hash) from /var/lib/rancher/k3s/server/node-token on the server, or put the file back",
+        path.display(), if *missing { "is missing" } else { "is damaged" }
+    )]
+    LostCa {
+        /// The file.
+        path: PathBuf,
+        /// Or else damaged.
+        missing: bool,
+    },
     /// The server's certificate is not of its own CA, or for another name, or the clock is wrong.
     #[error("CA cert validation failed at {server} ({reason}): is the clock right, and is this a K3s server?")]
     Untrusted {
@@ -104,6 +116,7 @@ impl JoinError {
             | Self::Password(_)
             | Self::Forbidden(_)
             | Self::NotReady(_)
+            | Self::LostCa { .. }
             | Self::NoCredential
             | Self::BadToken(_)
             | Self::Key(_)

@@ -1,11 +1,11 @@
 //! Where a join keeps what it got, under `<data>/agent`: names and contents are K3s' (protocol 2.6).
 
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::durable;
+use super::durable::{self, Disk, SystemDisk};
 
 /// Whom a certificate names; the file names follow.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -115,11 +115,19 @@ impl Files {
     ///
     /// # Errors
     /// The disk's.
-    pub fn write(&self, path: &PathBuf, content: &[u8]) -> io::Result<()> {
-        if fs::read(path).is_ok_and(|found| found == content) {
+    pub fn write(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        self.write_on(&SystemDisk, path, content)
+    }
+
+    /// As [`Self::write`], on this disk.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn write_on(&self, disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<()> {
+        if disk.read(path).is_ok_and(|found| found == content) {
             return Ok(());
         }
-        durable::replace(path, content, 0o600)
+        durable::replace_on(disk, path, content, 0o600)
     }
 
     /// Writes the kubeconfig that goes with a certificate.
@@ -128,7 +136,7 @@ impl Files {
     ///
     /// # Errors
     /// The disk's.
-    pub fn write_kubeconfig(&self, which: Certificate, server: &str) -> io::Result<()> {
+    pub fn write_kubeconfig(&self, disk: &dyn Disk, which: Certificate, server: &str) -> io::Result<()> {
         let Some(name) = which.kubeconfig() else { return Ok(()) };
         let (ca, cert, key) = (self.server_ca(), self.cert(which), self.key(which));
         let text = format!(
@@ -140,6 +148,6 @@ impl Files {
             cert.display(),
             key.display()
         );
-        self.write(&self.dir.join(name), text.as_bytes())
+        self.write_on(disk, &self.dir.join(name), text.as_bytes())
     }
 }

@@ -4,18 +4,18 @@
 //! power failure cut short is therefore not replaced before a server has accepted another password: until then it can be
 //! put back. Source: K3s v1.36, `pkg/nodepassword`, `pkg/agent/config` `ensureNodePassword`, `ensureNodeID`.
 
-use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tracing::warn;
 
-use super::durable;
+use super::durable::{self, Disk, SystemDisk};
 use crate::config::Secret;
 use crate::wire::join::hex;
 
+/// The file, in the node's folder.
+const PASSWORD: &str = "password";
 const PASSWORD_DIGITS: usize = 32;
 const ID_DIGITS: usize = 8;
 
@@ -28,6 +28,7 @@ pub struct Identity {
     pub password: Secret,
     /// The password file, when it is damaged and `password` only stands beside it.
     pub damaged: Option<PathBuf>,
+    folder: PathBuf,
 }
 
 /// The identity cannot be read or kept.
@@ -44,73 +45,94 @@ impl Identity {
     /// # Errors
     /// [`IdentityError`]: trying again does not help.
     pub fn open(folder: &Path, name: &str, with_id: bool) -> Result<Self, IdentityError> {
+        Self::open_on(&SystemDisk, folder, name, with_id)
+    }
+
+    /// As [`Self::open`], on this disk.
+    ///
+    /// # Errors
+    /// [`IdentityError`].
+    pub fn open_on(disk: &dyn Disk, folder: &Path, name: &str, with_id: bool) -> Result<Self, IdentityError> {
         let kept = |source| IdentityError {
             path: folder.to_owned(),
             source,
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(folder)
-            .map_err(kept)?;
-        let path = folder.join("password");
-        let known = path.exists();
-        if with_id && known {
-            sound(&folder.join("id")).map_err(kept)?;
+        disk.create_folder(folder, 0o755).map_err(kept)?;
+        let path = folder.join(PASSWORD);
+        if with_id && disk.has(&path) {
+            sound(disk, &folder.join("id")).map_err(kept)?;
         }
-        let (password, damaged) = password(&path).map_err(kept)?;
-        tighten(&path).map_err(kept)?;
+        let (password, damaged) = password(disk, &path).map_err(kept)?;
+        tighten(disk, &path).map_err(kept)?;
         let node_name = match with_id {
-            true => format!("{name}-{}", once(&folder.join("id"), ID_DIGITS, 0o644).map_err(kept)?),
+            true => format!(
+                "{name}-{}",
+                once(disk, &folder.join("id"), ID_DIGITS, 0o644).map_err(kept)?
+            ),
             false => name.to_owned(),
         };
         Ok(Self {
             node_name,
             password: Secret::new(password),
             damaged: damaged.then_some(path),
+            folder: folder.to_owned(),
         })
+    }
+
+    /// With the password as the file has it now: an operator may have put the old one back while this ran. A file that is
+    /// gone or damaged changes nothing.
+    #[must_use]
+    pub fn reread(&self, disk: &dyn Disk) -> Self {
+        match read(disk, &self.folder.join(PASSWORD)) {
+            Ok(Some(text)) if !is_damaged(&text, PASSWORD_DIGITS) => Self {
+                password: Secret::new(text),
+                damaged: None,
+                ..self.clone()
+            },
+            Ok(_) | Err(_) => self.clone(),
+        }
     }
 
     /// A server has accepted the password: what was damaged is replaced by it, and kept beside it.
     ///
     /// # Errors
     /// The disk's; a later start finds the same password again.
-    pub fn settle(&self) -> io::Result<()> {
-        let Some(path) = self.damaged.as_ref().filter(|path| candidate(path).exists()) else {
+    pub fn settle(&self, disk: &dyn Disk) -> io::Result<()> {
+        let Some(path) = self.damaged.as_ref().filter(|path| disk.has(&candidate(path))) else {
             return Ok(());
         };
         // A start between the two finds no password, and the candidate.
-        fs::rename(path, path.with_extension("damaged"))?;
-        fs::rename(candidate(path), path)?;
+        disk.rename(path, &path.with_extension("damaged"))?;
+        durable::rename_on(disk, &candidate(path), path)?;
         warn!(path = %path.display(), "the server knows this node by another password now; the damaged file is kept as .damaged");
         Ok(())
     }
 }
 
 /// The password, and whether it only stands beside a damaged file.
-fn password(path: &Path) -> io::Result<(String, bool)> {
+fn password(disk: &dyn Disk, path: &Path) -> io::Result<(String, bool)> {
     let beside = candidate(path);
-    match read(path)? {
+    match read(disk, path)? {
         Some(text) if !is_damaged(&text, PASSWORD_DIGITS) => return Ok((text, false)),
         Some(_) => {}
-        None if beside.exists() => {
-            fs::rename(&beside, path)?;
-            return Ok((once(path, PASSWORD_DIGITS, 0o600)?, false));
+        None if disk.has(&beside) => {
+            durable::rename_on(disk, &beside, path)?;
+            return Ok((once(disk, path, PASSWORD_DIGITS, 0o600)?, false));
         }
-        None => return Ok((once(path, PASSWORD_DIGITS, 0o600)?, false)),
+        None => return Ok((once(disk, path, PASSWORD_DIGITS, 0o600)?, false)),
     }
     warn!(
         path = %path.display(),
         "the node's password is damaged: put the file back from a copy if there is one. Until a server accepts another one, \
          this file is left as it is"
     );
-    Ok((once(&beside, PASSWORD_DIGITS, 0o600)?, true))
+    Ok((once(disk, &beside, PASSWORD_DIGITS, 0o600)?, true))
 }
 
 /// A machine that has a password had its name: with another id it would be another node, and the old one's pods would wait
 /// for it.
-fn sound(id: &Path) -> io::Result<()> {
-    match read(id)? {
+fn sound(disk: &dyn Disk, id: &Path) -> io::Result<()> {
+    match read(disk, id)? {
         Some(text) if is_damaged(&text, ID_DIGITS) => Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "the file id is damaged, and without it this machine would become another node: put it back (it is what \
@@ -122,16 +144,12 @@ fn sound(id: &Path) -> io::Result<()> {
 
 /// Takes a password file, of which copies and restored backups may be readable by all, back to its owner. A disk that
 /// cannot be written keeps no node from starting.
-fn tighten(path: &Path) -> io::Result<()> {
-    let mode = fs::metadata(path)?.permissions().mode() & 0o777;
+fn tighten(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    let mode = disk.mode(path)?;
     if mode & 0o077 == 0 {
         return Ok(());
     }
-    let (path, mode, tightened) = (
-        path.display(),
-        format!("{mode:o}"),
-        fs::set_permissions(path, Permissions::from_mode(0o600)),
-    );
+    let (path, mode, tightened) = (path.display(), format!("{mode:o}"), disk.set_mode(path, 0o600));
     match tightened {
         Ok(()) => warn!(%path, mode, "others could read the node's password; now only its owner can"),
         Err(error) => warn!(%path, mode, %error, "others can read the node's password, and its mode cannot be changed"),
@@ -143,8 +161,8 @@ fn candidate(path: &Path) -> PathBuf {
     path.with_extension("new")
 }
 
-fn read(path: &Path) -> io::Result<Option<String>> {
-    match fs::read(path) {
+fn read(disk: &dyn Disk, path: &Path) -> io::Result<Option<String>> {
+    match disk.read(path) {
         // What is no text is damaged; so is its beginning.
         Ok(bytes) => Ok(Some(String::from_utf8(bytes).unwrap_or_default().trim().to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -153,19 +171,19 @@ fn read(path: &Path) -> io::Result<Option<String>> {
 }
 
 /// What the file says; random digits, written down first, if it is missing or damaged.
-fn once(path: &Path, digits: usize, mode: u32) -> io::Result<String> {
-    if let Some(text) = read(path)? {
+fn once(disk: &dyn Disk, path: &Path, digits: usize, mode: u32) -> io::Result<String> {
+    if let Some(text) = read(disk, path)? {
         if !is_damaged(&text, digits) {
             return Ok(text);
         }
-        fs::rename(path, path.with_extension("damaged"))?;
+        disk.rename(path, &path.with_extension("damaged"))?;
         warn!(
             path = %path.display(),
             "this file was cut short, so a new one is made (the old is kept as .damaged)"
         );
     }
     let fresh = random(digits)?;
-    durable::replace(path, format!("{fresh}\n").as_bytes(), mode)?;
+    durable::replace_on(disk, path, format!("{fresh}\n").as_bytes(), mode)?;
     Ok(fresh)
 }
 
@@ -184,6 +202,9 @@ fn random(digits: usize) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::scratch::TempDir;
 
@@ -238,7 +259,7 @@ mod tests {
             assert_eq!(found, expected, "from {mode:o}");
         }
         // A file whose mode nobody can change.
-        tighten(Path::new("/proc/self/status")).unwrap();
+        tighten(&SystemDisk, Path::new("/proc/self/status")).unwrap();
     }
 
     #[test]
@@ -278,12 +299,24 @@ mod tests {
         fs::write(&path, "0123456789abcdef0123456789abcdef\n").unwrap();
         let restored = Identity::open(folder, "pi", false).unwrap();
         assert_eq!(restored.password.expose(), "0123456789abcdef0123456789abcdef");
-        restored.settle().unwrap();
+        assert_eq!(
+            first.reread(&SystemDisk).password,
+            restored.password,
+            "also while it runs"
+        );
+        restored.settle(&SystemDisk).unwrap();
         assert!(!folder.join("password.damaged").exists(), "nothing to settle");
+        for gone in [false, true] {
+            fs::write(&path, "0123").unwrap();
+            if gone {
+                fs::remove_file(&path).unwrap();
+            }
+            assert_eq!(restored.reread(&SystemDisk).password, restored.password, "gone: {gone}");
+        }
         fs::write(&path, "").unwrap();
         let damaged = Identity::open(folder, "pi", false).unwrap();
-        damaged.settle().unwrap();
-        damaged.settle().unwrap();
+        damaged.settle(&SystemDisk).unwrap();
+        damaged.settle(&SystemDisk).unwrap();
         assert_eq!(fs::read_to_string(folder.join("password.damaged")).unwrap(), "");
         let settled = Identity::open(folder, "pi", false).unwrap();
         assert_eq!(settled.password, damaged.password);

@@ -1,23 +1,26 @@
 //! Questions to the supervisor: the few requests of a join, each on its own connection.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::http::header::{AUTHORIZATION, HOST, RETRY_AFTER};
-use hyper::http::{Method, Request, StatusCode};
+use hyper::http::{Method, Request};
 use rustls::ClientConfig;
 
+use super::authority;
 use super::clock::Clock;
+use super::durable::{Disk, SystemDisk};
+use super::enrol::{Ground, Who};
 use super::error::JoinError;
 use super::files::Certificate;
-use super::identity::Identity;
-use super::trust;
+use super::key::{Key, KeyError};
+use super::trust::{self, Shown, TrustError};
 use crate::api::Endpoint;
 use crate::api::request::status_of;
-use crate::wire::join::{CACERTS, NODE_IP, NODE_NAME, NODE_PASSWORD, PREFIX, ca_hash};
+use crate::api::transport::Answer;
+use crate::wire::join::{CACERTS, NODE_IP, NODE_NAME, NODE_PASSWORD, PREFIX};
 
 /// Any of them; K3s' own limit.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -33,13 +36,20 @@ pub struct Address {
     pub shown: String,
 }
 
+/// The servers at an address, over TLS as of the time that the clock says.
+pub struct Network<'a> {
+    /// Where.
+    pub address: &'a Address,
+    /// By which their certificates are judged.
+    pub clock: &'a Arc<Clock>,
+    /// The node's name, for messages.
+    pub node: &'a str,
+}
+
 /// The supervisor, trusted and with a credential.
-pub struct Supervisor<'a> {
+pub struct Link {
     endpoint: Endpoint,
-    shown: String,
     authorization: Option<String>,
-    identity: &'a Identity,
-    clock: &'a Clock,
 }
 
 /// Fetches the CA bundle, judges it by the token's hash, and sees that the server has a certificate of it.
@@ -47,56 +57,8 @@ pub struct Supervisor<'a> {
 /// # Errors
 /// [`JoinError`].
 pub async fn fetch_ca(address: &Address, expected: Option<&str>, clock: &Arc<Clock>) -> Result<Bytes, JoinError> {
-    let ca = get_ca(address, trust::anyone()?).await?;
-    let served = ca_hash(&ca);
-    if let Some(expected) = expected
-        && expected != served
-    {
-        return Err(JoinError::CaHash {
-            expected: expected.into(),
-            served,
-        });
-    }
-    get_ca(address, trust::bundle(&ca, None, clock)?).await?;
-    Ok(ca)
-}
-
-/// Sees that the server is of the cluster that this machine knows, by the CA bundle `kept` (PEM) of an earlier join in the
-/// file `path`.
-///
-/// # Errors
-/// [`JoinError::OtherCa`] when the server's CA is another one.
-pub async fn recognize(address: &Address, kept: &[u8], path: &Path, clock: &Arc<Clock>) -> Result<(), JoinError> {
-    let Err(refused) = get_ca(address, trust::bundle(kept, None, clock)?).await else {
-        return Ok(());
-    };
-    if !matches!(refused, JoinError::Untrusted { .. }) {
-        return Err(refused);
-    }
-    let (kept, served) = (ca_hash(kept), ca_hash(&get_ca(address, trust::anyone()?).await?));
-    match kept == served {
-        true => Err(refused),
-        false => Err(JoinError::OtherCa {
-            kept,
-            served,
-            path: path.to_owned(),
-        }),
-    }
-}
-
-async fn get_ca(address: &Address, tls: Arc<ClientConfig>) -> Result<Bytes, JoinError> {
-    let endpoint = address.endpoint(tls);
-    let request = request(&endpoint, Method::GET, CACERTS, &[], Bytes::new())?;
-    let answer = endpoint.ask(request, LIMIT).await;
-    let answer = answer.map_err(|error| JoinError::of_transport(&error, &address.shown))?;
-    match answer.head.status {
-        StatusCode::OK => Ok(answer.body),
-        code => Err(JoinError::of_status(
-            &status_of(code.as_u16(), None, &answer.body),
-            CACERTS,
-            "",
-        )),
-    }
+    let node = "";
+    authority::fetch(&Network { address, clock, node }, expected).await
 }
 
 impl Address {
@@ -109,66 +71,96 @@ impl Address {
     }
 }
 
-impl<'a> Supervisor<'a> {
-    /// `authorization`: the header made of the token; `None` leaves it to the client certificate in `tls`.
-    pub fn new(
-        address: &Address,
-        tls: Arc<ClientConfig>,
-        authorization: Option<String>,
-        identity: &'a Identity,
-        clock: &'a Clock,
-    ) -> Self {
-        Self {
-            endpoint: address.endpoint(tls),
-            shown: address.shown.clone(),
+impl Ground for Network<'_> {
+    type Link = Link;
+
+    fn disk(&self) -> &dyn Disk {
+        &SystemDisk
+    }
+
+    async fn ca(&self, by: Option<&[u8]>) -> Result<Bytes, JoinError> {
+        let tls = match by {
+            Some(ca) => trust::bundle(ca, None, self.clock)?,
+            None => trust::anyone()?,
+        };
+        let link = Link {
+            endpoint: self.address.endpoint(tls),
+            authorization: None,
+        };
+        let answer = self.ask(&link, Method::GET, CACERTS, &[], Bytes::new()).await?;
+        self.judged(CACERTS, answer)
+    }
+
+    fn link(&self, ca: &[u8], shown: Option<Shown<'_>>, authorization: Option<String>) -> Result<Link, TrustError> {
+        Ok(Link {
+            endpoint: self.address.endpoint(trust::bundle(ca, shown, self.clock)?),
             authorization,
-            identity,
-            clock,
-        }
+        })
     }
 
-    /// Reads a route such as `config`.
-    ///
-    /// # Errors
-    /// [`JoinError`].
-    pub async fn get(&self, route: &str) -> Result<Bytes, JoinError> {
-        self.ask(Method::GET, route, &[], Bytes::new()).await
+    async fn get(&self, link: &Link, route: &str) -> Result<Bytes, JoinError> {
+        self.told(link, Method::GET, route, &[], Bytes::new()).await
     }
 
-    /// Has a certificate request (DER) signed; answers PEM. `ips` are told for the kubelet's certificates.
-    ///
-    /// # Errors
-    /// [`JoinError`].
-    pub async fn sign(&self, which: Certificate, request: Vec<u8>, ips: &str) -> Result<Bytes, JoinError> {
+    async fn sign(&self, link: &Link, which: Certificate, request: Vec<u8>, who: &Who<'_>) -> Result<Bytes, JoinError> {
         let route = format!("{}.crt", which.stem());
-        let (name, password) = (self.identity.node_name.as_str(), self.identity.password.expose());
+        let (name, password) = (who.identity.node_name.as_str(), who.identity.password.expose());
         let headers: &[(&str, &str)] = match which {
             Certificate::ServingKubelet | Certificate::ClientKubelet => {
-                &[(NODE_NAME, name), (NODE_PASSWORD, password), (NODE_IP, ips)]
+                &[(NODE_NAME, name), (NODE_PASSWORD, password), (NODE_IP, who.ips)]
             }
             Certificate::ClientKubeProxy | Certificate::ClientK3sController => &[],
         };
-        self.ask(Method::POST, &route, headers, request.into()).await
+        self.told(link, Method::POST, &route, headers, request.into()).await
     }
 
-    async fn ask(
+    fn key(&self, kept: Option<&[u8]>) -> Result<(String, Vec<u8>), KeyError> {
+        let key = match kept.and_then(Key::read) {
+            Some(key) => key,
+            None => Key::generate()?,
+        };
+        Ok((key.to_pem().to_owned(), key.request()?))
+    }
+}
+
+impl Network<'_> {
+    /// Asks a trusted server, whose answers also say what time it is.
+    async fn told(
         &self,
+        link: &Link,
         method: Method,
         route: &str,
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Bytes, JoinError> {
         let path = format!("{PREFIX}/{route}");
-        let authorization = self
+        let authorization = link
             .authorization
             .as_deref()
             .map(|value| (AUTHORIZATION.as_str(), value));
         let headers: Vec<_> = headers.iter().copied().chain(authorization).collect();
-        let request = request(&self.endpoint, method, &path, &headers, body)?;
-        let answer = self.endpoint.ask(request, LIMIT).await;
-        let answer = answer.map_err(|error| JoinError::of_transport(&error, &self.shown))?;
+        let answer = self.ask(link, method, &path, &headers, body).await?;
         if answer.head.status.is_success() {
             self.clock.told(answer.date().unwrap_or(0));
+        }
+        self.judged(&path, answer)
+    }
+
+    async fn ask(
+        &self,
+        link: &Link,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Answer, JoinError> {
+        let request = request(&link.endpoint, method, path, headers, body)?;
+        let answer = link.endpoint.ask(request, LIMIT).await;
+        answer.map_err(|error| JoinError::of_transport(&error, &self.address.shown))
+    }
+
+    fn judged(&self, path: &str, answer: Answer) -> Result<Bytes, JoinError> {
+        if answer.head.status.is_success() {
             return Ok(answer.body);
         }
         let wait = answer
@@ -177,7 +169,7 @@ impl<'a> Supervisor<'a> {
             .get(RETRY_AFTER)
             .and_then(|value| value.to_str().ok());
         let status = status_of(answer.head.status.as_u16(), wait, &answer.body);
-        Err(JoinError::of_status(&status, &path, &self.identity.node_name))
+        Err(JoinError::of_status(&status, path, self.node))
     }
 }
 
