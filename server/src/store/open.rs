@@ -27,6 +27,15 @@ pub enum OpenError {
     /// etcd.
     #[error("cannot use etcd as datastore: {0}")]
     Etcd(StoreError),
+    /// etcd, with the state of a cluster of K3s or Kubernetes in it.
+    #[error(
+        "this etcd holds a cluster of K3s or Kubernetes already, whose objects this server can neither read nor keep ({key} is \
+         in protobuf); nothing in it was changed. Give the server an etcd of its own"
+    )]
+    EtcdOfOthers {
+        /// One of its objects.
+        key: String,
+    },
     /// A database that is not there; it may come.
     #[error("the datastore does not answer: {detail}")]
     Away {
@@ -59,7 +68,11 @@ pub async fn open(endpoint: &Endpoint, tls: &Tls, sqlite: &Path) -> Result<Arc<d
                 tls: encrypted.then(|| tls::client_config(tls, &[b"h2"])).transpose()?,
                 compaction: compaction::EVERY,
             };
-            Ok(Arc::new(Etcd::open(settings).await.map_err(OpenError::Etcd)?))
+            let store = Etcd::open(settings).await.map_err(OpenError::Etcd)?;
+            match store.object_of_others().await.map_err(OpenError::Etcd)? {
+                Some(key) => Err(OpenError::EtcdOfOthers { key: key.to_string() }),
+                None => Ok(Arc::new(store)),
+            }
         }
     }
 }

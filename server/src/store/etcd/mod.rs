@@ -36,6 +36,11 @@ use self::link::Failure;
 use self::write::Writer;
 use super::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
 
+/// What kube-apiserver's objects begin with. Source: Kubernetes v1.36, `runtime/serializer/protobuf`, `protoEncodingPrefix`.
+const PROTOBUF: &[u8] = b"k8s\0";
+/// So many are looked at: whoever writes one in protobuf writes all so.
+const NAMESPACES: usize = 16;
+
 /// A cluster of etcd.
 pub struct Etcd {
     client: Arc<Client>,
@@ -67,6 +72,23 @@ impl Etcd {
         info!(%revision, "the datastore is etcd");
         store.spawn(compaction::run(Arc::clone(&store.client), every))?;
         Ok(store)
+    }
+
+    /// An object that kube-apiserver wrote: K3s and Kubernetes keep theirs in protobuf, under the names that ours have.
+    ///
+    /// Looks at namespaces, which every cluster has and no server keeps otherwise (aggregated APIs are in JSON there too).
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub async fn object_of_others(&self) -> Result<Option<Arc<str>>, StoreError> {
+        let range = Range {
+            prefix: "/registry/namespaces/".to_owned(),
+            limit: Some(NAMESPACES),
+            ..Range::default()
+        };
+        let found = read::list(self.client()?, &range, None).await?.entries;
+        let theirs = found.into_iter().find(|entry| entry.value.starts_with(PROTOBUF));
+        Ok(theirs.map(|entry| entry.key))
     }
 
     /// The client, unless the store is closed.

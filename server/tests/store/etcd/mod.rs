@@ -317,6 +317,26 @@ async fn what_others_write_there_is_passed_over_and_no_revision_is_missed() {
 }
 
 #[tokio::test]
+async fn the_state_of_a_cluster_of_k3s_is_refused_and_left_alone() {
+    let etcd = Etcd::start().unwrap();
+    let ours = open_at(&etcd.endpoint(), &etcd).await;
+    ours.write(put("/registry/namespaces/default", Expect::Any, "{}"))
+        .await
+        .unwrap();
+    ours.close().await.unwrap();
+    open_at(&etcd.endpoint(), &etcd).await.close().await.unwrap();
+    // "/registry/namespaces/kube-system" and the beginning of an object as kube-apiserver writes it.
+    let theirs =
+        json!({ "key": "L3JlZ2lzdHJ5L25hbWVzcGFjZXMva3ViZS1zeXN0ZW0=", "value": "azhzAAoPCgJ2MRIJTmFtZXNwYWNl" });
+    etcd.ask(0, "kv/put", &theirs).unwrap();
+    let refused = try_open_at(&etcd.endpoint(), &etcd).await.err().unwrap();
+    assert!(
+        matches!(&refused, OpenError::EtcdOfOthers { key } if key == "/registry/namespaces/kube-system"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
 async fn a_long_list_comes_whole_page_by_page() {
     let etcd = Etcd::start().unwrap();
     let store = open_at(&etcd.endpoint(), &etcd).await;
