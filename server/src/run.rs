@@ -166,7 +166,7 @@ impl Server {
         let mut listening = JoinSet::new();
         listening.spawn(http::serve(listener, ground.pki.server_config()?, http, stop));
 
-        ground.first_objects(config, advertised, peers.as_ref()).await?;
+        let first = ground.first_objects(config, advertised, peers.as_ref()).await?;
         ready.send_replace(true);
 
         let mut acting = ground.actors(config, peers.as_ref(), &sessions)?;
@@ -176,7 +176,7 @@ impl Server {
         acting.spawn(async move { ready.closed().await });
         certificates::write_kubeconfig(config, &ground.pki, port)?;
         acting.spawn(certificates::renew(config.clone(), Arc::clone(&ground.pki), port));
-        acting.spawn(ground.control(config)?);
+        acting.spawn(ground.control(config, first)?);
         acting.spawn(upkeep::tell_of_a_repair(
             Arc::clone(&ground.store),
             ground.client.clone(),

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use ask::{AskError, ask};
-pub use serve::{Desk, Door, warn_of};
+pub use serve::{Desk, Door, MakeFirst, warn_of};
 pub use text::{backed_up, restored};
 
 /// What is asked.

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent::wire::status::Status;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -68,6 +70,9 @@ impl Drop for Door {
     }
 }
 
+/// Makes the objects that a start makes.
+pub type MakeFirst = Box<dyn Fn() -> BoxFuture<'static, Result<(), Status>> + Send + Sync>;
+
 /// What the requests are about.
 pub struct Desk {
     store: Arc<dyn Store>,
@@ -77,11 +82,13 @@ pub struct Desk {
     node: String,
     /// What backs up the datastore, where that is not for us to do.
     tool: &'static str,
+    first: MakeFirst,
     one_restore: Mutex<()>,
 }
 
 impl Desk {
-    /// `node`: whose Events tell of a restore. `tool`: what backs up a datastore that is not the embedded one.
+    /// `node`: whose Events tell of a restore. `tool`: what backs up a datastore that is not the embedded one. `first`: called
+    /// after a restore, for a backup may be of an older version or another machine.
     pub fn new(
         store: Arc<dyn Store>,
         cache: Cache,
@@ -89,6 +96,7 @@ impl Desk {
         data_dir: &Path,
         node: &str,
         tool: &'static str,
+        first: MakeFirst,
     ) -> Self {
         Self {
             store,
@@ -97,6 +105,7 @@ impl Desk {
             data_dir: data_dir.to_owned(),
             node: node.to_owned(),
             tool,
+            first,
             one_restore: Mutex::default(),
         }
     }
@@ -205,6 +214,12 @@ impl Desk {
         let put = sqlite.restore(staged).await.map_err(|error| error.to_string())?;
         if timeout(LOADED, self.cache.reached(put.goes_on)).await.is_err() {
             warn!("what was restored is not loaded yet");
+        }
+        if let Err(status) = (self.first)().await {
+            warn!(
+                error = status.message,
+                "what a start makes is missing after the restore: restart the server"
+            );
         }
         let message = format!(
             "{file} was put in the place of the cluster's state, as of revision {}: what was written after it is gone",

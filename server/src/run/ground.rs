@@ -35,6 +35,33 @@ use crate::store::{Store, StoreError};
 use crate::tunnel::Sessions;
 use crate::{auth, controllers, peers, scheduler};
 
+/// The objects that there have to be at a start, and after a restore: what this version counts on, and where this server is.
+pub(super) struct First {
+    client: Client,
+    facts: objects::Facts,
+    advertised: SocketAddr,
+    peers: Option<Peers>,
+}
+
+impl First {
+    async fn ensure(&self) -> Result<(), Status> {
+        let client = &self.client;
+        let endpoints = async {
+            match &self.peers {
+                Some(peers) => peers.arrive().await,
+                None => peers::reconcile_endpoints(client, &[self.advertised].into()).await,
+            }
+        };
+        let objects = async {
+            objects::ensure(client, objects::namespaces()).await?;
+            let (rest, endpoints) = tokio::join!(objects::ensure(client, objects::rest(&self.facts)), endpoints);
+            rest.and(endpoints)
+        };
+        let (roles, objects) = tokio::join!(auth::bootstrap::reconcile(client), objects);
+        roles.and(objects)
+    }
+}
+
 /// What all else stands on.
 pub(super) struct Ground {
     pub(super) dir: PathBuf,
@@ -154,7 +181,8 @@ impl Ground {
     }
 
     /// The control socket.
-    pub(super) fn control(&self, config: &Config) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+    pub(super) fn control(&self, config: &Config, first: First) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+        let first = Arc::new(first);
         let desk = Desk::new(
             Arc::clone(&self.store),
             self.cache.clone(),
@@ -162,39 +190,39 @@ impl Ground {
             &config.data_dir,
             &config.node.name,
             upkeep::backup_tool(&config.datastore.endpoint),
+            Box::new(move || {
+                let first = Arc::clone(&first);
+                async move { first.ensure().await }.boxed()
+            }),
         );
         let door = Door::open(&config.data_dir).context("cannot make the control socket server/control.sock")?;
         Ok(Arc::new(desk).serve(door))
     }
 
+    /// Makes the first objects, and returns what makes them again.
     pub(super) async fn first_objects(
         &self,
         config: &Config,
         advertised: SocketAddr,
         peers: Option<&Peers>,
-    ) -> anyhow::Result<()> {
-        let facts = objects::Facts {
-            service_ip: derived::first_service(config)?,
-            port: advertised.port(),
+    ) -> anyhow::Result<First> {
+        let first = First {
+            client: self.client.clone(),
+            facts: objects::Facts {
+                service_ip: derived::first_service(config)?,
+                port: advertised.port(),
+            },
+            advertised,
+            peers: peers.cloned(),
         };
-        let attempt = async || {
-            let endpoints = async {
-                match peers {
-                    Some(peers) => peers.arrive().await,
-                    None => peers::reconcile_endpoints(&self.client, &[advertised].into()).await,
-                }
-            };
-            let objects = async {
-                objects::ensure(&self.client, objects::namespaces()).await?;
-                let (rest, endpoints) = tokio::join!(objects::ensure(&self.client, objects::rest(&facts)), endpoints);
-                rest.and(endpoints)
-            };
-            let (roles, objects) = tokio::join!(auth::bootstrap::reconcile(&self.client), objects);
-            roles.and(objects)
-        };
-        patiently("first objects", |status: &Status| status.code == 503, attempt)
-            .await
-            .map_err(|status| anyhow!("cannot make the cluster's first objects: {}", status.message))
+        patiently(
+            "first objects",
+            |status: &Status| status.code == 503,
+            async || first.ensure().await,
+        )
+        .await
+        .map_err(|status| anyhow!("cannot make the cluster's first objects: {}", status.message))?;
+        Ok(first)
     }
 
     /// Controllers, scheduler and the repair of claims: here, or on whichever server leads.

@@ -160,6 +160,14 @@ async fn a_running_server_is_backed_up_and_restored_and_goes_on() {
     let client = &cluster.server().client;
     cluster.register("kept").await;
     let dir = cluster.dir.display();
+    // As in a backup of a version that did not have them yet, by a server somewhere else.
+    let first = [
+        (What::CLUSTER_ROLES, "", "view"),
+        (What::ENDPOINTS, "default", "kubernetes"),
+    ];
+    for (what, namespace, name) in first {
+        client.delete(what, namespace, name, Default::default()).await.unwrap();
+    }
     let mode = std::fs::metadata(cluster.dir.join("server/control.sock")).unwrap();
     assert_eq!(mode.permissions().mode() & 0o777, 0o600);
     let said = offline(&format!("backup -d {dir} {dir}/monday.db")).await.unwrap();
@@ -183,6 +191,9 @@ async fn a_running_server_is_backed_up_and_restored_and_goes_on() {
     let gone = client.get(What::NODES, "", "lost").await.unwrap_err();
     assert_eq!(gone.code, 404, "{gone:?}");
     client.get(What::NODES, "", "kept").await.unwrap();
+    for (what, namespace, name) in first {
+        client.get(what, namespace, name).await.unwrap();
+    }
     let from = From::After(Revision::new(before.parse().unwrap()));
     let watch = client.watch(What::NODES, None, Filter::default(), from).await;
     assert_eq!(watch.err().map(|status| status.code), Some(410));

@@ -58,13 +58,15 @@ const FREE_PAGES: i64 = 1024;
 const FREE_STEP: i64 = 64;
 
 /// FULL: a commit is on the disk before it returns. EXCLUSIVE: no second server, and no shared-memory file.
-/// 4 MiB of WAL at rest; 1 MiB of page cache: everything hot is in our own memory anyway.
+/// 4 MiB of WAL at rest; 1 MiB of page cache: everything hot is in our own memory anyway. A batch that is larger stays in
+/// memory until it is committed, so that one that fails has written nothing.
 const SETTINGS: &str = "
     PRAGMA locking_mode = EXCLUSIVE;
     PRAGMA journal_mode = WAL;
     PRAGMA synchronous = FULL;
     PRAGMA journal_size_limit = 4194304;
     PRAGMA cache_size = -1024;
+    PRAGMA cache_spill = OFF;
     PRAGMA temp_store = MEMORY;
 ";
 
