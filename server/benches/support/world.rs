@@ -1,31 +1,14 @@
 //! A whole server without a node, in a folder of its own.
 
-use std::path::{Path, PathBuf};
+#[path = "folder.rs"]
+mod folder;
+
+use std::path::Path;
 
 use server::config::{self, Command};
 use server::run::Server;
 
-/// A folder that goes when it is dropped. On the disk that the build is on: a tmpfs would make every fsync free.
-pub struct Folder(PathBuf);
-
-impl Folder {
-    pub fn new(name: &str) -> Self {
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
+pub use self::folder::Folder;
 
 /// Starts a server on what is in the folder.
 pub async fn start(folder: &Path) -> Server {
