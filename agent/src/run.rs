@@ -66,7 +66,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     tasks.spawn(images.follow());
     let ended = {
         let renewing = renew::run(&joiner, &joined.client, from_disk, || balancer.trouble());
-        let kubelet = run_kubelet(&config, &joined, runtime, &mut shutdown);
+        let kubelet = run_kubelet(&config, &joined, &joiner.clock, runtime, &mut shutdown);
         tokio::select! {
             ended = kubelet => ended,
             () = renewing => Ok(()),
@@ -174,6 +174,7 @@ fn tunnels(
 async fn run_kubelet(
     config: &Config,
     joined: &Joined,
+    clock: &Arc<Clock>,
     runtime: Runtime,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
@@ -181,7 +182,7 @@ async fn run_kubelet(
         cluster: pod_range(joined)?,
         folder: config.agent_dir().join("podnet"),
     };
-    let settings = settings(config, joined);
+    let settings = settings(config, joined, Arc::clone(clock));
     let api = Arc::new(joined.client.clone());
     kubelet::run(settings, api, Arc::new(runtime), Arc::new(networks), shutdown).await?;
     Ok(())
@@ -197,7 +198,7 @@ fn pod_range(joined: &Joined) -> anyhow::Result<Range> {
         .with_context(|| format!("the cluster's range for pods, {range}, cannot be used"))
 }
 
-fn settings(config: &Config, joined: &Joined) -> Settings {
+fn settings(config: &Config, joined: &Joined, clock: Arc<Clock>) -> Settings {
     let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     let taints = config.taints.iter().map(|taint| kubelet::Taint {
         key: taint.key.clone(),
@@ -215,6 +216,7 @@ fn settings(config: &Config, joined: &Joined) -> Settings {
         bind: IpAddr::from([0, 0, 0, 0]),
         cluster_dns: joined.cluster.cluster_dns.clone(),
         cluster_domain: joined.cluster.cluster_domain.clone(),
+        judged: kubelet::Judged::new(move |certificate, system| clock.moment(certificate, system)),
         resolv_conf: config.resolv_conf.clone().unwrap_or(settings.resolv_conf),
         ..settings
     }

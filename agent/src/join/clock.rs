@@ -204,6 +204,17 @@ impl Clock {
         self.lock().at()
     }
 
+    /// When to judge the certificate (DER) of somebody who is no server, while the system clock shows that. Nothing is learned
+    /// from it: what a node shows is no word of the cluster's.
+    pub fn moment(&self, certificate: &[u8], system: u64) -> u64 {
+        let floor = *self.lock();
+        match Window::of(certificate).map(|window| floor.moment(system, window)) {
+            None | Some(Moment::System) => system,
+            Some(Moment::Floor(at)) => at,
+            Some(Moment::Ended) => floor.at,
+        }
+    }
+
     /// What a server says (the `Date` of its answer) over verified TLS.
     pub fn told(&self, date: u64) {
         self.lock().told(date);
@@ -415,6 +426,27 @@ mod tests {
             !Server::new(2024, 2025, &clock(0)).is_trusted(year(2026)),
             "nor is it taken by a right clock"
         );
+    }
+
+    #[test]
+    fn a_caller_is_judged_by_the_floor_while_the_clock_is_behind_and_teaches_nothing() {
+        for (floor, system, judged) in [
+            (2020, 1970, 2026),
+            (2026, 1970, 2026),
+            (2028, 1970, 2028),
+            (2028, 2026, 2026),
+            (2020, 2028, 2028),
+        ] {
+            let clock = clock(year(floor));
+            let caller = Server::new(2026, 2027, &clock).certificate;
+            assert_eq!(
+                clock.moment(&caller, year(system)),
+                year(judged),
+                "floor {floor}, system {system}"
+            );
+            assert_eq!(clock.floor(), year(floor));
+        }
+        assert_eq!(clock(7).moment(b"nonsense", 5), 5);
     }
 
     #[test]

@@ -8,14 +8,17 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::ring;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
-use crate::kubelet::settings::Settings;
+use crate::kubelet::settings::{Judged, Settings};
 
 /// Why there is no TLS to serve with.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,7 @@ pub struct Identity {
     cert: PathBuf,
     key: PathBuf,
     client_ca: PathBuf,
+    judged: Judged,
     loaded: Option<(Stamp, Arc<ServerConfig>)>,
 }
 
@@ -52,6 +56,7 @@ impl Identity {
             cert: settings.serving_cert.clone(),
             key: settings.serving_key.clone(),
             client_ca: settings.client_ca.clone(),
+            judged: settings.judged.clone(),
             loaded: None,
         }
     }
@@ -106,7 +111,10 @@ impl Identity {
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(unusable)?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(Arc::new(Callers {
+                inner: verifier,
+                judged: self.judged.clone(),
+            }))
             .with_single_cert(chain, key)
             .map_err(unusable)?;
         // Streams take the connection over: only HTTP/1.1 can be upgraded so.
@@ -115,6 +123,60 @@ impl Identity {
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Arc::new(config))
+    }
+}
+
+/// Verifies callers as rustls does, at a time that a board without a clock knows, too.
+#[derive(Debug)]
+struct Callers {
+    inner: Arc<dyn ClientCertVerifier>,
+    judged: Judged,
+}
+
+impl ClientCertVerifier for Callers {
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let at = Duration::from_secs(self.judged.at(end_entity, now.as_secs()));
+        let at = UnixTime::since_unix_epoch(at);
+        self.inner.verify_client_cert(end_entity, intermediates, at)
+    }
+
+    fn root_hint_subjects(&self) -> &[rustls::DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn offer_client_auth(&self) -> bool {
+        self.inner.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.inner.client_auth_mandatory()
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
     }
 }
 
@@ -151,5 +213,39 @@ mod tests {
         let other = Authority::new();
         other.write(&settings);
         assert!(!Arc::ptr_eq(&first, &identity.config().unwrap()));
+    }
+
+    #[test]
+    fn callers_are_judged_at_the_time_that_the_settings_know() {
+        let authority = Authority::new();
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap())
+            .unwrap();
+        let provider = Arc::new(ring::default_provider());
+        let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .unwrap();
+        let (caller, _) = authority.sign("kube-apiserver", "system:masters");
+        let caller = CertificateDer::from_pem_slice(caller.as_bytes()).unwrap();
+        // These certificates begin in 1975 and end in 4096.
+        for (known, now, expected) in [
+            (0, 0, false),
+            (1_700_000_000, 0, true),
+            (0, 1_700_000_000, true),
+            (0, 1 << 37, false),
+        ] {
+            let judged = Judged::new(move |_, system| system.max(known));
+            let callers = Callers {
+                inner: inner.clone(),
+                judged,
+            };
+            let at = UnixTime::since_unix_epoch(Duration::from_secs(now));
+            assert_eq!(
+                callers.verify_client_cert(&caller, &[], at).is_ok(),
+                expected,
+                "known {known}, now {now}"
+            );
+        }
     }
 }

@@ -38,6 +38,11 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
+    /// Its own certificate, PEM.
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
     /// Chain and key, PEM.
     pub fn sign(&self, name: &str, group: &str) -> (String, String) {
         let mut params = CertificateParams::new(vec!["box".to_owned()]).unwrap();
