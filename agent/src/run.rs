@@ -3,6 +3,7 @@
 //! identity → balancer → join (or what an earlier one left) → runtime, images → kubelet and tunnels. A machine that has
 //! joined before starts its pods from what is on disk and joins again, for fresh certificates, beside that.
 
+mod certificates;
 mod images;
 mod renew;
 
@@ -65,11 +66,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     tunneling.spawn(tunnels(&config, &joined, &balancer, &files, leaving));
     tasks.spawn(images.follow());
     let ended = {
+        let watching = certificates::run(&config.data_dir, &identity.node_name, &joined.client, &joiner.clock);
         let renewing = renew::run(&joiner, &joined.client, from_disk, || balancer.trouble());
         let kubelet = run_kubelet(&config, &joined, &joiner.clock, runtime, &mut shutdown);
         tokio::select! {
             ended = kubelet => ended,
             () = renewing => Ok(()),
+            () = watching => Ok(()),
         }
     };
     info!(node = identity.node_name, "agent stops; pods go on");

@@ -129,10 +129,12 @@ impl Recorder {
 }
 
 /// A recorder, and the task that writes what it takes.
-pub fn recorder(api: Arc<dyn Api>, node_name: String) -> (Recorder, impl Future<Output = ()>) {
+///
+/// `component`: who says so, such as `kubelet`.
+pub fn recorder(api: Arc<dyn Api>, component: &'static str, node_name: String) -> (Recorder, impl Future<Output = ()>) {
     let (to, mut from) = mpsc::channel(QUEUE);
     let writing = async move {
-        let mut ledger = Ledger::new(node_name);
+        let mut ledger = Ledger::new(component, node_name);
         while let Some(happening) = from.recv().await {
             let Some(write) = ledger.note(&happening, clock::now(), Timestamp::now()) else {
                 continue;
@@ -177,6 +179,7 @@ enum Write {
 
 /// Which events are there already, and who has written how many lately.
 struct Ledger {
+    component: &'static str,
     node_name: String,
     known: BTreeMap<Happening, (String, u64)>,
     order: VecDeque<Happening>,
@@ -185,8 +188,9 @@ struct Ledger {
 }
 
 impl Ledger {
-    fn new(node_name: String) -> Self {
+    fn new(component: &'static str, node_name: String) -> Self {
         Self {
+            component,
             node_name,
             known: BTreeMap::new(),
             order: VecDeque::new(),
@@ -246,12 +250,12 @@ impl Ledger {
             "involvedObject": involved,
             "reason": it.reason,
             "message": it.message,
-            "source": {"component": "kubelet", "host": self.node_name},
+            "source": {"component": self.component, "host": self.node_name},
             "firstTimestamp": stamp,
             "lastTimestamp": stamp,
             "count": 1,
             "type": severity,
-            "reportingComponent": "kubelet",
+            "reportingComponent": self.component,
             "reportingInstance": self.node_name,
         })
     }
@@ -313,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_repeat_becomes_a_count() {
-        let (mut ledger, now) = (Ledger::new("pi".into()), Instant::now());
+        let (mut ledger, now) = (Ledger::new("kubelet", "pi".into()), Instant::now());
         let Some(Write::Create { path, body }) = ledger.note(&happening("x"), now, Timestamp::UNIX_EPOCH) else {
             panic!("the first one is made");
         };
@@ -337,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_loud_object_is_heard_only_now_and_then() {
-        let (mut ledger, now) = (Ledger::new("pi".into()), Instant::now());
+        let (mut ledger, now) = (Ledger::new("kubelet", "pi".into()), Instant::now());
         let heard =
             |ledger: &mut Ledger, at: Instant| ledger.note(&happening("x"), at, Timestamp::UNIX_EPOCH).is_some();
         assert_eq!((0..100).filter(|_| heard(&mut ledger, now)).count(), 25);
@@ -347,7 +351,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut ledger = Ledger::new("pi".into());
+        let mut ledger = Ledger::new("kubelet", "pi".into());
         for number in 0..2000u32 {
             let mut it = happening("x");
             it.about.uid = number.to_string();

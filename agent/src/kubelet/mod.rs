@@ -11,7 +11,7 @@ mod clock;
 pub mod disk;
 pub mod downward;
 pub mod env;
-mod event;
+pub mod event;
 mod feed;
 mod files;
 mod host;
@@ -86,7 +86,7 @@ pub async fn run(
             source,
         })?;
     let (network, network_seen) = watch::channel(NetworkState::Missing("the node has no podCIDR yet".into()));
-    let (events, writing) = event::recorder(api.clone(), settings.node_name.clone());
+    let (events, writing) = event::recorder(api.clone(), "kubelet", settings.node_name.clone());
     let (keeper, keeping) = keeper::keeper();
     let host = Arc::new(Host {
         machine: Machine::read(),

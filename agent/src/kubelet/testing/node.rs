@@ -110,7 +110,7 @@ impl Rig {
 
     pub fn agent_starts(&mut self) {
         let api: Arc<dyn Api> = self.api.clone();
-        let (events, writing) = event::recorder(api.clone(), "box".into());
+        let (events, writing) = event::recorder(api.clone(), "kubelet", "box".into());
         let (keeper, keeping) = keeper::keeper();
         let host = Arc::new(Host {
             settings: self.settings.clone(),
