@@ -62,6 +62,8 @@ enum RotateError {
     Passwd(#[from] PasswdError),
     #[error("the work was cut off: {0}")]
     CutOff(#[from] tokio::task::JoinError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 impl Rotation {
@@ -122,7 +124,7 @@ impl Rotator {
                     None => return,
                     Some(order) => {
                         let outcome = work.rotate(order.next).await;
-                        resuming = work.is_unfinished();
+                        resuming = work.is_unfinished().await;
                         // That the asker has gone changes nothing.
                         let _ = order.answer.send(outcome);
                     }
@@ -169,19 +171,20 @@ impl Work {
     }
 
     /// Whether a rotation was cut off, by the datastore or by the disk: the next token lies there then.
-    fn is_unfinished(&self) -> bool {
-        !matches!(passwd::next(&self.dir), Ok(None))
+    async fn is_unfinished(&self) -> bool {
+        let dir = self.dir.clone();
+        !matches!(self.on_disk(move |_| passwd::next(&dir)).await, Ok(None))
     }
 
     /// Finds out what became of a rotation whose end was not seen.
-    async fn resume(&self) -> Result<(), BootstrapError> {
-        if bootstrap::resume(&*self.store, &self.dir).await? == Outcome::Finished {
-            self.passwd.reload()?;
+    async fn resume(&self) -> Result<(), RotateError> {
+        if self.is_unfinished().await && bootstrap::resume(&*self.store, &self.dir).await? == Outcome::Finished {
+            self.on_disk(Passwd::reload).await?;
         }
         Ok(())
     }
 
-    /// Files are synced: not on a thread that serves.
+    /// Files are read and synced: not on a thread that serves.
     async fn on_disk<T, F>(&self, work: F) -> Result<T, RotateError>
     where
         T: Send + 'static,
@@ -202,8 +205,8 @@ impl Work {
         }
     }
 
-    async fn look(&self) -> Result<(), BootstrapError> {
-        let key = bootstrap::record_key(&self.passwd.secret()?);
+    async fn look(&self) -> Result<(), RotateError> {
+        let key = bootstrap::record_key(&self.on_disk(Passwd::secret).await?);
         let mut tail = self.store.watch(self.store.revision().await?).await?;
         loop {
             if self.store.get(&key).await?.is_none() {
