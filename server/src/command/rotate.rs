@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, BufRead as _, IsTerminal as _};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,13 +20,15 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
-use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr};
 use serde_json::json;
 
 use crate::config::admin::Rotate;
 
 /// The datastore may be far away; K3s' server has ten seconds for it.
 const LIMIT: Duration = Duration::from_secs(30);
+/// What Ctrl-C types.
+const INTERRUPT: u8 = 3;
 /// A token is a line.
 const LONGEST: u64 = 4096;
 
@@ -118,38 +121,87 @@ fn wanted(flags: &Rotate) -> anyhow::Result<Option<Secret>> {
 fn asked() -> anyhow::Result<String> {
     use std::io::Read as _;
     let input = io::stdin();
-    let _quiet = match input.is_terminal() {
+    let quiet = match input.is_terminal() {
         true => {
             eprint!("New token (it is not shown): ");
-            Some(Quiet::new()?)
+            Some(Quiet::new(input)?)
         }
         false => None,
     };
     let mut line = String::new();
-    input
+    io::stdin()
         .lock()
         .take(LONGEST)
         .read_line(&mut line)
         .context("standard input")?;
-    Ok(line)
-}
-
-/// A terminal that does not show what is typed, until this is dropped.
-struct Quiet(Termios);
-
-impl Quiet {
-    fn new() -> anyhow::Result<Self> {
-        let before = tcgetattr(io::stdin()).context("the terminal")?;
-        let mut silent = before.clone();
-        silent.local_flags.remove(LocalFlags::ECHO);
-        tcsetattr(io::stdin(), SetArg::TCSANOW, &silent).context("the terminal")?;
-        Ok(Self(before))
+    match quiet {
+        Some(_) => typed(line),
+        None => Ok(line),
     }
 }
 
-impl Drop for Quiet {
+/// What a person typed. Keys that would have stopped the program are in it as characters.
+fn typed(line: String) -> anyhow::Result<String> {
+    match line.trim_end().chars().any(char::is_control) || line.ends_with(char::from(INTERRUPT)) {
+        true => bail!("interrupted: the token stays as it is"),
+        false => Ok(line),
+    }
+}
+
+/// A terminal that does not show what is typed, until this is dropped. Ctrl-C ends the line instead of the program, which
+/// would leave the terminal so.
+struct Quiet<T: AsFd> {
+    terminal: T,
+    before: Termios,
+}
+
+impl<T: AsFd> Quiet<T> {
+    fn new(terminal: T) -> anyhow::Result<Self> {
+        let before = tcgetattr(&terminal).context("the terminal")?;
+        let mut silent = before.clone();
+        silent.local_flags.remove(LocalFlags::ECHO | LocalFlags::ISIG);
+        if let Some(key) = silent.control_chars.get_mut(SpecialCharacterIndices::VEOL as usize) {
+            *key = INTERRUPT;
+        }
+        tcsetattr(&terminal, SetArg::TCSANOW, &silent).context("the terminal")?;
+        Ok(Self { terminal, before })
+    }
+}
+
+impl<T: AsFd> Drop for Quiet<T> {
     fn drop(&mut self) {
-        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0);
+        let _ = tcsetattr(&self.terminal, SetArg::TCSANOW, &self.before);
         eprintln!();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write as _;
+
+    use nix::pty::openpty;
+
+    use super::*;
+
+    #[test]
+    fn a_terminal_shows_what_is_typed_again_after_the_token_and_after_ctrl_c() {
+        for (keys, expected) in [("new-token\n", Some("new-token\n")), ("half\x03", None)] {
+            let pty = openpty(None, None).unwrap();
+            let (mut person, terminal) = (File::from(pty.master), File::from(pty.slave));
+            let flags = || tcgetattr(&terminal).unwrap().local_flags;
+            let before = flags();
+            assert!(before.contains(LocalFlags::ECHO | LocalFlags::ISIG));
+            let quiet = Quiet::new(&terminal).unwrap();
+            assert!(!flags().intersects(LocalFlags::ECHO | LocalFlags::ISIG));
+            person.write_all(keys.as_bytes()).unwrap();
+            let mut line = vec![0; 100];
+            let size = io::Read::read(&mut &terminal, &mut line).unwrap();
+            let line = String::from_utf8(line[..size].to_vec()).unwrap();
+            assert_eq!(typed(line).ok().as_deref(), expected);
+            drop(quiet);
+            assert_eq!(flags(), before);
+        }
+        assert!(typed("to\x1aken\n".to_owned()).is_err(), "Ctrl-Z is no part of a token");
     }
 }
