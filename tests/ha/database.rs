@@ -25,10 +25,13 @@ impl Database {
         Self::MariaDb(Box::new(MariaDb::start_at(BACKYARD)))
     }
 
+    /// Of three members.
     pub fn etcd() -> Self {
         let form = Form {
             address: Some(BACKYARD),
-            ..Form::default()
+            members: 3,
+            apart: true,
+            tls: false,
         };
         Self::Etcd(Box::new(Etcd::start_as(form).unwrap()))
     }
@@ -49,12 +52,12 @@ impl Database {
         }
     }
 
-    /// Ends it as a power cut would.
+    /// Ends it, all of it, as a power cut would.
     pub fn kill(&mut self) {
         match self {
             Self::Postgres(server, _) => server.kill(),
             Self::MariaDb(server) => server.kill(),
-            Self::Etcd(etcd) => etcd.kill(0).unwrap(),
+            Self::Etcd(etcd) => (0..etcd.size()).for_each(|number| etcd.kill(number).unwrap()),
         }
     }
 
@@ -63,7 +66,7 @@ impl Database {
         match self {
             Self::Postgres(server, _) => server.start_again(),
             Self::MariaDb(server) => server.start_again(),
-            Self::Etcd(etcd) => etcd.start_again(0).unwrap(),
+            Self::Etcd(etcd) => etcd.start_all_again().unwrap(),
         }
     }
 
@@ -72,7 +75,7 @@ impl Database {
         match self {
             Self::Postgres(server, _) => server.pause(),
             Self::MariaDb(server) => server.pause(),
-            Self::Etcd(etcd) => etcd.pause(0).unwrap(),
+            Self::Etcd(etcd) => (0..etcd.size()).for_each(|number| etcd.pause(number).unwrap()),
         }
     }
 
@@ -81,7 +84,7 @@ impl Database {
         match self {
             Self::Postgres(server, _) => server.resume(),
             Self::MariaDb(server) => server.resume(),
-            Self::Etcd(etcd) => etcd.resume(0).unwrap(),
+            Self::Etcd(etcd) => (0..etcd.size()).for_each(|number| etcd.resume(number).unwrap()),
         }
     }
 
@@ -90,6 +93,14 @@ impl Database {
         match self {
             Self::Postgres(server, way) => (server, way),
             Self::MariaDb(_) | Self::Etcd(_) => panic!("this cluster is not on PostgreSQL"),
+        }
+    }
+
+    /// The members of etcd.
+    pub fn members(&mut self) -> &mut Etcd {
+        match self {
+            Self::Etcd(etcd) => etcd,
+            Self::Postgres(..) | Self::MariaDb(_) => panic!("this cluster is not on etcd"),
         }
     }
 }

@@ -12,6 +12,7 @@ mod database;
 mod door;
 mod judge;
 mod load;
+mod members;
 mod network;
 mod outage;
 mod promotion;
@@ -20,6 +21,7 @@ mod watcher;
 
 use cluster::Cluster;
 use database::Database;
+use members::Loss;
 use outage::{Away, Cut};
 
 #[test]
@@ -65,9 +67,11 @@ fn on_etcd_a_cluster_survives() {
     let mut cluster = Cluster::start(&["a", "b"], Database::etcd);
     steps::they_are_one_cluster(&cluster);
     steps::a_deployment_runs(&cluster);
+    members::a_member_is_lost(&mut cluster, Loss::Killed);
+    members::a_member_is_lost(&mut cluster, Loss::Stalled);
+    members::a_member_is_lost(&mut cluster, Loss::CutOff);
     steps::the_leader_is_killed(&mut cluster);
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
-    outage::the_datastore_is_away(&mut cluster, Away::Paused);
     outage::the_leader_is_cut_off(&mut cluster, Cut::FromDatastore);
     cluster.stop();
 }

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,7 +29,12 @@ pub struct Form {
     pub members: usize,
     /// Clients come over TLS and show a certificate.
     pub tls: bool,
+    /// Each member is another user's, so that it can be cut off from the others. Root only.
+    pub apart: bool,
 }
+
+/// The user of the first member that is apart. Nobody's: it needs no name.
+const FIRST_USER: usize = 60_201;
 
 /// A running cluster. Its end ends the members and removes their data.
 #[derive(Debug)]
@@ -117,6 +123,11 @@ impl Etcd {
         all.join(",")
     }
 
+    /// How many members there are.
+    pub fn size(&self) -> usize {
+        self.members.len()
+    }
+
     /// The address of a member's client port.
     pub fn address(&self, number: usize) -> SocketAddr {
         let port = self.members.get(number).map_or(0, |member| member.client);
@@ -151,6 +162,45 @@ impl Etcd {
     pub fn start_again(&mut self, number: usize) -> anyhow::Result<()> {
         self.launch(number)?;
         self.wait(number)
+    }
+
+    /// The same for all of them; none serves before most do.
+    ///
+    /// # Errors
+    /// When one does not.
+    pub fn start_all_again(&mut self) -> anyhow::Result<()> {
+        (0..self.size()).try_for_each(|number| self.launch(number))?;
+        (0..self.size()).try_for_each(|number| self.wait(number))
+    }
+
+    /// What a member and the others send each other gets lost, and nobody is told; its clients reach it. For a cluster that
+    /// is `apart`, in a network namespace of the test's own.
+    ///
+    /// # Errors
+    /// What `nft` said.
+    pub fn cut_off(&self, number: usize) -> anyhow::Result<()> {
+        let member = self.members.get(number).context("no such member")?;
+        let ports: Vec<String> = self.members.iter().map(|member| member.peer.to_string()).collect();
+        let (user, ports, own) = (FIRST_USER + number, ports.join(", "), member.peer);
+        let rules = format!(
+            "table ip etcd {{\n chain out {{\n type filter hook output priority 0;\n meta skuid {user} tcp dport {{ {ports} }} \
+             drop\n tcp dport {own} drop\n tcp sport {own} drop\n }}\n}}\n"
+        );
+        let file = self.folder.join("rules");
+        fs::write(&file, rules)?;
+        let done = Command::new("nft").arg("-f").arg(&file).output()?;
+        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        Ok(())
+    }
+
+    /// All members reach each other again.
+    ///
+    /// # Errors
+    /// What `nft` said.
+    pub fn mend(&self) -> anyhow::Result<()> {
+        let done = Command::new("nft").args(["delete", "table", "ip", "etcd"]).output()?;
+        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        Ok(())
     }
 
     /// Keeps a copy of what a killed member has on its disk.
@@ -277,7 +327,7 @@ impl Etcd {
         let member = self.members.get(number).context("no such member")?;
         let (client, peer) = (self.url(member.client), format!("http://127.0.0.1:{}", member.peer));
         let log = fs::File::options().create(true).append(true).open(self.log(number))?;
-        let mut command = Command::new("etcd");
+        let mut command = self.command(number)?;
         command
             .args(["--name", &format!("m{number}")])
             .arg("--data-dir")
@@ -305,6 +355,23 @@ impl Etcd {
             member.process = Some(process);
         }
         Ok(())
+    }
+
+    /// Of a member's program, as its user.
+    fn command(&self, number: usize) -> anyhow::Result<Command> {
+        if !self.form.apart {
+            return Ok(Command::new("etcd"));
+        }
+        let (user, data) = (FIRST_USER + number, self.folder.join(format!("m{number}")));
+        if !data.exists() {
+            fs::create_dir(&data)?;
+            fs::set_permissions(&data, fs::Permissions::from_mode(0o700))?;
+            chown(&data, Some(u32::try_from(user)?), None)?;
+        }
+        let mut command = Command::new("setpriv");
+        let (user, group) = (format!("--reuid={user}"), format!("--regid={FIRST_USER}"));
+        command.args([&user, &group, "--clear-groups", "--", "etcd"]);
+        Ok(command)
     }
 
     /// Until a member takes connections. It does so once it has joined its cluster.
