@@ -112,9 +112,10 @@ fn look(pod: &Value, now: Timestamp) -> Seen {
         initializing = Some(init_word(status, number, all));
         break;
     }
-    if let Some(init) = initializing {
-        word = init;
-    } else if !inits.is_empty() || !list(pod, &["status", "containerStatuses"]).is_empty() {
+    let initialized = initializing.is_none() || holds(pod, "Initialized");
+    word = initializing.unwrap_or(word);
+    // A sidecar may fall back into starting while the containers that waited for it run.
+    if initialized {
         restarts = sidecar_restarts;
         let mut running = false;
         for status in list(pod, &["status", "containerStatuses"]).iter().rev() {
@@ -127,7 +128,7 @@ fn look(pod: &Value, now: Timestamp) -> Seen {
             }
         }
         if word == "Completed" && running {
-            word = if is_ready(pod) { "Running" } else { "NotReady" }.to_owned();
+            word = if holds(pod, "Ready") { "Running" } else { "NotReady" }.to_owned();
         }
     }
     if at(pod, &["metadata", "deletionTimestamp"]).is_some_and(|time| !time.is_null()) {
@@ -177,21 +178,16 @@ fn gates(pod: &Value) -> Value {
     if gates.is_empty() {
         return cell::NONE.into();
     }
-    let holds = |gate: &&Value| {
-        let conditions = list(pod, &["status", "conditions"]);
-        let kind = text(gate, &["conditionType"]);
-        conditions
-            .iter()
-            .any(|one| text(one, &["type"]) == kind && text(one, &["status"]) == "True")
-    };
+    let holding = gates.iter().filter(|gate| holds(pod, text(gate, &["conditionType"])));
     let count = |number: usize| i64::try_from(number).unwrap_or(0);
-    cell::of(count(gates.iter().filter(holds).count()), count(gates.len()))
+    cell::of(count(holding.count()), count(gates.len()))
 }
 
-fn is_ready(pod: &Value) -> bool {
+/// Whether a condition of the pod is true.
+fn holds(pod: &Value, condition: &str) -> bool {
     list(pod, &["status", "conditions"])
         .iter()
-        .any(|one| text(one, &["type"]) == "Ready" && text(one, &["status"]) == "True")
+        .any(|one| text(one, &["type"]) == condition && text(one, &["status"]) == "True")
 }
 
 fn truth(value: &Value, field: &str) -> bool {
@@ -255,5 +251,29 @@ mod tests {
         let mut going = pod(json!({"phase": "Running"}));
         going["metadata"] = json!({"deletionTimestamp": "2026-11-25T12:00:00Z"});
         assert_eq!(shown(&going), "0/2 Terminating 0");
+    }
+
+    #[test]
+    fn a_sidecar_that_crashes_in_a_running_pod_hides_no_container() {
+        let crashed = json!({
+            "name": "i", "started": false, "restartCount": 4, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"finishedAt": "2026-11-25T11:59:15Z"}},
+        });
+        let running = json!({"name": "a", "ready": true, "restartCount": 1, "state": {"running": {}}});
+        let waiting = json!({"name": "a", "state": {"waiting": {"reason": "PodInitializing"}}});
+        for (main, initialized, wanted) in [
+            (&running, "True", "1/2 Init:CrashLoopBackOff 5 (45s ago)"),
+            (&waiting, "False", "0/2 Init:CrashLoopBackOff 4 (45s ago)"),
+            (&waiting, "True", "0/2 PodInitializing 4 (45s ago)"),
+        ] {
+            let pod = json!({
+                "spec": {"containers": [{"name": "a"}], "initContainers": [{"name": "i", "restartPolicy": "Always"}]},
+                "status": {
+                    "phase": "Running", "conditions": [{"type": "Initialized", "status": initialized}],
+                    "initContainerStatuses": [crashed], "containerStatuses": [main],
+                },
+            });
+            assert_eq!(shown(&pod), wanted, "{pod}");
+        }
     }
 }
