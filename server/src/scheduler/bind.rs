@@ -139,8 +139,9 @@ impl Scheduler<'_> {
             self.queue.remove(&wish.meta.uid);
             self.state.place(&wish);
         } else if wish.waits() {
-            // A pod whose binding is on its way is seen without a node once more.
-            if !self.state.is_placed(&wish.meta.uid) {
+            // A pod whose binding is on its way is seen without a node once more; and what was written into the status
+            // of one that waits, here first of all, gives it no better chance.
+            if !self.state.is_placed(&wish.meta.uid) && !self.queue.waits_with(&wish) {
                 self.queue.push(wish);
             }
         } else {

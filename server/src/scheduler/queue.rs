@@ -38,6 +38,15 @@ impl Queue {
         self.ready.insert(turn, wish);
     }
 
+    /// Whether the pod waits already, with the same needs.
+    ///
+    /// Source: Kubernetes v1.36 `pkg/scheduler/backend/queue/scheduling_queue.go`, `isPodUpdated`.
+    pub fn waits_with(&self, wish: &Wish) -> bool {
+        self.waiting
+            .get(&wish.meta.uid)
+            .is_some_and(|(waiting, _)| waiting.needs_what(wish))
+    }
+
     /// A pod needs no node any more.
     pub fn remove(&mut self, uid: &str) {
         self.take_out(uid);
@@ -133,6 +142,26 @@ mod tests {
         queue.found_none(again, now);
         queue.wake(now + PATIENCE);
         assert!(queue.next().is_some());
+    }
+
+    #[test]
+    fn only_other_needs_make_a_waiting_pod_look_again() {
+        let mut queue = Queue::default();
+        let pod = |changed: fn(&mut serde_json::Value)| {
+            let mut pod = json!({"metadata": {"uid": "a", "resourceVersion": "1"}, "spec": {"containers": [{}]}});
+            changed(&mut pod);
+            Wish::of(&pod)
+        };
+        assert!(!queue.waits_with(&pod(|_| {})));
+        queue.found_none(pod(|_| {}), Instant::now());
+        assert!(queue.waits_with(&pod(|pod| {
+            pod["metadata"]["resourceVersion"] = json!("2");
+            pod["status"] = json!({"conditions": [{"type": "PodScheduled", "status": "False"}]});
+        })));
+        let tolerates = |pod: &mut serde_json::Value| pod["spec"]["tolerations"] = json!([{"operator": "Exists"}]);
+        assert!(!queue.waits_with(&pod(tolerates)));
+        queue.push(pod(|_| {}));
+        assert!(!queue.waits_with(&pod(|_| {})), "it is in the queue");
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl HostPort {
 }
 
 /// One term of a node affinity: all of its expressions must hold.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Term {
     /// About labels.
@@ -101,7 +101,7 @@ fn holds(expression: &Expression, value: Option<&str>) -> bool {
 }
 
 /// What a pod needs and what it would like.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Wish {
     /// Name, namespace, uid.
     pub meta: Meta,
@@ -169,6 +169,15 @@ impl Wish {
             not_ours: not_ours(pod),
             meta,
         }
+    }
+
+    /// Whether both ask the same of a node, whatever else is said of the pods.
+    pub fn needs_what(&self, other: &Self) -> bool {
+        let rest = |wish: &Self| Self {
+            meta: Meta::default(),
+            ..wish.clone()
+        };
+        rest(self) == rest(other)
     }
 
     /// Whether this scheduler has to find it a node.
