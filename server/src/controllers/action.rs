@@ -21,12 +21,14 @@ pub struct Plan {
 /// One write.
 #[derive(Debug)]
 pub enum Action {
-    /// Makes an object; one that exists already is no failure.
+    /// Makes an object.
     Create {
         /// Kind.
         what: What,
         /// The object, with its namespace.
         object: Value,
+        /// What it means that the name is taken.
+        taken: Taken,
         /// What people are told once it is there; its name, which the server may have made up, is put after the text.
         told: Option<Note>,
     },
@@ -63,6 +65,15 @@ pub enum Action {
     Event(Note),
 }
 
+/// What it means for a creation that there is an object of the name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Taken {
+    /// Whoever made it did our work.
+    Done,
+    /// Nothing was made: a failure, which [`super::runner::Controller::refused`] is told of.
+    Refused,
+}
+
 /// How an object goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Deletion {
@@ -74,6 +85,8 @@ pub enum Deletion {
     Foreground,
     /// Before its dependents.
     Background,
+    /// Without its dependents.
+    Orphan,
 }
 
 /// An Event about an object.
@@ -144,6 +157,13 @@ impl Action {
             subresource: Some("status"),
             patch: status_patch(meta, status),
         }
+    }
+
+    /// Takes the object from this owner: its labels are no longer those that the owner selects.
+    pub fn release(what: What, meta: &Meta, owner_uid: &str) -> Self {
+        let others = meta.owner_references.iter().filter(|owner| owner.uid != owner_uid);
+        let others: Vec<_> = others.collect();
+        Self::merge(what, meta, json!({"metadata": {"ownerReferences": others}}))
     }
 
     /// Merges `change` into the object, if it is still as it was seen.

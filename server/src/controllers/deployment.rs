@@ -8,12 +8,13 @@ mod status;
 
 use agent::wire::object::{Meta, at, integer, list, remove, set, text};
 use agent::wire::selector::Labels;
+use agent::wire::status::{Reason, Status};
 use serde_json::{Value, json};
 
 use self::scale::Limits;
-use super::action::{Action, Note, Plan, controller_reference, reference, short_hash};
+use super::action::{Action, Note, Plan, Taken, controller_reference, reference, short_hash};
 use super::replicaset::active;
-use super::runner::{Controller, Source};
+use super::runner::{Controller, Source, namespace_goes};
 use super::world::{Found, Key, World, selector_of, selects, terminating};
 use crate::cache::{ChangeKind, Item};
 use crate::request::What;
@@ -63,6 +64,43 @@ impl Controller for Deployments {
         plan.actions.extend(status::update(&deployment, world, &mut plan.again));
         plan
     }
+
+    /// The name of the new set is taken: the next one has another. Any other refusal is told.
+    fn refused(&self, world: &dyn World, key: &Key, what: What, why: &Status) -> Vec<Action> {
+        let deployment = world.get(What::DEPLOYMENTS, &key.namespace, &key.name);
+        let Some(deployment) = deployment.filter(|_| what == What::REPLICA_SETS && !namespace_goes(why)) else {
+            return Vec::new();
+        };
+        if why.is(Reason::AlreadyExists) {
+            return collision(world, &deployment).into_iter().collect();
+        }
+        let name = format!("{}-{}", key.name, template_hash(&deployment));
+        let message = format!("Failed to create new replica set \"{name}\": {}", why.message);
+        let failing = status::creation_failed(&deployment, &message, world.now());
+        let note = Note {
+            kind: "Warning",
+            reason: status::CREATE_ERROR,
+            ..about(&deployment, message)
+        };
+        std::iter::once(Action::Event(note)).chain(failing).collect()
+    }
+}
+
+/// Another's set, or one of another template, has the name that the next set would get. The count of such collisions is
+/// part of what the name is made of.
+///
+/// Source: Kubernetes v1.36 `sync.go`, `getNewReplicaSet`.
+fn collision(world: &dyn World, deployment: &Value) -> Option<Action> {
+    let Key { namespace, name } = Key::of(deployment);
+    let name = format!("{name}-{}", template_hash(deployment));
+    let present = world.get(What::REPLICA_SETS, &namespace, &name)?;
+    let owner = Meta::of(&present).controller().map(|owner| owner.uid.clone());
+    if owner == Some(Meta::of(deployment).uid) && template_of(&present) == template_of(deployment) {
+        return None; // the next pass finds it
+    }
+    let mut updated = deployment.clone();
+    set(&mut updated, &["status", "collisionCount"], collisions(deployment) + 1);
+    Some(Action::status(What::DEPLOYMENTS, updated))
 }
 
 /// The owner of a ReplicaSet; for one without, every Deployment that may adopt it.
@@ -103,14 +141,20 @@ fn deployment_of(world: &dyn World, pod: &Meta) -> Option<Key> {
     })
 }
 
-/// The Deployment's sets, oldest first; matching ones without an owner are adopted.
+/// The Deployment's sets, oldest first; matching ones without an owner are adopted, others are let go.
 fn claim(plan: &mut Plan, deployment: &Value, selector: &Labels, sets: Found<'_>) -> Vec<Value> {
     let owner = Meta::of(deployment);
     let mut ours = Vec::new();
     for one in sets {
         let meta = Meta::of(&one);
         match meta.controller() {
-            Some(controller) if controller.uid == owner.uid => ours.push(one),
+            Some(controller) if controller.uid == owner.uid => {
+                if selects(selector, &meta) {
+                    ours.push(one);
+                } else if !terminating(&owner) {
+                    plan.push(Action::release(What::REPLICA_SETS, &meta, &owner.uid));
+                }
+            }
             None if selects(selector, &meta) && !terminating(&meta) && !terminating(&owner) => {
                 let mut owners = list(&one, &["metadata", "ownerReferences"]).to_vec();
                 owners.push(controller_reference(deployment));
@@ -139,6 +183,9 @@ fn reconcile<'w>(plan: &mut Plan, deployment: &Value, sets: Vec<Value>, pods: im
     let recreate = text(deployment, &["spec", "strategy", "type"]) == "Recreate";
     if paused || scale::is_scaling(deployment, new.iter().chain(&old)) {
         scale::resize(plan, deployment, new.as_ref(), &old);
+        if paused {
+            forget_oldest(plan, deployment, &old);
+        }
         return;
     }
     let limits = Limits::of(deployment);
@@ -158,7 +205,9 @@ fn reconcile<'w>(plan: &mut Plan, deployment: &Value, sets: Vec<Value>, pods: im
             }
         }
     }
-    forget_oldest(plan, deployment, &old);
+    if status::is_complete(deployment) {
+        forget_oldest(plan, deployment, &old);
+    }
 }
 
 /// A pod of an older set that still holds what a Recreate waits for, also while it ends.
@@ -190,17 +239,26 @@ fn next_revision(old: &[Value]) -> i64 {
     old.iter().map(revision_of).max().unwrap_or(0).saturating_add(1)
 }
 
+/// Tells the sets of one Deployment apart by what their pods are made after.
+fn template_hash(deployment: &Value) -> String {
+    let (template, collisions) = (template_of(deployment), collisions(deployment));
+    short_hash(format!("{template}{collisions}").as_bytes())
+}
+
+/// How often the name of a new set was taken.
+fn collisions(deployment: &Value) -> i64 {
+    integer(deployment, &["status", "collisionCount"]).unwrap_or(0)
+}
+
 /// The set for the present template.
 fn create(plan: &mut Plan, deployment: &Value, old: &[Value], limits: Limits) {
     let name = text(deployment, &["metadata", "name"]);
-    let template = template_of(deployment);
-    let collisions = integer(deployment, &["status", "collisionCount"]).unwrap_or(0);
-    let hash = short_hash(format!("{template}{collisions}").as_bytes());
+    let hash = template_hash(deployment);
     let mut annotations = inherited(deployment);
     set(&mut annotations, &[REVISION], next_revision(old).to_string());
     set(&mut annotations, &[DESIRED], limits.wanted.to_string());
     set(&mut annotations, &[MOST], limits.most().to_string());
-    let mut template = template;
+    let mut template = template_of(deployment);
     set(&mut template, &["metadata", "labels", HASH], hash.clone());
     let mut selector = deployment["spec"].get("selector").cloned().unwrap_or_default();
     set(&mut selector, &["matchLabels", HASH], hash.clone());
@@ -231,6 +289,7 @@ fn create(plan: &mut Plan, deployment: &Value, old: &[Value], limits: Limits) {
     plan.push(Action::Create {
         what: What::REPLICA_SETS,
         object,
+        taken: Taken::Refused,
         told: None,
     });
     if first > 0 {
@@ -323,14 +382,17 @@ fn forget_oldest(plan: &mut Plan, deployment: &Value, old: &[Value]) {
 }
 
 fn note(deployment: &Value, message: String) -> Action {
-    let about = reference(deployment);
-    Action::Event(Note {
+    Action::Event(about(deployment, message))
+}
+
+fn about(deployment: &Value, message: String) -> Note {
+    Note {
         kind: "Normal",
         reason: "ScalingReplicaSet",
         message,
-        about,
+        about: reference(deployment),
         component: COMPONENT,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use agent::wire::object::{Meta, OwnerReference, text};
 use serde_json::{Value, json};
 
-use super::action::{Action, Deletion, Plan};
+use super::action::{Action, Deletion, Note, Plan, reference};
 use super::runner::{Controller, Source};
 use super::world::{Key, World, terminating};
 use crate::cache::{ChangeKind, Item};
@@ -15,6 +15,7 @@ use crate::request::What;
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
+const COMPONENT: &str = "garbage-collector-controller";
 
 /// The controller.
 #[derive(Debug)]
@@ -50,13 +51,10 @@ impl Controller for Garbage {
             }
         }
         if !terminating(&meta) && !meta.owner_references.is_empty() {
+            plan.actions.extend(misplaced(world, &object, &meta));
             let absent = |owner: &OwnerReference| !owner_lives(world, &meta, owner);
             if meta.owner_references.iter().all(absent) {
-                let how = if meta.finalizers.iter().any(|one| one == FOREGROUND) {
-                    Deletion::Foreground
-                } else {
-                    Deletion::Background
-                };
+                let how = how_it_goes(&meta);
                 plan.push(Action::Delete {
                     what,
                     meta: Box::new(meta),
@@ -113,17 +111,65 @@ fn what_of(object: &Value) -> Option<What> {
     })
 }
 
-/// The store key an owner reference points at; `None` for kinds we do not serve.
+/// The store key an owner reference points at; `None` for kinds we do not serve, and for what can be nowhere.
 fn owner_key(dependent: &Meta, owner: &OwnerReference) -> Option<String> {
-    let (group, version) = owner.api_version.split_once('/').unwrap_or(("", &owner.api_version));
-    let row = kinds::find_kind(group, version, &owner.kind)?;
-    Some(match row.namespaced {
-        true => format!("{}{}/{}", row.prefix, dependent.namespace, owner.name),
-        false => format!("{}{}", row.prefix, owner.name),
-    })
+    match place_of(owner)? {
+        (_, true) if dependent.namespace.is_empty() => None,
+        (prefix, true) => Some(format!("{prefix}{}/{}", dependent.namespace, owner.name)),
+        (prefix, false) => Some(format!("{prefix}{}", owner.name)),
+    }
 }
 
-/// An owner of a kind that is not served counts as living: better a leak than a loss.
+/// Where objects of the owner's kind are stored, and whether they are in namespaces.
+fn place_of(owner: &OwnerReference) -> Option<(&'static str, bool)> {
+    let (group, version) = owner.api_version.split_once('/').unwrap_or(("", &owner.api_version));
+    kinds::find_kind(group, version, &owner.kind).map(|row| (row.prefix, row.namespaced))
+}
+
+/// An owner's namespace is the dependent's: what has none cannot have an owner of a kind that is in one.
+fn can_be_nowhere(dependent: &Meta, owner: &OwnerReference) -> bool {
+    dependent.namespace.is_empty() && place_of(owner).is_some_and(|(_, namespaced)| namespaced)
+}
+
+/// Says of a reference that it can point nowhere, and that the object is therefore never collected. Once, for as long as
+/// the Event is kept: a node changes all the time.
+///
+/// Source: Kubernetes v1.36 `graph_builder.go`, `reportInvalidNamespaceOwnerRef`.
+fn misplaced(world: &dyn World, object: &Value, meta: &Meta) -> Option<Action> {
+    let owner = meta.owner_references.iter().find(|owner| can_be_nowhere(meta, owner))?;
+    let OwnerReference {
+        api_version,
+        kind,
+        name,
+        uid,
+        ..
+    } = owner;
+    let note = Note {
+        kind: "Warning",
+        reason: "OwnerRefInvalidNamespace",
+        message: format!(
+            "ownerRef [{api_version}/{kind}, namespace: , name: {name}, uid: {uid}] does not exist in namespace \"\""
+        ),
+        about: reference(object),
+        component: COMPONENT,
+    };
+    let told = world.get(What::EVENTS, note.namespace(), &note.name()).is_some();
+    (!told).then_some(Action::Event(note))
+}
+
+/// In the way that was asked for before, if it was.
+fn how_it_goes(meta: &Meta) -> Deletion {
+    let asked = |finalizer: &str| meta.finalizers.iter().any(|one| one == finalizer);
+    if asked(ORPHAN) {
+        Deletion::Orphan
+    } else if asked(FOREGROUND) {
+        Deletion::Foreground
+    } else {
+        Deletion::Background
+    }
+}
+
+/// An owner of a kind that is not served counts as living, and so does one that can be nowhere: better a leak than a loss.
 fn owner_lives(world: &dyn World, dependent: &Meta, owner: &OwnerReference) -> bool {
     match owner_key(dependent, owner) {
         Some(key) => world
@@ -152,6 +198,10 @@ fn delete_dependents(plan: &mut Plan, world: &dyn World, uid: &str) -> bool {
         };
         if others() {
             plan.push(disown(what, &object, uid));
+            continue;
+        }
+        // It names this owner where it cannot be: never collected, and nothing to wait for (there, it blocks for ever).
+        if meta.owner_references.iter().any(|owner| can_be_nowhere(&meta, owner)) {
             continue;
         }
         blocking |= meta
@@ -231,6 +281,78 @@ mod tests {
                 plan.actions.as_slice(),
                 [Action::Delete {
                     how: Deletion::Background,
+                    ..
+                }]
+            ),
+            "{plan:?}"
+        );
+    }
+
+    /// A node that names a config map as its owner, and the config map, which has the uid `owner`.
+    fn node_and_owner() -> (Value, Value) {
+        let node = json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": "box", "uid": "node", "ownerReferences": [
+                {"apiVersion": "v1", "kind": "ConfigMap", "name": "web", "uid": "owner", "blockOwnerDeletion": true}]},
+        });
+        let map = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "web", "namespace": "default", "uid": "owner"},
+        });
+        (node, map)
+    }
+
+    #[test]
+    fn what_has_no_namespace_is_never_collected_for_an_owner_in_one() {
+        let (node, mut map) = node_and_owner();
+        let key = "nodes//box";
+        for world in [
+            vec![(What::NODES, node.clone())],
+            vec![(What::NODES, node.clone()), (What::CONFIG_MAPS, map.clone())],
+        ] {
+            let found = plan(world, key);
+            let [Action::Event(note)] = found.actions.as_slice() else {
+                panic!("{found:?}")
+            };
+            assert_eq!((note.kind, note.reason), ("Warning", "OwnerRefInvalidNamespace"));
+            assert_eq!(
+                note.message,
+                "ownerRef [v1/ConfigMap, namespace: , name: web, uid: owner] does not exist in namespace \"\""
+            );
+            let mut event = note.event("2026-11-25T12:00:00Z".parse().unwrap());
+            event["metadata"]["namespace"] = json!("default");
+            let told = vec![(What::NODES, node.clone()), (What::EVENTS, event)];
+            let again = plan(told, key);
+            assert!(again.actions.is_empty(), "it is told already: {again:?}");
+        }
+        map["metadata"]["finalizers"] = json!([FOREGROUND]);
+        map["metadata"]["deletionTimestamp"] = json!("2026-11-25T11:00:00Z");
+        let world = vec![(What::NODES, node), (What::CONFIG_MAPS, map)];
+        let going = plan(world, "configmaps/default/web");
+        assert!(
+            matches!(
+                going.actions.as_slice(),
+                [Action::Patch {
+                    what: What::CONFIG_MAPS,
+                    ..
+                }]
+            ),
+            "the owner goes alone: {going:?}"
+        );
+    }
+
+    #[test]
+    fn what_was_to_leave_orphans_still_does_when_its_owner_is_gone() {
+        let mut set = owner(ORPHAN);
+        set["metadata"].as_object_mut().unwrap().remove("deletionTimestamp");
+        set["metadata"]["ownerReferences"] =
+            json!([{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "gone"}]);
+        let plan = plan(vec![(What::REPLICA_SETS, set)], "replicasets/default/web");
+        assert!(
+            matches!(
+                plan.actions.as_slice(),
+                [Action::Delete {
+                    how: Deletion::Orphan,
                     ..
                 }]
             ),

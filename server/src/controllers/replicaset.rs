@@ -2,6 +2,7 @@
 //!
 //! Source: Kubernetes v1.36 `pkg/controller/replicaset` and `pkg/controller/controller_utils.go` (`ActivePodsWithRanks`).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use agent::wire::object::{Meta, at, integer, list, remove, set, text};
@@ -11,8 +12,8 @@ use agent::wire::time;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::action::{Action, Note, Plan, controller_reference, reference};
-use super::runner::{Controller, Source};
+use super::action::{Action, Note, Plan, Taken, controller_reference, reference};
+use super::runner::{Controller, Source, namespace_goes};
 use super::world::{Key, World, selector_of, selects, terminating};
 use crate::cache::{ChangeKind, Item};
 use crate::request::What;
@@ -20,6 +21,9 @@ use crate::request::What;
 /// Creations of one pass; more follow at once in the next.
 const BURST: usize = 500;
 const COMPONENT: &str = "replicaset-controller";
+
+/// Live pods by node.
+type Crowds = BTreeMap<String, usize>;
 
 /// The controller.
 #[derive(Debug)]
@@ -42,7 +46,7 @@ impl Controller for ReplicaSets {
             return Plan::default();
         };
         let pods = pods_of(world, &set, &selector);
-        reconcile(&set, &selector, &pods, world.now())
+        reconcile(&set, &selector, &pods, || crowds(world, &set), world.now())
     }
 
     /// A quota or an admission step refuses pods: people read why, and the status goes on counting those there are.
@@ -50,7 +54,7 @@ impl Controller for ReplicaSets {
         let Some(set) = world.get(What::REPLICA_SETS, &key.namespace, &key.name) else {
             return Vec::new();
         };
-        let Some(selector) = selector_of(&set).filter(|_| what == What::PODS) else {
+        let Some(selector) = selector_of(&set).filter(|_| what == What::PODS && !namespace_goes(why)) else {
             return Vec::new();
         };
         let pods = pods_of(world, &set, &selector);
@@ -99,8 +103,8 @@ fn pods_of(world: &dyn World, set: &Value, selector: &Labels) -> Vec<Value> {
     .collect()
 }
 
-/// Brings the live pods to the number wanted; unready ones go first, then the youngest.
-fn reconcile(set: &Value, selector: &Labels, pods: &[Value], now: Timestamp) -> Plan {
+/// Brings the live pods to the number wanted; unready ones go first, then those of crowded nodes, then the youngest.
+fn reconcile(set: &Value, selector: &Labels, pods: &[Value], crowds: impl FnOnce() -> Crowds, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let meta = Meta::of(set);
     let mut owned = Vec::new();
@@ -109,7 +113,7 @@ fn reconcile(set: &Value, selector: &Labels, pods: &[Value], now: Timestamp) -> 
         let ours = pod_meta.controller().is_some_and(|owner| owner.uid == meta.uid);
         match (ours, selects(selector, &pod_meta)) {
             (true, true) => owned.push(pod),
-            (true, false) if !terminating(&meta) => plan.push(release(&pod_meta, &meta.uid)),
+            (true, false) if !terminating(&meta) => plan.push(Action::release(What::PODS, &pod_meta, &meta.uid)),
             (false, true)
                 if pod_meta.controller().is_none() && !terminating(&pod_meta) && !terminating(&meta) && active(pod) =>
             {
@@ -125,7 +129,10 @@ fn reconcile(set: &Value, selector: &Labels, pods: &[Value], now: Timestamp) -> 
         match wanted.checked_sub(live.len()) {
             Some(missing) => create(&mut plan, set, missing),
             None => {
-                live.sort_by_key(|pod| deletion_rank(pod));
+                if live.len() > wanted {
+                    let crowds = crowds();
+                    live.sort_by_key(|pod| deletion_rank(pod, &crowds));
+                }
                 for pod in live.iter().take(live.len() - wanted) {
                     plan.push(Action::delete(What::PODS, pod));
                     let name = text(pod, &["metadata", "name"]);
@@ -154,6 +161,7 @@ fn create(plan: &mut Plan, set: &Value, missing: usize) {
         plan.push(Action::Create {
             what: What::PODS,
             object: pod_of(set),
+            taken: Taken::Refused,
             told: Some(about(set, "SuccessfulCreate", "Created pod: ".into())),
         });
     }
@@ -205,15 +213,6 @@ fn adopt(pod: &Value, set: &Value) -> Action {
     Action::merge(What::PODS, &meta, json!({"metadata": {"ownerReferences": owners}}))
 }
 
-fn release(pod: &Meta, owner_uid: &str) -> Action {
-    let others: Vec<_> = pod
-        .owner_references
-        .iter()
-        .filter(|owner| owner.uid != owner_uid)
-        .collect();
-    Action::merge(What::PODS, pod, json!({"metadata": {"ownerReferences": others}}))
-}
-
 /// Neither finished nor going.
 pub fn active(pod: &Value) -> bool {
     !matches!(text(pod, &["status", "phase"]), "Succeeded" | "Failed")
@@ -237,8 +236,31 @@ fn ready_since(pod: &Value) -> Option<Timestamp> {
     time::parse(text(condition, &["lastTransitionTime"]))
 }
 
-/// Smaller goes first: unassigned, pending, unready, cheap to delete, recently ready, restarting, young.
-fn deletion_rank(pod: &Value) -> impl Ord + use<> {
+/// How many live pods of the same Deployment each node has, those of its other sets too: while it rolls out, the new pods
+/// stay spread. Empty for a set that nobody controls.
+///
+/// Source: Kubernetes v1.36 `replica_set.go`, `getIndirectlyRelatedPods`, `getPodsRankedByRelatedPodsOnSameNode`.
+fn crowds(world: &dyn World, set: &Value) -> Crowds {
+    let meta = Meta::of(set);
+    let mut crowds = Crowds::new();
+    let Some(owner) = meta.controller() else { return crowds };
+    let related = |one: &Value| Meta::of(one).controller().is_some_and(|other| other.uid == owner.uid);
+    let sets = world.list(What::REPLICA_SETS, Some(&meta.namespace), &Labels::everything());
+    let mut counted = BTreeSet::new();
+    for selector in sets.filter(related).filter_map(|one| selector_of(&one)) {
+        for pod in world.list(What::PODS, Some(&meta.namespace), &selector) {
+            if active(&pod) && counted.insert(text(&pod, &["metadata", "uid"]).to_owned()) {
+                *crowds.entry(text(&pod, &["spec", "nodeName"]).to_owned()).or_default() += 1;
+            }
+        }
+    }
+    crowds
+}
+
+/// Smaller goes first: unassigned, pending, unready, cheap to delete, on a crowded node, recently ready, restarting, young.
+/// Times count to the second; upstream compares their order of magnitude, to spread the choice over ages.
+fn deletion_rank(pod: &Value, crowds: &Crowds) -> impl Ord + use<> {
+    let crowd = crowds.get(text(pod, &["spec", "nodeName"])).copied().unwrap_or(0);
     let cost = text(
         pod,
         &["metadata", "annotations", "controller.kubernetes.io/pod-deletion-cost"],
@@ -258,6 +280,7 @@ fn deletion_rank(pod: &Value) -> impl Ord + use<> {
         phase,
         ready(pod),
         cost.unwrap_or(0),
+        std::cmp::Reverse(crowd),
         std::cmp::Reverse(ready_since(pod).map(Timestamp::as_second)),
         std::cmp::Reverse(restarts),
         std::cmp::Reverse(text(pod, &["metadata", "creationTimestamp"]).to_owned()),
@@ -418,6 +441,45 @@ mod tests {
             })
             .collect();
         assert_eq!(deleted, ["b"]);
+    }
+
+    #[test]
+    fn surplus_pods_go_from_the_nodes_that_have_most_of_the_deployment() {
+        let owners =
+            json!([{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "dep", "controller": true}]);
+        let on = |name: &str, owner: &str, node: &str| {
+            let mut pod = pod(name, Some(owner), true);
+            pod["spec"]["nodeName"] = json!(node);
+            pod
+        };
+        // By its own pods, `a` has most; with those of the other set, `b` has.
+        let pods = [
+            on("p", "set-uid", "a"),
+            on("q", "set-uid", "a"),
+            on("r", "set-uid", "b"),
+            on("s", "other", "b"),
+            on("t", "other", "b"),
+        ];
+        let mut ours = set(2);
+        ours["metadata"]["ownerReferences"] = owners.clone();
+        let mut other = set(2);
+        other["metadata"] = json!({"name": "other", "namespace": "default", "uid": "other", "ownerReferences": owners});
+        let mut world = vec![(What::REPLICA_SETS, ours), (What::REPLICA_SETS, other)];
+        world.extend(pods.iter().map(|pod| (What::PODS, pod.clone())));
+        let key = Key {
+            namespace: "default".into(),
+            name: "web".into(),
+        };
+        let plan = ReplicaSets.plan(&Objects::new(world), &key);
+        let deleted: Vec<&str> = plan
+            .actions
+            .iter()
+            .filter_map(|action| match action {
+                Action::Delete { meta, .. } => Some(meta.name.as_str()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(deleted, ["r"]);
     }
 
     #[test]

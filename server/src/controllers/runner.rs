@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, warn};
 
-use super::action::{Action, Deletion, Note, Plan};
+use super::action::{Action, Deletion, Note, Plan, Taken};
 use super::world::{Key, Live, World};
 use crate::cache::{Cache, ChangeKind, Filter, From, Item, OBJECTS, Watch, WatchEvent};
 use crate::request::{Client, DeleteOptions, Patch, What};
@@ -142,11 +142,18 @@ pub async fn run(controller: Arc<dyn Controller>, client: Client, cache: Cache) 
 
 fn log_failure(controller: &'static str, key: &Key, status: &Status, delay: Duration) {
     let (namespace, name, retry_ms) = (&key.namespace, &key.name, delay.as_millis());
-    if status.is(Reason::Conflict) || status.is(Reason::NotFound) {
+    // Of what goes away with its namespace nothing new can be made, and need not be.
+    if status.is(Reason::Conflict) || status.is(Reason::NotFound) || namespace_goes(status) {
         debug!(controller, %namespace, %name, error = %status, retry_ms, "object moved on while it was looked at");
     } else {
         warn!(controller, %namespace, %name, error = %status, retry_ms, "controller could not carry out its plan");
     }
+}
+
+/// Whether a creation was refused because its namespace is on its way out.
+pub fn namespace_goes(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// Watches a source for ever and sends the keys that its events concern.
@@ -266,6 +273,7 @@ async fn act(client: &Client, action: Action, told: &mut Vec<Note>) -> Result<()
         Action::Create {
             what,
             object,
+            taken,
             told: note,
         } => {
             let namespace = text(&object, &["metadata", "namespace"]).to_owned();
@@ -274,7 +282,10 @@ async fn act(client: &Client, action: Action, told: &mut Vec<Note>) -> Result<()
                 let message = format!("{}{}", note.message, text(made, &["metadata", "name"]));
                 told.push(Note { message, ..note });
             }
-            unless(Reason::AlreadyExists, made)
+            match taken {
+                Taken::Done => unless(Reason::AlreadyExists, made),
+                Taken::Refused => made.map(drop),
+            }
         }
         Action::Update {
             what,
@@ -304,6 +315,7 @@ async fn act(client: &Client, action: Action, told: &mut Vec<Note>) -> Result<()
                 Deletion::Usual | Deletion::Now => None,
                 Deletion::Foreground => Some("Foreground".to_owned()),
                 Deletion::Background => Some("Background".to_owned()),
+                Deletion::Orphan => Some("Orphan".to_owned()),
             };
             let options = DeleteOptions {
                 uid: Some(uid),

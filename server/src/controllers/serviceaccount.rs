@@ -6,7 +6,7 @@
 use agent::wire::object::Meta;
 use serde_json::json;
 
-use super::action::{Action, Plan};
+use super::action::{Action, Plan, Taken};
 use super::runner::{Controller, Source};
 use super::world::{Key, World, terminating};
 use crate::cache::Item;
@@ -48,6 +48,7 @@ impl Controller for ServiceAccounts {
             plan.push(Action::Create {
                 what: What::SERVICE_ACCOUNTS,
                 object,
+                taken: Taken::Done,
                 told: None,
             });
         }
@@ -63,6 +64,7 @@ impl Controller for ServiceAccounts {
                     },
                     "data": data,
                 }),
+                taken: Taken::Done,
                 told: None,
             }),
             Some(mut present) if present.get("data") != Some(&data) => {

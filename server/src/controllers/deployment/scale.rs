@@ -3,10 +3,13 @@
 //! Source: Kubernetes v1.36 `pkg/controller/deployment/rolling.go`, `sync.go` (`scale`, `isScalingEvent`), and
 //! `util/deployment_util.go` (`ResolveFenceposts`, `NewRSNewReplicas`).
 
+use std::cmp::Reverse;
+
 use agent::wire::object::{at, integer, text};
 use serde_json::Value;
 
 use super::super::action::Plan;
+use super::super::world::Key;
 use super::{DESIRED, MOST, replicas, scale_to};
 
 /// The bounds of a rollout.
@@ -108,6 +111,11 @@ fn shrink(plan: &mut Plan, deployment: &Value, new: &Value, old: &[Value], limit
     }
 }
 
+/// To the nearest whole, halves up. Neither is negative.
+const fn rounded(part: i64, whole: i64) -> i64 {
+    part.saturating_mul(2).saturating_add(whole) / whole.saturating_mul(2)
+}
+
 /// Whether the Deployment's size changed since its sets were last sized.
 pub fn is_scaling<'a>(deployment: &Value, sets: impl Iterator<Item = &'a Value>) -> bool {
     let wanted = replicas(deployment).to_string();
@@ -118,32 +126,47 @@ pub fn is_scaling<'a>(deployment: &Value, sets: impl Iterator<Item = &'a Value>)
     sets.into_iter().any(other)
 }
 
-/// Gives the Deployment's size to its sets: all to the only one that has pods, or to each its part of the change.
+/// Gives the Deployment's size to its sets: all to the only one that has pods (to the newest, if none has), or to each
+/// its part of the change. Once the new set has all that is wanted, the older ones end instead.
 pub fn resize(plan: &mut Plan, deployment: &Value, new: Option<&Value>, old: &[Value]) {
     let limits = Limits::of(deployment);
     let mut active: Vec<&Value> = new.into_iter().chain(old).filter(|one| replicas(one) > 0).collect();
     match (active.as_slice(), new) {
         ([], Some(new)) => scale_to(plan, deployment, new, limits.wanted),
-        ([], None) => {}
+        ([], None) => old
+            .last()
+            .into_iter()
+            .for_each(|one| scale_to(plan, deployment, one, limits.wanted)),
         ([only], _) => scale_to(plan, deployment, only, limits.wanted),
-        _ => {
-            active.sort_by_key(|one| std::cmp::Reverse(replicas(one)));
-            spread(plan, deployment, &active, limits);
+        (_, Some(new)) if is_saturated(new, limits) => {
+            let busy = old.iter().filter(|one| replicas(one) > 0);
+            busy.for_each(|one| scale_to(plan, deployment, one, 0));
         }
+        _ => spread(plan, deployment, &mut active, limits),
     }
 }
 
+/// Whether all that is wanted is in this set, and available.
+fn is_saturated(set: &Value, limits: Limits) -> bool {
+    text(set, &["metadata", "annotations", DESIRED]) == limits.wanted.to_string()
+        && replicas(set) == limits.wanted
+        && integer(set, &["status", "availableReplicas"]).unwrap_or(0) == limits.wanted
+}
+
 /// Each set changes in proportion to its size; what rounding leaves goes to the largest.
-fn spread(plan: &mut Plan, deployment: &Value, active: &[&Value], limits: Limits) {
+fn spread(plan: &mut Plan, deployment: &Value, active: &mut [&Value], limits: Limits) {
     let total: i64 = active.iter().map(|one| replicas(one)).sum();
     let change = limits.most() - total;
+    // Of sets of one size the newest grows first, and the oldest shrinks first.
+    let age = |one: &Value| (text(one, &["metadata", "creationTimestamp"]).to_owned(), Key::of(one));
+    active.sort_by_key(|one| age(one));
+    if change > 0 {
+        active.reverse();
+    }
+    active.sort_by_key(|one| Reverse(replicas(one)));
     let part = |one: &Value| {
         let before: i64 = text(one, &["metadata", "annotations", MOST]).parse().unwrap_or(total);
-        let exact = replicas(one)
-            .saturating_mul(limits.most())
-            .checked_div(before.max(1))
-            .unwrap_or(0)
-            - replicas(one);
+        let exact = rounded(replicas(one).saturating_mul(limits.most()), before.max(1)) - replicas(one);
         if change >= 0 {
             exact.clamp(0, change)
         } else {
@@ -152,7 +175,7 @@ fn spread(plan: &mut Plan, deployment: &Value, active: &[&Value], limits: Limits
     };
     let mut rest = change;
     let mut sizes: Vec<i64> = Vec::new();
-    for one in active {
+    for one in active.iter() {
         let own = if change >= 0 {
             part(one).min(rest)
         } else {
@@ -192,5 +215,69 @@ mod tests {
             let limits = Limits::of(&deployment(replicas, surge, unavailable));
             assert_eq!((limits.surge, limits.unavailable), expected, "{replicas} replicas");
         }
+    }
+
+    fn set(name: &str, replicas: i64, available: i64, noted: (i64, i64)) -> Value {
+        json!({
+            "apiVersion": "apps/v1", "kind": "ReplicaSet",
+            "metadata": {
+                "name": name, "namespace": "default", "creationTimestamp": format!("2026-11-25T11:00:0{name}Z"),
+                "annotations": {DESIRED: noted.0.to_string(), MOST: noted.1.to_string()},
+            },
+            "spec": {"replicas": replicas},
+            "status": {"availableReplicas": available},
+        })
+    }
+
+    /// The sizes that sets `1`, `2`, … get, the last being the newest.
+    fn resized(deployment: &Value, sets: &[Value]) -> Vec<i64> {
+        use super::super::super::action::Action;
+        use crate::request::Patch;
+        let mut plan = Plan::default();
+        let (new, old) = sets.split_last().unwrap();
+        resize(&mut plan, deployment, Some(new), old);
+        let mut sizes: Vec<i64> = sets.iter().map(replicas).collect();
+        for action in &plan.actions {
+            let Action::Patch {
+                at,
+                patch: Patch::Merge(change),
+                ..
+            } = action
+            else {
+                continue;
+            };
+            let number: usize = at.1.parse().unwrap();
+            sizes[number - 1] = integer(change, &["spec", "replicas"]).unwrap();
+        }
+        sizes
+    }
+
+    #[test]
+    fn each_set_gets_its_part_of_a_new_size() {
+        let noted = (10, 13);
+        for (wanted, sizes, expected) in [
+            // 10 → 20 while it rolls: 25 pods for 13; 5 of 13 are 9.6, which is nearer to 10.
+            (20, vec![8, 5], vec![15, 10]),
+            // Of equals the newest grows first, and keeps what rounding leaves; the oldest shrinks first.
+            (15, vec![2, 2, 2], vec![3, 3, 13]),
+            (1, vec![2, 2, 2], vec![0, 0, 2]),
+        ] {
+            let deployment = deployment(wanted, json!("25%"), json!("25%"));
+            let sets: Vec<Value> = sizes
+                .iter()
+                .enumerate()
+                .map(|(number, size)| set(&(number + 1).to_string(), *size, 0, noted))
+                .collect();
+            assert_eq!(resized(&deployment, &sets), expected, "{wanted} for {sizes:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_set_that_has_all_that_is_wanted_ends_the_older_ones() {
+        let deployment = deployment(4, json!("25%"), json!("25%"));
+        let sets = [set("1", 2, 2, (8, 10)), set("2", 4, 4, (4, 5))];
+        assert_eq!(resized(&deployment, &sets), [0, 4]);
+        let sets = [set("1", 2, 2, (8, 10)), set("2", 4, 3, (4, 5))];
+        assert_ne!(resized(&deployment, &sets), [0, 4], "one is not available");
     }
 }

@@ -17,6 +17,11 @@ use super::{replicas, template_of};
 use crate::request::What;
 
 const EXCEEDED: &str = "ProgressDeadlineExceeded";
+const COMPLETE: &str = "NewReplicaSetAvailable";
+/// The new set could not be made.
+pub const CREATE_ERROR: &str = "ReplicaSetCreateError";
+/// So many seconds mean that nobody wants to know of progress. Source: `util/deployment_util.go`, `HasProgressDeadline`.
+const NO_DEADLINE: i64 = i32::MAX as i64;
 
 /// The write that brings the status up to date, if it is not; `again` is when a deadline passes.
 pub fn update(deployment: &Value, world: &dyn World, again: &mut Option<Duration>) -> Option<Action> {
@@ -61,6 +66,43 @@ pub fn update(deployment: &Value, world: &dyn World, again: &mut Option<Duration
         set(&mut updated, &["status"], status);
         Action::status(What::DEPLOYMENTS, updated)
     })
+}
+
+/// The write that says why there is no new set, if that is not said already.
+pub fn creation_failed(deployment: &Value, message: &str, now: Timestamp) -> Option<Action> {
+    if deadline(deployment) == NO_DEADLINE {
+        return None;
+    }
+    let before = existing(deployment, "Progressing");
+    let failed = condition("Progressing", "False", CREATE_ERROR, message, before, now);
+    if before == Some(&failed) {
+        return None;
+    }
+    let others = list(deployment, &["status", "conditions"]).iter();
+    let mut conditions: Vec<Value> = others
+        .filter(|one| text(one, &["type"]) != "Progressing")
+        .cloned()
+        .collect();
+    conditions.push(failed);
+    let mut updated = deployment.clone();
+    set(&mut updated, &["status", "conditions"], conditions);
+    Some(Action::status(What::DEPLOYMENTS, updated))
+}
+
+/// Whether the rollout had reached its end when the status was last written: only then are old sets forgotten.
+///
+/// Source: Kubernetes v1.36 `util/deployment_util.go`, `DeploymentComplete`.
+pub fn is_complete(deployment: &Value) -> bool {
+    let wanted = replicas(deployment);
+    let counted = |field| integer(deployment, &["status", field]).unwrap_or(0) == wanted;
+    ["updatedReplicas", "replicas", "availableReplicas"]
+        .into_iter()
+        .all(counted)
+        && integer(deployment, &["status", "observedGeneration"]) >= integer(deployment, &["metadata", "generation"])
+}
+
+fn deadline(deployment: &Value) -> i64 {
+    integer(deployment, &["spec", "progressDeadlineSeconds"]).unwrap_or(600)
 }
 
 struct Counts {
@@ -130,8 +172,15 @@ fn progressing(
     now: Timestamp,
     again: &mut Option<Duration>,
 ) -> Option<Value> {
+    if deadline(deployment) == NO_DEADLINE {
+        return None;
+    }
     let before = existing(deployment, "Progressing");
+    let reason = before.map_or("", |before| text(before, &["reason"]));
     if at(deployment, &["spec", "paused"]) == Some(&Value::Bool(true)) {
+        if reason == EXCEEDED {
+            return before.cloned(); // a pause does not hide that
+        }
         return Some(condition(
             "Progressing",
             "Unknown",
@@ -141,7 +190,6 @@ fn progressing(
             now,
         ));
     }
-    let reason = before.map_or("", |before| text(before, &["reason"]));
     let fresh = |status: &str, reason: &str, message: &str| {
         let mut fresh = condition("Progressing", status, reason, message, before, now);
         set(&mut fresh, &["lastUpdateTime"], time::seconds(now));
@@ -175,22 +223,18 @@ fn progressing(
     let complete = counts.updated == wanted && counts.total == wanted && counts.available == wanted;
     if complete {
         let message = format!("ReplicaSet \"{name}\" has successfully progressed.");
-        return Some(condition(
-            "Progressing",
-            "True",
-            "NewReplicaSetAvailable",
-            &message,
-            before,
-            now,
-        ));
+        return Some(condition("Progressing", "True", COMPLETE, &message, before, now));
     }
     // Each text names its set, so one that does not is about an older one.
     let of_another = !before.is_some_and(|before| text(before, &["message"]).contains(&format!("\"{name}\"")));
-    if of_another && reason != "DeploymentResumed" {
+    if (of_another && reason != "DeploymentResumed") || reason == CREATE_ERROR {
         let message = format!("Created new replica set \"{name}\"");
         return fresh("True", "NewReplicaSetCreated", &message);
     }
-    if moved || reason == "NewReplicaSetAvailable" {
+    if reason == COMPLETE && counts.total == counts.updated {
+        return before.cloned(); // pods that fail later, and a new size, are no rollout and have no deadline
+    }
+    if moved || reason == COMPLETE {
         let message = format!("ReplicaSet \"{name}\" is progressing.");
         return fresh("True", "ReplicaSetUpdated", &message);
     }
@@ -211,9 +255,8 @@ fn overdue(
     now: Timestamp,
     again: &mut Option<Duration>,
 ) -> Option<Value> {
-    let deadline = integer(deployment, &["spec", "progressDeadlineSeconds"]).unwrap_or(600);
     let since = time::parse(text(before, &["lastUpdateTime"])).unwrap_or(now);
-    let left = deadline - (now.as_second() - since.as_second());
+    let left = deadline(deployment) - (now.as_second() - since.as_second());
     if left <= 0 {
         let message = format!("ReplicaSet \"{name}\" has timed out progressing.");
         return Some(condition("Progressing", "False", EXCEEDED, &message, Some(before), now));

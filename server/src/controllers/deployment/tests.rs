@@ -57,8 +57,8 @@ impl Play {
                 namespace: "default".into(),
                 name: "web".into(),
             };
-            let plan = Deployments.plan(&Objects::new(self.objects.clone()), &key);
-            let idle = !plan.actions.iter().any(|action| !matches!(action, Action::Event(_)));
+            let before = self.objects.clone();
+            let plan = Deployments.plan(&Objects::new(before.clone()), &key);
             plan.actions.into_iter().for_each(|action| self.act(action));
             for (_, one) in self.objects.iter_mut().filter(|(what, _)| *what == What::REPLICA_SETS) {
                 let size = replicas(one);
@@ -72,7 +72,7 @@ impl Play {
                 .map(|one| one["status"]["availableReplicas"].as_i64().unwrap())
                 .sum();
             self.least_available = self.least_available.min(available);
-            if idle {
+            if self.objects == before {
                 return;
             }
         }
@@ -339,4 +339,178 @@ fn a_deployment_says_that_its_pods_are_refused() {
         panic!("{plan:?}")
     };
     assert_eq!(object["status"]["conditions"][2], failure);
+}
+
+fn plan_of(play: &mut Play) -> Plan {
+    let key = Key::of(play.deployment());
+    Deployments.plan(&Objects::new(play.objects.clone()), &key)
+}
+
+fn refused(play: &mut Play, why: &Status) -> Vec<Action> {
+    let key = Key::of(play.deployment());
+    Deployments.refused(&Objects::new(play.objects.clone()), &key, What::REPLICA_SETS, why)
+}
+
+/// The set that the plan begins with; that it was made is told after it only, so not when it was not.
+fn first_made(plan: &Plan) -> Value {
+    let [
+        Action::Create {
+            object,
+            taken: Taken::Refused,
+            ..
+        },
+        Action::Event(note),
+        ..,
+    ] = plan.actions.as_slice()
+    else {
+        panic!("{plan:?}")
+    };
+    assert_eq!(note.reason, "ScalingReplicaSet");
+    object.clone()
+}
+
+#[test]
+fn a_set_of_somebody_else_does_not_hold_the_deployment_up() {
+    let taken = Status::failure(Reason::AlreadyExists, "replicasets.apps \"web\" already exists");
+    let mut play = Play::new(deployment(1, "a"));
+    let wanted = first_made(&plan_of(&mut play));
+    let mut of_the_former = wanted.clone();
+    of_the_former["metadata"]["ownerReferences"][0]["uid"] = json!("former");
+    let mut edited = wanted.clone();
+    edited["spec"]["template"]["spec"]["containers"][0]["image"] = json!("other");
+    for stranger in [of_the_former, edited] {
+        let mut play = Play::new(deployment(1, "a"));
+        play.objects.push((What::REPLICA_SETS, stranger));
+        let actions = refused(&mut play, &taken);
+        let [Action::Update { object, .. }] = actions.as_slice() else {
+            panic!("{actions:?}")
+        };
+        assert_eq!(object["status"]["collisionCount"], 1);
+        *play.deployment() = object.clone();
+        let next = first_made(&plan_of(&mut play));
+        assert_ne!(next["metadata"]["name"], wanted["metadata"]["name"]);
+        play.settle(|_| true);
+        assert_eq!(
+            play.deployment()["status"]["collisionCount"],
+            1,
+            "the name must not change again"
+        );
+    }
+    let mut play = Play::new(deployment(1, "a"));
+    play.objects.push((What::REPLICA_SETS, wanted));
+    assert!(refused(&mut play, &taken).is_empty(), "it is ours");
+}
+
+#[test]
+fn a_set_that_cannot_be_made_is_told_of_until_it_is() {
+    let why = Status::failure(Reason::Forbidden, "exceeded quota: q");
+    let mut play = Play::new(deployment(1, "a"));
+    let name = first_made(&plan_of(&mut play))["metadata"]["name"].clone();
+    let mut actions = refused(&mut play, &why);
+    let Some(Action::Update { object, .. }) = actions.pop() else {
+        panic!("{actions:?}")
+    };
+    let [Action::Event(note)] = actions.as_slice() else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((note.kind, note.reason), ("Warning", "ReplicaSetCreateError"));
+    let message = format!("Failed to create new replica set {name}: exceeded quota: q");
+    assert_eq!(note.message, message);
+    *play.deployment() = object;
+    let told = progress(&mut play);
+    assert_eq!(
+        (&told["status"], &told["reason"], &told["message"]),
+        (&json!("False"), &json!("ReplicaSetCreateError"), &json!(message))
+    );
+    assert!(
+        matches!(refused(&mut play, &why).as_slice(), [Action::Event(_)]),
+        "the same refusal is no news"
+    );
+    play.settle(|_| false);
+    assert_eq!(progress(&mut play)["reason"], "NewReplicaSetCreated");
+    let going =
+        Status::failure(Reason::Forbidden, "going").cause("NamespaceTerminating", "going", "metadata.namespace");
+    assert!(refused(&mut play, &going).is_empty(), "nobody is left to tell");
+}
+
+#[test]
+fn a_rollout_that_is_over_has_no_deadline_any_more() {
+    let mut play = Play::new(deployment(2, "a"));
+    play.settle(|_| true);
+    let conditions = play.deployment()["status"]["conditions"].as_array_mut().unwrap();
+    conditions[1]["lastUpdateTime"] = json!("2026-11-25T10:00:00Z");
+    let over = progress(&mut play);
+    assert_eq!(over["reason"], "NewReplicaSetAvailable");
+    play.settle(|_| false);
+    assert_eq!(progress(&mut play), over, "its pods fail, two hours later");
+    play.deployment()["spec"]["replicas"] = json!(5);
+    play.settle(|_| false);
+    assert_eq!(progress(&mut play), over, "a new size is no rollout");
+}
+
+#[test]
+fn a_pause_does_not_hide_that_the_deadline_has_passed() {
+    let mut play = Play::new(deployment(2, "a"));
+    play.settle(|_| false);
+    let conditions = play.deployment()["status"]["conditions"].as_array_mut().unwrap();
+    conditions[1]["lastUpdateTime"] = json!("2026-11-25T10:00:00Z");
+    play.settle(|_| false);
+    assert_eq!(progress(&mut play)["reason"], "ProgressDeadlineExceeded");
+    play.deployment()["spec"]["paused"] = json!(true);
+    play.settle(|_| false);
+    assert_eq!(progress(&mut play)["reason"], "ProgressDeadlineExceeded");
+}
+
+#[test]
+fn who_wants_no_deadline_is_told_of_no_progress() {
+    let mut play = Play::new(deployment(1, "a"));
+    play.deployment()["spec"]["progressDeadlineSeconds"] = json!(i32::MAX);
+    play.settle(|_| true);
+    let conditions = play.deployment()["status"]["conditions"].as_array().unwrap();
+    assert!(
+        conditions.iter().all(|one| one["type"] != "Progressing"),
+        "{conditions:?}"
+    );
+}
+
+#[test]
+fn an_old_set_is_kept_until_the_new_one_is_complete() {
+    let mut first = deployment(1, "a");
+    first["spec"]["revisionHistoryLimit"] = json!(0);
+    first["spec"]["strategy"]["rollingUpdate"] = json!({"maxSurge": 0, "maxUnavailable": 1});
+    let mut play = Play::new(first);
+    play.settle(|_| true);
+    play.deployment()["spec"]["template"]["spec"]["containers"][0]["image"] = json!("bad");
+    play.deployment()["metadata"]["generation"] = json!(2);
+    play.settle(|_| false);
+    assert_eq!(sizes(&play), [0, 1], "there is a way back");
+    play.settle(|_| true);
+    assert_eq!(sizes(&play), [1]);
+}
+
+#[test]
+fn a_set_with_other_labels_is_let_go() {
+    let mut play = Play::new(deployment(1, "a"));
+    play.settle(|_| true);
+    play.objects[1].1["metadata"]["labels"]["app"] = json!("debug");
+    let plan = plan_of(&mut play);
+    let Some(Action::Patch {
+        patch: Patch::Merge(change),
+        ..
+    }) = plan.actions.first()
+    else {
+        panic!("{plan:?}")
+    };
+    assert_eq!(change["metadata"]["ownerReferences"], json!([]));
+}
+
+#[test]
+fn a_paused_deployment_without_pods_grows_with_its_last_template() {
+    let mut play = Play::new(deployment(0, "a"));
+    play.settle(|_| true);
+    play.deployment()["spec"]["paused"] = json!(true);
+    play.deployment()["spec"]["template"]["spec"]["containers"][0]["image"] = json!("b");
+    play.deployment()["spec"]["replicas"] = json!(3);
+    play.settle(|_| true);
+    assert_eq!(sizes(&play), [3]);
 }
