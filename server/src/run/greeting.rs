@@ -53,7 +53,7 @@ pub fn ready(started: &Started<'_>) -> String {
   kubeconfig  export KUBECONFIG={kubeconfig}    then: kubectl get nodes
   node        {node}
   token       {token_file}
-  join        k3s agent --server https://{address} {token}    (as root, on another machine)",
+  join        k3s-agent --server https://{address} {token}    (as root, on another machine)",
         took.as_millis()
     )
 }
@@ -72,7 +72,7 @@ mod tests {
             token: Some("K10…::server:pw"),
             node: None,
         };
-        assert!(ready(&started).contains("k3s agent --server https://192.0.2.1:6443 --token K10…::server:pw"));
+        assert!(ready(&started).contains("k3s-agent --server https://192.0.2.1:6443 --token K10…::server:pw"));
         started.token = None;
         assert!(!ready(&started).contains("pw"));
         assert!(ready(&started).contains("/server/node-token"));
