@@ -1,49 +1,44 @@
 //! The K3s supervisor: the routes by which a machine becomes a node and stays connected (2, 3 and 6 of the protocol).
 //!
 //! Sits before the API on the same port. What a path is and who may use it is `route`'s, what a certificate says is
-//! `issue`'s, who may be which node is `register`'s; this file reads requests and writes answers. Before changing a code:
-//! agents tell "come again" (503) from "wrong token" (401) and "not this node" (403), and never give up on any of them.
+//! `issue`'s, who may be which node is `register`'s; this folder reads requests and writes answers: `node` for certificates,
+//! `upgrade` for what goes on after a 101. Before changing a code: agents tell "come again" (503) from "wrong token" (401)
+//! and "not this node" (403), and never give up on any of them.
 
-use std::net::IpAddr;
+mod node;
+mod upgrade;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent::units::Revision;
-use agent::wire::join::{NODE_IP, NODE_NAME, NODE_PASSWORD};
-use agent::wire::selector::is_dns_subdomain;
 use agent::wire::status::{Reason, Status};
 use agent::wire::token::Secret;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, UPGRADE};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::upgrade::Upgraded;
-use hyper::{Request, Response, StatusCode, Version};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
-use rcgen::PublicKeyData as _;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::io::copy_bidirectional;
 use tokio::sync::watch::Receiver;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use super::certificate::{key_hash, requested_key};
-use super::issue::{Node, issue};
 use super::pki::{Pki, SUPERVISOR};
-use super::register::{Claim, Refusal, Register};
+use super::register::Register;
 use super::rotation::Rotation;
-use super::route::{self, Certificate, NODES_GROUP, Route};
+use super::route::{self, Route};
 use super::static_files;
-use crate::http::query::Query;
-use crate::http::{Body, Front, Peer, Upgrades, empty, encode, full};
+use crate::http::{Body, Front, Peer, empty, encode, full};
 use crate::peers;
 use crate::request::{Client, User};
-use crate::tunnel::{DialError, Sessions};
+use crate::tunnel::Sessions;
 
 /// A certificate request is a few hundred bytes; RSA keys and long subjects a few thousand.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -224,36 +219,6 @@ impl Supervisor {
         }
     }
 
-    async fn issue(
-        &self,
-        which: Certificate,
-        request: Request<Incoming>,
-        user: &User,
-        peer: &Peer,
-    ) -> Result<Response<Body>, Status> {
-        let (head, body) = request.into_parts();
-        let now = Timestamp::now();
-        let body = body_of(body).await?;
-        let node = match which {
-            Certificate::ClientKubelet | Certificate::ServingKubelet => {
-                let node = node_of(&head.headers, user)?;
-                // A key that is shared with others, as old agents', proves nothing later.
-                let key = requested_key(&body).filter(|_| which == Certificate::ClientKubelet);
-                let key = key.map(|key| key_hash(&key.subject_public_key_info()));
-                self.admit(&node, &head.headers, user, peer, key.as_deref(), now)
-                    .await?;
-                node
-            }
-            Certificate::KubeProxy | Certificate::K3sController => Node {
-                name: String::new(),
-                addresses: Vec::new(),
-            },
-        };
-        let signed = issue(&self.parts.pki, which, &node, &body, now).map_err(Status::internal)?;
-        info!(node = node.name, certificate = ?which, peer = %peer.address, user = user.name, "signed a certificate");
-        Ok(plain(signed))
-    }
-
     /// Makes the token another one: JSON in, nothing out (1.7).
     async fn rotate(&self, request: Request<Incoming>, peer: &Peer) -> Result<Response<Body>, Status> {
         let body = body_of(request.into_body()).await?;
@@ -268,92 +233,6 @@ impl Supervisor {
         info!(peer = %peer.address, "rotated the token");
         Ok(Response::new(empty()))
     }
-
-    /// Whether this caller may be this node (3.4).
-    async fn admit(
-        &self,
-        node: &Node,
-        headers: &HeaderMap,
-        user: &User,
-        peer: &Peer,
-        key: Option<&str>,
-        now: Timestamp,
-    ) -> Result<(), Status> {
-        let register = &self.parts.register;
-        if own_name(user).is_some() && !register.exists(&node.name).await? {
-            let why = format!(
-                "unable to verify node identity: node {:?} does not exist any more, so its certificate counts no longer; \
-                 join again with a token",
-                node.name
-            );
-            return Err(Status::failure(Reason::Unauthorized, why));
-        }
-        let password = header(headers, NODE_PASSWORD)
-            .ok_or_else(|| Status::failure(Reason::BadRequest, "node password not set"))?;
-        // Whatever the token says, the handshake has proved this.
-        let holds = |user: &User| own_name(user) == Some(&node.name);
-        let claim = Claim {
-            node: &node.name,
-            password,
-            proof: peer
-                .key
-                .as_deref()
-                .filter(|_| peer.certificate.as_ref().is_some_and(holds)),
-            key,
-        };
-        register.admit(claim, now).await.map_err(|refusal| match &refusal {
-            Refusal::Taken { .. } => Status::failure(Reason::Forbidden, refusal.to_string()),
-            Refusal::Later { .. } => Status::unavailable(refusal.to_string()),
-        })
-    }
-
-    /// Turns the connection into a tunnel of the node whose certificate it has.
-    fn connect(&self, mut request: Request<Incoming>, user: &User) -> Result<Response<Body>, Status> {
-        let node = own_name(user)
-            .ok_or_else(|| Status::failure(Reason::Forbidden, "forbidden: only a node opens a tunnel"))?
-            .to_owned();
-        let accept = websocket(&request)?;
-        let tunnels = Arc::clone(&self.parts.tunnels);
-        let mut response = switch(&mut request, "websocket", move |stream| tunnels(node, stream))?;
-        response.headers_mut().insert("sec-websocket-accept", accept);
-        Ok(response)
-    }
-
-    /// Turns the connection of another server into one that tells of its commits.
-    fn hints(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Status> {
-        asks_for_bytes(&request)?;
-        let (hint, sessions) = (Arc::clone(&self.parts.hint), Arc::clone(&self.parts.sessions));
-        switch(&mut request, peers::PROTOCOL, move |stream| async move {
-            tokio::select! {
-                () = peers::take_hints(stream, |revision| hint(revision)) => {}
-                () = sessions.stopped() => {}
-            }
-        })
-    }
-
-    /// Turns the connection of another server into a stream to a node that has a tunnel to this one.
-    fn dial(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Status> {
-        let bad = |why: &str| Status::failure(Reason::BadRequest, why);
-        let query = Query::parse(request.uri().query().unwrap_or_default())?;
-        let node = query.get("node").filter(|node| is_dns_subdomain(node));
-        let node = node.ok_or_else(|| bad("node: not the name of a node"))?.to_owned();
-        let port = query.get("port").and_then(|port| port.parse().ok());
-        let port = port.ok_or_else(|| bad("port: not a port"))?;
-        asks_for_bytes(&request)?;
-        let opened = self.parts.sessions.open(&node, port, None);
-        let (far, _) = opened.map_err(|error| match error {
-            DialError::NoSession { .. } | DialError::Nowhere { .. } | DialError::Silent { .. } => {
-                Status::failure(Reason::NotFound, error.to_string())
-            }
-            DialError::Busy { .. } => Status::unavailable(error.to_string()),
-        })?;
-        switch(&mut request, peers::PROTOCOL, move |near| async move {
-            let (mut near, mut far) = (near, far);
-            if let Err(error) = copy_bidirectional(&mut near, &mut far).await {
-                debug!(node, error = %error, "a stream between another server and a node broke off");
-            }
-        })
-    }
 }
 
 /// Source: K3s v1.36 `pkg/server/handlers` (`Readyz`).
@@ -362,29 +241,6 @@ fn readiness(ready: bool) -> Result<Response<Body>, Status> {
         true => Ok(plain("ok")),
         false => Err(Status::unavailable("this server has not started yet")),
     }
-}
-
-/// Answers with 101 and gives the connection to `job`.
-fn switch<F: Future<Output = ()> + Send + 'static>(
-    request: &mut Request<Incoming>,
-    protocol: &'static str,
-    job: impl FnOnce(TokioIo<Upgraded>) -> F + Send + 'static,
-) -> Result<Response<Body>, Status> {
-    let upgrades = request.extensions_mut().remove::<Upgrades>();
-    let upgrades = upgrades.ok_or_else(|| Status::internal("this connection cannot be upgraded"))?;
-    let upgrade = hyper::upgrade::on(request);
-    upgrades.run(async move {
-        match upgrade.await {
-            Ok(upgraded) => job(TokioIo::new(upgraded)).await,
-            Err(error) => debug!(protocol, error = %error, "a connection was given up before it was upgraded"),
-        }
-    });
-    let mut response = Response::new(empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(UPGRADE, HeaderValue::from_static(protocol));
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    Ok(response)
 }
 
 /// The caller if it is a server: by its certificate and by nothing else.
@@ -396,14 +252,6 @@ fn server_of(peer: &Peer) -> Result<User, Status> {
             "forbidden: this is between the servers of the cluster",
         )
     })
-}
-
-/// What is between servers is a stream of bytes.
-fn asks_for_bytes<B>(request: &Request<B>) -> Result<(), Status> {
-    match header(request.headers(), "upgrade") {
-        Some(peers::PROTOCOL) => Ok(()),
-        _ => Err(Status::failure(Reason::BadRequest, "this is asked for with Upgrade")),
-    }
 }
 
 /// The body of a rotation.
@@ -432,64 +280,9 @@ async fn body_of(body: Incoming) -> Result<Bytes, Status> {
     Ok(body.map_err(unreadable)?.to_bytes())
 }
 
-/// The name in a kubelet's identity.
-fn own_name(user: &User) -> Option<&str> {
-    let name = user.name.strip_prefix("system:node:")?;
-    user.groups.iter().any(|group| group == NODES_GROUP).then_some(name)
-}
-
-/// Which node the headers name; a node cannot name another.
-fn node_of(headers: &HeaderMap, user: &User) -> Result<Node, Status> {
-    let bad = |why: String| Status::failure(Reason::BadRequest, why);
-    let name = header(headers, NODE_NAME).ok_or_else(|| bad("node name not set".to_owned()))?;
-    if !is_dns_subdomain(name) {
-        return Err(bad(format!(
-            "node name {name:?} is not valid: use lower-case letters, digits, '-' and '.', or set --node-name"
-        )));
-    }
-    if own_name(user).is_some_and(|own| own != name) {
-        return Err(bad(format!("header node name {name:?} does not match {:?}", user.name)));
-    }
-    let mut addresses: Vec<IpAddr> = Vec::new();
-    for part in header(headers, NODE_IP).unwrap_or_default().split(',') {
-        let part = part.trim();
-        match part.parse() {
-            Ok(address) => addresses.push(address),
-            Err(_) if part.is_empty() => {}
-            Err(_) => return Err(Status::internal(format!("invalid node IP address {part:?}"))),
-        }
-    }
-    Ok(Node {
-        name: name.to_owned(),
-        addresses,
-    })
-}
-
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let value = headers.get(name)?.to_str().ok()?.trim();
     (!value.is_empty()).then_some(value)
-}
-
-/// Checks the opening handshake (RFC 6455, 4.2.1); answers with the value of `Sec-WebSocket-Accept`.
-fn websocket<B>(request: &Request<B>) -> Result<HeaderValue, Status> {
-    let bad = |why: &str| Status::failure(Reason::BadRequest, why);
-    let has = |name: &str, token: &str| {
-        request
-            .headers()
-            .get_all(name)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .any(|part| part.trim().eq_ignore_ascii_case(token))
-    };
-    if request.version() != Version::HTTP_11 {
-        return Err(bad("a tunnel is opened over HTTP/1.1"));
-    }
-    if !has("connection", "upgrade") || !has("upgrade", "websocket") || !has("sec-websocket-version", "13") {
-        return Err(bad("not a websocket handshake of version 13"));
-    }
-    let key = header(request.headers(), "sec-websocket-key").ok_or_else(|| bad("Sec-WebSocket-Key is missing"))?;
-    HeaderValue::from_str(&derive_accept_key(key.as_bytes())).map_err(Status::internal)
 }
 
 fn plain(text: impl Into<Bytes>) -> Response<Body> {
@@ -512,7 +305,7 @@ fn with_type(bytes: impl Into<Bytes>, kind: &'static str) -> Response<Body> {
 mod tests {
     use super::*;
 
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+    pub(super) fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let pair = |&(name, value)| {
             (
                 hyper::header::HeaderName::from_static(name),
@@ -520,27 +313,6 @@ mod tests {
             )
         };
         pairs.iter().map(pair).collect()
-    }
-
-    #[test]
-    fn a_node_is_whom_its_headers_name_and_no_other() {
-        let token = User::new("node", &["k3s:agent"]);
-        let pi = User::new("system:node:pi", &["system:nodes"]);
-        let node = node_of(&headers(&[(NODE_NAME, "pi"), (NODE_IP, "192.0.2.1, fd00::1,")]), &token).unwrap();
-        assert_eq!((node.name.as_str(), node.addresses.len()), ("pi", 2));
-        for (user, pairs, code, hint) in [
-            (&token, vec![], 400, "node name not set"),
-            (&token, vec![(NODE_NAME, " ")], 400, "node name not set"),
-            (&token, vec![(NODE_NAME, "Pi")], 400, "lower-case"),
-            (&token, vec![(NODE_NAME, "../x")], 400, "not valid"),
-            (&token, vec![(NODE_NAME, "pi"), (NODE_IP, "1.2.3")], 500, "1.2.3"),
-            (&pi, vec![(NODE_NAME, "other")], 400, "does not match"),
-        ] {
-            let status = node_of(&headers(&pairs), user).unwrap_err();
-            assert_eq!(status.code, code, "{pairs:?}");
-            assert!(status.message.contains(hint), "{pairs:?}: {}", status.message);
-        }
-        assert!(node_of(&headers(&[(NODE_NAME, "pi")]), &pi).is_ok());
     }
 
     #[test]
@@ -578,40 +350,5 @@ mod tests {
             assert_eq!(server_of(&peer(Some(User::new(name, groups)))).is_ok(), is, "{name}");
         }
         assert_eq!(server_of(&peer(None)).unwrap_err().code, 403);
-    }
-
-    #[test]
-    fn only_a_certificate_of_a_node_has_a_node_name() {
-        assert_eq!(own_name(&User::new("system:node:pi", &["system:nodes"])), Some("pi"));
-        assert_eq!(own_name(&User::new("system:node:pi", &[])), None, "not in the group");
-        assert_eq!(own_name(&User::new("node", &["k3s:agent"])), None);
-    }
-
-    #[test]
-    fn a_handshake_is_checked_before_the_connection_is_given_away() {
-        let request = |version, pairs: &[(&'static str, &'static str)]| {
-            let mut request = Request::new(());
-            *request.version_mut() = version;
-            *request.headers_mut() = headers(pairs);
-            request
-        };
-        let good = [
-            ("connection", "keep-alive, Upgrade"),
-            ("upgrade", "websocket"),
-            ("sec-websocket-version", "13"),
-            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
-        ];
-        let accept = websocket(&request(Version::HTTP_11, &good)).unwrap();
-        assert_eq!(accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "the example of RFC 6455");
-        assert!(websocket(&request(Version::HTTP_2, &good)).is_err());
-        for missing in 0..good.len() {
-            let mut pairs = good.to_vec();
-            pairs.remove(missing);
-            assert!(
-                websocket(&request(Version::HTTP_11, &pairs)).is_err(),
-                "without {:?}",
-                good[missing]
-            );
-        }
     }
 }

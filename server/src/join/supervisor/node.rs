@@ -1,0 +1,158 @@
+//! A node asks for a certificate: which node it says it is, whether it may be that one, and what it is given (2.3, 3.4).
+
+use std::net::IpAddr;
+
+use agent::wire::join::{NODE_IP, NODE_NAME, NODE_PASSWORD};
+use agent::wire::selector::is_dns_subdomain;
+use agent::wire::status::{Reason, Status};
+use hyper::body::Incoming;
+use hyper::header::HeaderMap;
+use hyper::{Request, Response};
+use jiff::Timestamp;
+use rcgen::PublicKeyData as _;
+use tracing::info;
+
+use super::{Supervisor, body_of, header, plain};
+use crate::http::{Body, Peer};
+use crate::join::certificate::{key_hash, requested_key};
+use crate::join::issue::{Node, issue};
+use crate::join::register::{Claim, Refusal};
+use crate::join::route::{Certificate, NODES_GROUP};
+use crate::request::User;
+
+impl Supervisor {
+    pub(super) async fn issue(
+        &self,
+        which: Certificate,
+        request: Request<Incoming>,
+        user: &User,
+        peer: &Peer,
+    ) -> Result<Response<Body>, Status> {
+        let (head, body) = request.into_parts();
+        let now = Timestamp::now();
+        let body = body_of(body).await?;
+        let node = match which {
+            Certificate::ClientKubelet | Certificate::ServingKubelet => {
+                let node = node_of(&head.headers, user)?;
+                // A key that is shared with others, as old agents', proves nothing later.
+                let key = requested_key(&body).filter(|_| which == Certificate::ClientKubelet);
+                let key = key.map(|key| key_hash(&key.subject_public_key_info()));
+                self.admit(&node, &head.headers, user, peer, key.as_deref(), now)
+                    .await?;
+                node
+            }
+            Certificate::KubeProxy | Certificate::K3sController => Node {
+                name: String::new(),
+                addresses: Vec::new(),
+            },
+        };
+        let signed = issue(&self.parts.pki, which, &node, &body, now).map_err(Status::internal)?;
+        info!(node = node.name, certificate = ?which, peer = %peer.address, user = user.name, "signed a certificate");
+        Ok(plain(signed))
+    }
+
+    /// Whether this caller may be this node (3.4).
+    async fn admit(
+        &self,
+        node: &Node,
+        headers: &HeaderMap,
+        user: &User,
+        peer: &Peer,
+        key: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(), Status> {
+        let register = &self.parts.register;
+        if own_name(user).is_some() && !register.exists(&node.name).await? {
+            let why = format!(
+                "unable to verify node identity: node {:?} does not exist any more, so its certificate counts no longer; \
+                 join again with a token",
+                node.name
+            );
+            return Err(Status::failure(Reason::Unauthorized, why));
+        }
+        let password = header(headers, NODE_PASSWORD)
+            .ok_or_else(|| Status::failure(Reason::BadRequest, "node password not set"))?;
+        // Whatever the token says, the handshake has proved this.
+        let holds = |user: &User| own_name(user) == Some(&node.name);
+        let claim = Claim {
+            node: &node.name,
+            password,
+            proof: peer
+                .key
+                .as_deref()
+                .filter(|_| peer.certificate.as_ref().is_some_and(holds)),
+            key,
+        };
+        register.admit(claim, now).await.map_err(|refusal| match &refusal {
+            Refusal::Taken { .. } => Status::failure(Reason::Forbidden, refusal.to_string()),
+            Refusal::Later { .. } => Status::unavailable(refusal.to_string()),
+        })
+    }
+}
+
+/// The name in a kubelet's identity.
+pub(super) fn own_name(user: &User) -> Option<&str> {
+    let name = user.name.strip_prefix("system:node:")?;
+    user.groups.iter().any(|group| group == NODES_GROUP).then_some(name)
+}
+
+/// Which node the headers name; a node cannot name another.
+fn node_of(headers: &HeaderMap, user: &User) -> Result<Node, Status> {
+    let bad = |why: String| Status::failure(Reason::BadRequest, why);
+    let name = header(headers, NODE_NAME).ok_or_else(|| bad("node name not set".to_owned()))?;
+    if !is_dns_subdomain(name) {
+        return Err(bad(format!(
+            "node name {name:?} is not valid: use lower-case letters, digits, '-' and '.', or set --node-name"
+        )));
+    }
+    if own_name(user).is_some_and(|own| own != name) {
+        return Err(bad(format!("header node name {name:?} does not match {:?}", user.name)));
+    }
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for part in header(headers, NODE_IP).unwrap_or_default().split(',') {
+        let part = part.trim();
+        match part.parse() {
+            Ok(address) => addresses.push(address),
+            Err(_) if part.is_empty() => {}
+            Err(_) => return Err(Status::internal(format!("invalid node IP address {part:?}"))),
+        }
+    }
+    Ok(Node {
+        name: name.to_owned(),
+        addresses,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::headers;
+    use super::*;
+
+    #[test]
+    fn a_node_is_whom_its_headers_name_and_no_other() {
+        let token = User::new("node", &["k3s:agent"]);
+        let pi = User::new("system:node:pi", &["system:nodes"]);
+        let node = node_of(&headers(&[(NODE_NAME, "pi"), (NODE_IP, "192.0.2.1, fd00::1,")]), &token).unwrap();
+        assert_eq!((node.name.as_str(), node.addresses.len()), ("pi", 2));
+        for (user, pairs, code, hint) in [
+            (&token, vec![], 400, "node name not set"),
+            (&token, vec![(NODE_NAME, " ")], 400, "node name not set"),
+            (&token, vec![(NODE_NAME, "Pi")], 400, "lower-case"),
+            (&token, vec![(NODE_NAME, "../x")], 400, "not valid"),
+            (&token, vec![(NODE_NAME, "pi"), (NODE_IP, "1.2.3")], 500, "1.2.3"),
+            (&pi, vec![(NODE_NAME, "other")], 400, "does not match"),
+        ] {
+            let status = node_of(&headers(&pairs), user).unwrap_err();
+            assert_eq!(status.code, code, "{pairs:?}");
+            assert!(status.message.contains(hint), "{pairs:?}: {}", status.message);
+        }
+        assert!(node_of(&headers(&[(NODE_NAME, "pi")]), &pi).is_ok());
+    }
+
+    #[test]
+    fn only_a_certificate_of_a_node_has_a_node_name() {
+        assert_eq!(own_name(&User::new("system:node:pi", &["system:nodes"])), Some("pi"));
+        assert_eq!(own_name(&User::new("system:node:pi", &[])), None, "not in the group");
+        assert_eq!(own_name(&User::new("node", &["k3s:agent"])), None);
+    }
+}
