@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
-use hyper::http::{Method, Request};
+use hyper::http::{Method, Request, StatusCode};
 use rustls::ClientConfig;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -191,7 +191,7 @@ impl Client {
             {
                 text.extend_from_slice(&chunk);
             }
-            Err(refusal(&head, &text))
+            Err(self.refusal(&head, &text))
         };
         timeout(REQUEST_TIMEOUT, opening).await.map_err(|_| self.late())?
     }
@@ -218,7 +218,7 @@ impl Client {
         }
         match answer.head.status.is_success() {
             true => Ok(answer),
-            false => Err(refusal(&answer.head, &answer.body)),
+            false => Err(self.refusal(&answer.head, &answer.body)),
         }
     }
 
@@ -294,11 +294,25 @@ impl Client {
             .map_err(|error| ApiError::Transport(format!("request {path:?}: {error}")))
     }
 
+    /// A server has refused this client's certificate; whoever waits for [`Client::refusals`] is told.
+    pub fn note_refusal(&self) {
+        self.0.refusals.send_replace(());
+    }
+
     fn failed(&self, error: TransportError) -> ApiError {
         if is_refusal(&error) {
-            self.0.refusals.send_replace(());
+            self.note_refusal();
         }
         error.into()
+    }
+
+    /// Servers that judge certificates only when a request comes (K3s') answer 401, whatever is wrong with one.
+    fn refusal(&self, head: &hyper::http::response::Parts, body: &[u8]) -> ApiError {
+        if head.status == StatusCode::UNAUTHORIZED && self.0.authorization.is_none() {
+            self.note_refusal();
+        }
+        let wait = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        ApiError::Status(status_of(head.status.as_u16(), wait, body))
     }
 
     fn late(&self) -> ApiError {
@@ -309,11 +323,6 @@ impl Client {
         }
         .into()
     }
-}
-
-fn refusal(head: &hyper::http::response::Parts, body: &[u8]) -> ApiError {
-    let wait = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-    ApiError::Status(status_of(head.status.as_u16(), wait, body))
 }
 
 /// Events of one watch, in order. Dropping it ends the watch.

@@ -12,6 +12,7 @@ mod watch;
 
 pub use anyone::Anyone;
 pub use client::{ApiError, Client, WatchStream};
+pub(crate) use refused::is_refusal;
 pub use request::{PatchType, retry_after};
 pub use transport::{Endpoint, TransportError};
 pub use watch::{WatchEvent, WatchKind};

@@ -1,4 +1,4 @@
-//! Whether a server refused this node's certificate in the handshake.
+//! Whether a server refused this node's certificate in the handshake; others take any and answer 401 (`client`).
 //!
 //! In TLS 1.3 the client has finished its handshake by then: the refusal is the answer to its first request.
 
@@ -83,6 +83,12 @@ mod tests {
 
         /// Answers each request with an empty object.
         async fn serve(&self, tasks: &mut JoinSet<()>) -> u16 {
+            self.answer(tasks, "200 OK").await
+        }
+
+        /// Answers each request with this status.
+        async fn answer(&self, tasks: &mut JoinSet<()>, status: &str) -> u16 {
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}");
             let (certificate, key) = self.sign(2000);
             let provider = Arc::new(default_provider());
             let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&provider));
@@ -102,8 +108,7 @@ mod tests {
                         continue;
                     };
                     let _ = tls.read(&mut [0; 4096]).await;
-                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
-                    let _ = tls.write_all(answer).await;
+                    let _ = tls.write_all(answer.as_bytes()).await;
                     let _ = tls.shutdown().await;
                 }
             });
@@ -111,6 +116,10 @@ mod tests {
         }
 
         fn client(&self, port: u16, from: i32) -> Client {
+            Client::new(self.endpoint(port, from))
+        }
+
+        fn endpoint(&self, port: u16, from: i32) -> Endpoint {
             let (certificate, key) = self.sign(from);
             let tls = ClientConfig::builder_with_provider(Arc::new(default_provider()))
                 .with_safe_default_protocol_versions()
@@ -118,11 +127,11 @@ mod tests {
                 .with_root_certificates(Arc::clone(&self.roots))
                 .with_client_auth_cert(vec![certificate.der().clone()], key)
                 .unwrap();
-            Client::new(Endpoint {
+            Endpoint {
                 host: "127.0.0.1".into(),
                 port,
                 tls: Some(Arc::new(tls)),
-            })
+            }
         }
     }
 
@@ -151,6 +160,27 @@ mod tests {
             () = asking => {}
             changed = refusals.changed() => changed.unwrap(),
             () = tokio::time::sleep(Duration::from_secs(30)) => panic!("nobody noticed"),
+        }
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_taken_in_the_handshake_and_answered_with_401_is_refused_too() {
+        let (pki, mut tasks) = (Pki::new(), JoinSet::new());
+        for (status, refused) in [("401 Unauthorized", true), ("403 Forbidden", false)] {
+            let port = pki.answer(&mut tasks, status).await;
+            let client = pki.client(port, 2000);
+            let mut refusals = client.refusals();
+            client.get("/x").await.unwrap_err();
+            assert_eq!(refusals.has_changed().unwrap(), refused, "{status}");
+            refusals.mark_unchanged();
+            let _ = client.watch("/x?watch=1").await.err().unwrap();
+            assert_eq!(refusals.has_changed().unwrap(), refused, "{status} to a watch");
+            // Then it is the token that is refused.
+            let bearer = Client::with_authorization(pki.endpoint(port, 2000), Some("Bearer x".into()));
+            let refusals = bearer.refusals();
+            bearer.get("/x").await.unwrap_err();
+            assert!(!refusals.has_changed().unwrap(), "{status} to a token");
         }
         tasks.shutdown().await;
     }

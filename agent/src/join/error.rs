@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::key::KeyError;
 use super::trust::TrustError;
-use crate::api::TransportError;
+use crate::api::{TransportError, is_refusal};
 use crate::wire::status::Status;
 use crate::wire::token::TokenError;
 
@@ -69,6 +69,15 @@ pub enum JoinError {
     /// 401, with the cure.
     #[error("the server does not accept the token: {0}")]
     Token(String),
+    /// The certificate of an earlier join counts no longer, and there was nothing else to show.
+    #[error(
+        "the server does not accept the certificate of an earlier join ({0}), and there is no token: give --token, from \
+         /var/lib/rancher/k3s/server/node-token on the server"
+    )]
+    Certificate(String),
+    /// 400: what this machine says of itself cannot be.
+    #[error("the server does not take this node: {0}")]
+    Node(String),
     /// 403 because of the password, with the cure.
     #[error("node password rejected: {0}")]
     Password(String),
@@ -113,6 +122,8 @@ impl JoinError {
             | Self::Untrusted { .. }
             | Self::Odd { .. } => true,
             Self::Token(_)
+            | Self::Certificate(_)
+            | Self::Node(_)
             | Self::Password(_)
             | Self::Forbidden(_)
             | Self::NotReady(_)
@@ -129,6 +140,7 @@ impl JoinError {
     pub(super) fn of_status(status: &Status, path: &str, node: &str) -> Self {
         let message = status.message.clone();
         match status.code {
+            400 => Self::Node(message),
             // Our own servers say where the right one is.
             401 if message.contains("node-token") => Self::Token(message),
             401 => Self::Token(format!(
@@ -151,6 +163,7 @@ impl JoinError {
     pub(super) fn of_transport(error: &TransportError, server: &str) -> Self {
         let (server, reason) = (server.to_owned(), error.to_string());
         match error {
+            error if is_refusal(error) => Self::Certificate(reason),
             TransportError::Tls { source, .. } if source.kind() == io::ErrorKind::InvalidData => {
                 Self::Untrusted { server, reason }
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::http::header::{AUTHORIZATION, HOST, RETRY_AFTER};
-use hyper::http::{Method, Request};
+use hyper::http::{Method, Request, StatusCode};
 use rustls::ClientConfig;
 
 use super::authority;
@@ -142,6 +142,10 @@ impl Network<'_> {
         let answer = self.ask(link, method, &path, &headers, body).await?;
         if answer.head.status.is_success() {
             self.clock.told(answer.date().unwrap_or(0));
+        }
+        if answer.head.status == StatusCode::UNAUTHORIZED && link.authorization.is_none() {
+            let status = status_of(answer.head.status.as_u16(), None, &answer.body);
+            return Err(JoinError::Certificate(status.message));
         }
         self.judged(&path, answer)
     }

@@ -202,7 +202,11 @@ impl Tunnels {
         match client_async_with_config(url, tls, Some(link::websocket_config())).await {
             Ok((socket, _)) => Ok(socket),
             Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => Err(match answer.status().as_u16() {
-                401 | 403 => format!(
+                401 => {
+                    self.client.note_refusal();
+                    "the server does not accept this node's certificate; the agent asks for another one".to_owned()
+                }
+                403 => format!(
                     "{}: has the node been deleted? Restart the agent to join again",
                     answer.status()
                 ),
