@@ -164,7 +164,7 @@ impl Server {
         let sessions = Sessions::new();
         let (http, keeper) = ground.doors(config, advertised, peers.clone(), is_ready, rotation, &sessions)?;
         let mut listening = JoinSet::new();
-        listening.spawn(http::serve(listener, ground.pki.server_config()?, http, stop));
+        listening.spawn(http::serve(listener, ground.pki.entrance()?, http, stop));
 
         let first = ground.first_objects(config, advertised, peers.as_ref()).await?;
         ready.send_replace(true);

@@ -64,19 +64,22 @@ pub struct Who {
 }
 
 impl Who {
-    /// The user behind a request; `None`: no credentials. `certificate`: whom the verified client certificate names.
+    /// The user behind a request; `None`: no credentials. `certificate`: whom the client certificate names, if there is one.
+    ///
+    /// One that names nobody stands in the way of no good token; alone it is a credential that is no good.
     ///
     /// # Errors
     /// [`Unauthorized`] for credentials that are no good.
     pub fn ask(
         &self,
         headers: &HeaderMap,
-        certificate: Option<&User>,
+        certificate: Result<Option<&User>, Unauthorized>,
         now: Timestamp,
     ) -> Result<Option<User>, Unauthorized> {
         match certificate {
-            Some(user) => Ok(Some(user.clone())),
-            None => self.by_header(headers, now),
+            Ok(Some(user)) => Ok(Some(user.clone())),
+            Ok(None) => self.by_header(headers, now),
+            Err(refused) => self.by_header(headers, now)?.ok_or(refused).map(Some),
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::wire::status::{Reason, Status};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response};
 use jiff::Timestamp;
@@ -32,7 +32,8 @@ use crate::request::{Api, Target, User};
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
-/// How many requests are worked on at once, and how long others wait for that. Watches and streams do not count.
+/// How many requests are worked on at once, and how long others wait for that (watches and streams do not count); and how many
+/// connections there may be of clients that have not said who they are.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
     /// Requests that only read.
@@ -41,15 +42,20 @@ pub struct Limits {
     pub writes: usize,
     /// Who has waited so long for its turn is sent away to come again.
     pub wait: Duration,
+    /// Connections without a certificate, token or password that counts; the oldest is closed for one more.
+    pub strangers: usize,
 }
 
 impl Default for Limits {
-    /// Upstream's `MaxRequestsInFlight` and `MaxMutatingRequestsInFlight`, and its longest wait in a queue.
+    /// Upstream's `MaxRequestsInFlight` and `MaxMutatingRequestsInFlight`, and its longest wait in a queue; of strangers it
+    /// knows no bound.
     fn default() -> Self {
         Self {
             reads: 400,
             writes: 200,
             wait: Duration::from_secs(15),
+            // A few tens of kilobytes each, and more than a fleet has under way at once (`docs/budgets.md`).
+            strangers: 512,
         }
     }
 }
@@ -132,6 +138,12 @@ impl ApiHttp {
 
     /// Answers one request of a connection; `stop`: becomes true when the server stops.
     pub async fn answer(&self, request: Request<Incoming>, peer: &Peer, stop: Receiver<bool>) -> Response<Body> {
+        let head = request.method() == Method::HEAD;
+        let response = self.whole(request, peer, stop).await;
+        if head { headers_of(response) } else { response }
+    }
+
+    async fn whole(&self, request: Request<Incoming>, peer: &Peer, stop: Receiver<bool>) -> Response<Body> {
         let request = match &self.parts.front {
             Some(front) => match front.handle(request, peer).await {
                 Ok(response) => return response,
@@ -139,7 +151,6 @@ impl ApiHttp {
             },
             None => request,
         };
-        let head = request.method() == Method::HEAD;
         let audit = match request.headers().get(AUDIT_ID) {
             Some(id) if id.len() <= 64 => Some(id.clone()),
             _ => HeaderValue::from_str(&uuid()).ok(),
@@ -159,9 +170,6 @@ impl ApiHttp {
         };
         if let Some(id) = audit {
             response.headers_mut().insert(AUDIT_ID, id);
-        }
-        if head {
-            *response.body_mut() = empty();
         }
         response
     }
@@ -209,8 +217,12 @@ impl ApiHttp {
     /// Who asks, or in whose name.
     fn user(&self, headers: &HeaderMap, peer: &Peer, route: &Route, now: Timestamp) -> Result<User, Status> {
         let unauthorized = || Status::failure(Reason::Unauthorized, "Unauthorized");
-        let user = match self.parts.who.ask(headers, peer.certificate.as_ref(), now) {
-            Ok(Some(user)) => user,
+        let certificate = peer.caller.at(now).map(|holder| holder.map(|holder| &holder.user));
+        let user = match self.parts.who.ask(headers, certificate, now) {
+            Ok(Some(user)) => {
+                peer.stranger.is_known();
+                user
+            }
             Ok(None) => match self.parts.who.anonymous {
                 Anonymous::Refused => return Err(unauthorized()),
                 Anonymous::HealthOnly if !matches!(route, Route::Health(..) | Route::ServerVersion) => {
@@ -267,6 +279,19 @@ impl ApiHttp {
         }
         self.meta(&ask, &route)
     }
+}
+
+/// The answer to HEAD. HTTP/1.1 would leave the body out by itself, HTTP/2 would not.
+fn headers_of(mut response: Response<Body>) -> Response<Body> {
+    let length = response.body().size_hint().exact().filter(|length| *length > 0);
+    if let Some(length) = length {
+        response
+            .headers_mut()
+            .entry(header::CONTENT_LENGTH)
+            .or_insert_with(|| length.into());
+    }
+    *response.body_mut() = empty();
+    response
 }
 
 /// Who is never made to wait: administrators, the server itself, whoever asks whether it lives, and nodes that say that

@@ -16,17 +16,16 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::ServerConfig;
+use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
-use super::{ApiHttp, Body, Peer, stopped};
-use crate::join::certificate;
-use crate::request::User;
+use super::{ApiHttp, Body, Peer, Stranger, Strangers, stopped};
+use crate::join::caller::{Caller, Judge};
+use crate::join::tls::Entrance;
 
 /// Who needs longer is not a client.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -66,16 +65,24 @@ impl Upgrades {
 }
 
 /// Serves until `shutdown` becomes true, then lets requests finish for a while.
-pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, api: Arc<ApiHttp>, mut shutdown: Receiver<bool>) {
-    let acceptor = TlsAcceptor::from(tls);
+pub async fn serve(listener: TcpListener, entrance: Entrance, api: Arc<ApiHttp>, mut shutdown: Receiver<bool>) {
+    let Entrance { config, judge } = entrance;
+    let (acceptor, strangers) = (TlsAcceptor::from(config), Strangers::new(api.parts.limits.strangers));
     let mut connections = JoinSet::new();
     let stop = shutdown.clone();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => {
-                    let task = connection(stream, address, acceptor.clone(), Arc::clone(&api), stop.clone());
-                    connections.spawn(task);
+                    let stranger = Arc::new(strangers.admit());
+                    let come = Come { address, stranger: Arc::clone(&stranger), judge: judge.clone() };
+                    let task = connection(stream, come, acceptor.clone(), Arc::clone(&api), stop.clone());
+                    connections.spawn(async move {
+                        tokio::select! {
+                            () = task => {}
+                            () = stranger.has_to_go() => debug!(peer = %address, "closed for others: it never said who it is"),
+                        }
+                    });
                 }
                 Err(error) => {
                     warn!(error = %error, "cannot accept a connection");
@@ -93,13 +100,19 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, api: Arc<ApiHt
     }
 }
 
-async fn connection(
-    stream: TcpStream,
+/// Whoever has connected.
+struct Come {
     address: SocketAddr,
-    acceptor: TlsAcceptor,
-    api: Arc<ApiHttp>,
-    stop: Receiver<bool>,
-) {
+    stranger: Arc<Stranger>,
+    judge: Judge,
+}
+
+async fn connection(stream: TcpStream, come: Come, acceptor: TlsAcceptor, api: Arc<ApiHttp>, stop: Receiver<bool>) {
+    let Come {
+        address,
+        stranger,
+        judge,
+    } = come;
     // Watch events are small and must not wait for each other.
     let _ = stream.set_nodelay(true);
     // Boxes, so that a connection costs what it is now and not the sum of all it may be: there are thousands.
@@ -109,11 +122,17 @@ async fn connection(
         Ok(Err(error)) => return debug!(peer = %address, error = %error, "TLS handshake failed"),
         Err(_) => return debug!(peer = %address, "TLS handshake took too long"),
     };
-    let (certificate, key) = holder(&tls).unzip();
+    let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+    let caller = judge.caller(chain, Timestamp::now());
+    match &caller {
+        Caller::Known(_) => stranger.is_known(),
+        Caller::Refused(why) => debug!(peer = %address, why, "a client certificate names nobody"),
+        Caller::Nobody => {}
+    }
     let peer = Arc::new(Peer {
         address,
-        certificate,
-        key,
+        caller,
+        stranger,
     });
     let upgrades = Upgrades::default();
     let second = tls.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -174,14 +193,6 @@ fn second_version() -> http2::Builder<Tasks> {
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_WAIT);
     builder
-}
-
-/// Whom the client certificate names, and the hash of its key; rustls has verified it.
-fn holder(tls: &TlsStream<TcpStream>) -> Option<(User, String)> {
-    let leaf = tls.get_ref().1.peer_certificates()?.first()?;
-    let (name, groups) = certificate::identity(leaf).ok()?;
-    let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
-    Some((User::new(&name, &groups), certificate::key_hash_of(leaf)?))
 }
 
 /// Runs the streams of one HTTP/2 connection; they end with it.

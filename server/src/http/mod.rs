@@ -15,11 +15,13 @@ pub mod path;
 pub mod query;
 mod resource;
 mod review;
+mod strangers;
 mod stream;
 pub mod table;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -29,24 +31,25 @@ use hyper::body::Incoming;
 use hyper::{Request, Response};
 use tokio::sync::watch::Receiver;
 
-use crate::request::User;
+use crate::join::caller::Caller;
 
 pub use connect::Kubelets;
 pub use handler::{ApiHttp, Limits, Parts};
 pub use listen::{Upgrades, serve};
+pub use strangers::{Stranger, Strangers};
 
 /// A response body.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Who is at the other end of a connection.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
-    /// CN and O of its verified client certificate.
-    pub certificate: Option<User>,
-    /// SHA-256 of that certificate's public key, hexadecimal: the handshake proved that the peer has the private one.
-    pub key: Option<String>,
+    /// Whom its client certificate names.
+    pub caller: Caller,
+    /// That nobody knew it at first.
+    pub stranger: Arc<Stranger>,
 }
 
 /// Who sees a request before the API: the K3s supervisor.

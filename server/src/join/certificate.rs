@@ -235,6 +235,12 @@ pub fn key_hash_of(der: &[u8]) -> Option<String> {
         .map(|certificate| key_hash(certificate.public_key().raw))
 }
 
+/// The last second of a certificate (DER), since 1970.
+pub fn ends(der: &[u8]) -> Option<i64> {
+    let certificate = parse(der).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
 /// All certificates of a PEM text.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! The far end of a node's joining: the cluster's certificates, tokens and node passwords, and the K3s supervisor routes.
 
 pub mod bootstrap;
+pub mod caller;
 pub mod certificate;
 pub mod csv;
 pub mod files;
@@ -12,6 +13,7 @@ pub mod pki;
 pub mod record;
 pub mod reenrol;
 pub mod register;
+pub mod reserved;
 pub mod roll;
 pub mod rotation;
 pub mod route;

@@ -264,6 +264,11 @@ impl Pki {
         load_leaf(&self.tls, file, authority, &wanted, now)
     }
 
+    /// By which names this server is known.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
     /// `client-ca.crt`, byte for byte: what client certificates are verified with.
     pub fn client_ca_pem(&self) -> &str {
         self.client.bundle()

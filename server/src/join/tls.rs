@@ -1,6 +1,7 @@
-//! TLS as the server speaks it: its listener, its way to a node's kubelet, and whose certificate a client showed.
+//! TLS as the server speaks it: its listener, and its way to a node's kubelet.
 //!
-//! Client certificates are asked for, never required: who shows none goes on with a token or a password.
+//! Client certificates are asked for, never required: who shows none goes on with a token or a password. Whom one names is
+//! judged after the handshake (`caller`).
 
 use std::sync::Arc;
 
@@ -8,11 +9,11 @@ use arc_swap::ArcSwap;
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::CertificateDer;
-use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 
+use super::caller::{Judge, Taking};
 use super::certificate::certificates;
 use super::pki::{Leaf, Own, Pki, PkiError};
 
@@ -60,22 +61,34 @@ fn certified(leaf: &Leaf) -> Result<CertifiedKey, PkiError> {
     CertifiedKey::from_der(chain, leaf.key.der(), &provider()).map_err(fault)
 }
 
+/// What the listener of supervisor and API works with.
+#[derive(Clone)]
+pub struct Entrance {
+    /// The handshake.
+    pub config: Arc<ServerConfig>,
+    /// Who came through it.
+    pub judge: Judge,
+}
+
 impl Pki {
     /// For the one listener of supervisor and API.
     ///
     /// # Errors
     /// When rustls refuses a certificate.
-    pub fn server_config(&self) -> Result<Arc<ServerConfig>, PkiError> {
+    pub fn entrance(&self) -> Result<Entrance, PkiError> {
         let shown = self
             .shown(Own::Serving)
             .ok_or_else(|| fault("no serving certificate"))?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(fault)?
-            .with_client_cert_verifier(self.verifier()?)
+            .with_client_cert_verifier(Taking::new(provider()))
             .with_cert_resolver(shown);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+        Ok(Entrance {
+            config: Arc::new(config),
+            judge: Judge::new(roots(self.client_authority())?, provider())?,
+        })
     }
 
     /// For connections to what holds a serving certificate of this cluster (a kubelet), as one of the server's own identities.
@@ -90,13 +103,6 @@ impl Pki {
             .with_root_certificates(roots(self.server_authority())?)
             .with_client_cert_resolver(shown);
         Ok(Arc::new(config))
-    }
-
-    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, PkiError> {
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(self.client_authority())?), provider())
-            .allow_unauthenticated()
-            .build()
-            .map_err(fault)
     }
 }
 
@@ -122,8 +128,12 @@ mod tests {
     use rustls::client::danger::ServerCertVerifier as _;
     use rustls::pki_types::UnixTime;
 
+    use jiff::Timestamp;
+
     use super::*;
-    use crate::join::certificate::{Wanted, identity};
+    use crate::auth::who::Unauthorized;
+    use crate::join::caller::Caller;
+    use crate::join::certificate::Wanted;
     use crate::join::files::Scratch;
     use crate::join::key::PrivateKey;
     use crate::join::pki::Names;
@@ -146,21 +156,18 @@ mod tests {
 
     const NOW: u64 = 1_795_564_800;
 
-    /// Who a handshake with this chain (leaf first) makes the client, if it comes about.
-    fn caller(pki: &Pki, chain: &[CertificateDer<'_>], now: UnixTime) -> Option<User> {
-        let (leaf, intermediates) = chain.split_first()?;
-        let verifier = pki.verifier().unwrap();
-        verifier.verify_client_cert(leaf, intermediates, now).ok()?;
-        let (name, groups) = identity(leaf).unwrap();
-        let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
-        Some(User::new(&name, &groups))
+    /// Who this chain (leaf first) makes the client.
+    fn caller(pki: &Pki, chain: &[CertificateDer<'_>], seconds: u64) -> Result<Option<User>, Unauthorized> {
+        let now = Timestamp::from_second(seconds.try_into().unwrap()).unwrap();
+        let caller = pki.entrance().unwrap().judge.caller(chain, now);
+        caller.at(now).map(|holder| holder.map(|holder| holder.user.clone()))
     }
 
     #[test]
     fn clients_accept_the_serving_certificate_under_each_of_its_names() {
         let scratch = Scratch::new("tls-serving");
         let pki = pki(&scratch);
-        pki.server_config().unwrap();
+        pki.entrance().unwrap();
         let chain = certificates(&pki.own(Own::Serving).unwrap().chain).unwrap();
         let roots = Arc::new(roots(pki.server_authority()).unwrap());
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider())
@@ -198,23 +205,84 @@ mod tests {
         let key = PrivateKey::generate().unwrap();
         let wanted = Wanted::client("system:node:box-2", &["system:nodes"]);
         let chain = certificates(&first.sign_client(&wanted, key.pair(), now).unwrap()).unwrap();
-        let user = caller(&first, &chain, unix(NOW)).unwrap();
+        let user = caller(&first, &chain, NOW).unwrap().unwrap();
         assert_eq!(user.name, "system:node:box-2");
         assert_eq!(user.groups, ["system:nodes", "system:authenticated"]);
-        assert_eq!(caller(&first, &chain, unix(NOW + 366 * 86_400)), None, "expired");
-        assert_eq!(caller(&other, &chain, unix(NOW)), None, "of another cluster");
-        assert_eq!(caller(&first, &[], unix(NOW)), None);
+        assert_eq!(caller(&first, &chain, NOW + 366 * 86_400), Err(Unauthorized), "expired");
+        assert_eq!(
+            caller(&first, &chain, NOW - 2 * 86_400),
+            Err(Unauthorized),
+            "not valid yet"
+        );
+        assert_eq!(caller(&other, &chain, NOW), Err(Unauthorized), "of another cluster");
+        assert_eq!(caller(&first, &[], NOW), Ok(None));
         let serving = certificates(&first.own(Own::Serving).unwrap().chain).unwrap();
         assert_eq!(
-            caller(&first, &serving, unix(NOW)),
-            None,
+            caller(&first, &serving, NOW),
+            Err(Unauthorized),
             "a serving certificate is no client certificate"
         );
         let admin = certificates(&first.own(Own::Admin).unwrap().chain).unwrap();
         assert_eq!(
-            caller(&first, &admin, unix(NOW)).unwrap().groups,
+            caller(&first, &admin, NOW).unwrap().unwrap().groups,
             ["system:masters", "system:authenticated"]
         );
+        let nameless = Wanted::client("", &["system:masters"]);
+        let nameless = certificates(&first.sign_client(&nameless, key.pair(), now).unwrap()).unwrap();
+        assert_eq!(caller(&first, &nameless, NOW), Ok(None), "groups without a name");
+    }
+
+    #[test]
+    fn a_certificate_that_runs_out_while_its_connection_is_open_names_nobody_from_then_on() {
+        let scratch = Scratch::new("tls-outlived");
+        let (pki, now) = (pki(&scratch), "2026-11-25T00:00:00Z".parse().unwrap());
+        let key = PrivateKey::generate().unwrap();
+        let wanted = Wanted::client("system:node:box-2", &["system:nodes"]);
+        let chain = certificates(&pki.sign_client(&wanted, key.pair(), now).unwrap()).unwrap();
+        let caller = pki.entrance().unwrap().judge.caller(&chain, now);
+        assert!(matches!(&caller, Caller::Known(holder) if holder.user.name == "system:node:box-2"));
+        for (days, counts) in [(0, true), (364, true), (366, false)] {
+            let then = Timestamp::from_second(now.as_second() + days * 86_400).unwrap();
+            assert_eq!(caller.at(then).is_ok(), counts, "day {days}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_is_shown_with_its_key_and_not_with_another_nor_endlessly() {
+        use tokio::io::{AsyncReadExt as _, duplex};
+        use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+        let scratch = Scratch::new("tls-taking");
+        let now = Timestamp::now();
+        let pki = Pki::load_or_create(&scratch.0, &Names::default(), now).unwrap();
+        let acceptor = TlsAcceptor::from(pki.entrance().unwrap().config);
+        let (key, other) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        let sign = |key: &PrivateKey| pki.sign_client(&Wanted::client("pi", &[]), key.pair(), now).unwrap();
+        let chain = certificates(&sign(&key)).unwrap();
+        let long: Vec<_> = chain.iter().cycle().take(100).cloned().collect();
+        for (chain, key, taken) in [(&chain, &key, true), (&chain, &other, false), (&long, &key, false)] {
+            let signing = ring::sign::any_supported_type(&key.der()).unwrap();
+            let certified = CertifiedKey::new(chain.clone(), signing);
+            let config = ClientConfig::builder_with_provider(provider())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots(pki.server_authority()).unwrap())
+                .with_client_cert_resolver(Arc::new(Shown(ArcSwap::from_pointee(certified))));
+            let (near, far) = duplex(1 << 20);
+            let connector = TlsConnector::from(Arc::new(config));
+            let name = "kubernetes".try_into().unwrap();
+            let client = async {
+                let mut tls = connector.connect(name, near).await.ok()?;
+                // In TLS 1.3 the client is through before the server has looked.
+                tls.read(&mut [0; 1]).await.ok()
+            };
+            let server = async {
+                let accepted = acceptor.accept(far).await;
+                accepted.map(|tls| tls.get_ref().1.peer_certificates().map(<[_]>::len))
+            };
+            let (_, accepted) = tokio::join!(client, server);
+            assert_eq!(accepted.ok().flatten(), taken.then_some(chain.len()));
+        }
     }
 
     #[tokio::test]
@@ -223,9 +291,9 @@ mod tests {
         use tokio_rustls::{TlsAcceptor, TlsConnector};
 
         let scratch = Scratch::new("tls-renew");
-        let now = jiff::Timestamp::now();
+        let now = Timestamp::now();
         let pki = Pki::load_or_create(&scratch.0, &Names::default(), now).unwrap();
-        let acceptor = TlsAcceptor::from(pki.server_config().unwrap());
+        let acceptor = TlsAcceptor::from(pki.entrance().unwrap().config);
         let connector = TlsConnector::from(pki.client_config(Own::ApiServer).unwrap());
         let connect = async || {
             let (near, far) = duplex(4096);

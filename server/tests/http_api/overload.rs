@@ -52,6 +52,7 @@ async fn small(wait: Duration) -> Rig {
         reads: 2,
         writes: 2,
         wait,
+        ..Limits::default()
     };
     let rig = Rig::with(Arc::new(Memory::new()), Settings::default(), limits).await;
     let binding = json!({

@@ -136,7 +136,7 @@ impl Rig {
             address: address.to_string(),
             limits,
         });
-        tasks.spawn(serve(listener, pki.server_config().unwrap(), http, stopping));
+        tasks.spawn(serve(listener, pki.entrance().unwrap(), http, stopping));
         Self {
             address,
             dir,

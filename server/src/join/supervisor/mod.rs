@@ -30,8 +30,10 @@ use tokio::sync::watch::Receiver;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::caller::Caller;
 use super::pki::{Pki, SUPERVISOR};
 use super::register::Register;
+use super::reserved::Reserved;
 use super::rotation::Rotation;
 use super::route::{self, Route};
 use super::static_files;
@@ -86,6 +88,7 @@ pub struct Parts {
 /// The supervisor.
 pub struct Supervisor {
     parts: Parts,
+    reserved: Reserved,
     settings: Bytes,
 }
 
@@ -106,6 +109,7 @@ impl Supervisor {
     /// A supervisor; its tunnels end with their connections.
     pub fn new(parts: Parts) -> Self {
         Self {
+            reserved: Reserved::new(parts.pki.names()),
             settings: Bytes::from(parts.settings.to_string()),
             parts,
         }
@@ -173,10 +177,13 @@ impl Supervisor {
 
     /// The caller, if it is in one of the groups.
     fn member(&self, route: Route, groups: &[&str], headers: &HeaderMap, peer: &Peer) -> Result<User, Status> {
+        let certificate = peer.caller.at(Timestamp::now()).map_err(|_| refused(&peer.caller));
+        let certificate = certificate.map(|holder| holder.map(|holder| &holder.user));
         let user = match route.is_for_servers() {
-            true => server_of(peer)?,
-            false => self.who(headers, peer)?,
+            true => server_of(certificate?)?,
+            false => self.who(headers, certificate)?,
         };
+        peer.stranger.is_known();
         if user.groups.iter().any(|group| groups.contains(&group.as_str())) {
             return Ok(user);
         }
@@ -189,21 +196,22 @@ impl Supervisor {
     }
 
     /// A right password goes before a certificate; a wrong one beside a good certificate does no harm (1.5, 1.6).
-    fn who(&self, headers: &HeaderMap, peer: &Peer) -> Result<User, Status> {
-        match ((self.parts.by_header)(headers), &peer.certificate) {
+    fn who(&self, headers: &HeaderMap, certificate: Result<Option<&User>, Status>) -> Result<User, Status> {
+        match ((self.parts.by_header)(headers), certificate) {
             (Ok(Some(user)), _) => Ok(user),
-            (_, Some(user)) => Ok(user.clone()),
-            (Err(Some((id, end))), None) => Err(expired(&id, end)),
-            (Err(None), None) if self.parts.rotation.is_behind() => Err(Status::unavailable(
+            (_, Ok(Some(user))) => Ok(user.clone()),
+            (Err(Some((id, end))), _) => Err(expired(&id, end)),
+            (Err(None), _) if self.parts.rotation.is_behind() => Err(Status::unavailable(
                 "the cluster's token was rotated on another server; this one takes no machine in by it until it is restarted \
                  with the new token",
             )),
-            (Err(None), None) => Err(Status::failure(
+            (Err(None), _) => Err(Status::failure(
                 Reason::Unauthorized,
                 "not authorized: the token does not belong to this cluster, or has expired. The one to use is in \
                  server/node-token below the data directory of a server (/var/lib/rancher/k3s)",
             )),
-            (Ok(None), None) => Err(Status::failure(
+            (Ok(None), Err(refused)) => Err(refused),
+            (Ok(None), Ok(None)) => Err(Status::failure(
                 Reason::Forbidden,
                 "forbidden: neither a token nor a client certificate was sent",
             )),
@@ -243,10 +251,20 @@ fn readiness(ready: bool) -> Result<Response<Body>, Status> {
     }
 }
 
+/// What is said of a certificate that names nobody.
+fn refused(caller: &Caller) -> Status {
+    let why = match caller {
+        Caller::Refused(why) => why,
+        Caller::Known(_) | Caller::Nobody => "it has run out while the connection was open",
+    };
+    let why = format!("not authorized: the client certificate does not count ({why}); join again with a token");
+    Status::failure(Reason::Unauthorized, why)
+}
+
 /// The caller if it is a server: by its certificate and by nothing else.
-fn server_of(peer: &Peer) -> Result<User, Status> {
-    let server = peer.certificate.clone().filter(|user| user.name == SUPERVISOR);
-    server.ok_or_else(|| {
+fn server_of(certificate: Option<&User>) -> Result<User, Status> {
+    let server = certificate.filter(|user| user.name == SUPERVISOR);
+    server.cloned().ok_or_else(|| {
         Status::failure(
             Reason::Forbidden,
             "forbidden: this is between the servers of the cluster",
@@ -336,19 +354,14 @@ mod tests {
 
     #[test]
     fn only_the_certificate_of_a_server_is_a_server() {
-        let peer = |user: Option<User>| Peer {
-            address: "192.0.2.1:1".parse().unwrap(),
-            certificate: user,
-            key: None,
-        };
         for (name, groups, is) in [
             ("system:k3s-supervisor", &["system:masters"][..], true),
             ("system:admin", &["system:masters"], false),
             ("system:apiserver", &["system:masters"], false),
             ("system:node:pi", &["system:nodes"], false),
         ] {
-            assert_eq!(server_of(&peer(Some(User::new(name, groups)))).is_ok(), is, "{name}");
+            assert_eq!(server_of(Some(&User::new(name, groups))).is_ok(), is, "{name}");
         }
-        assert_eq!(server_of(&peer(None)).unwrap_err().code, 403);
+        assert_eq!(server_of(None).unwrap_err().code, 403);
     }
 }

@@ -1,6 +1,6 @@
 //! A node asks for a certificate: which node it says it is, whether it may be that one, and what it is given (2.3, 3.4).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use agent::wire::join::{NODE_IP, NODE_NAME, NODE_PASSWORD};
 use agent::wire::selector::is_dns_subdomain;
@@ -18,6 +18,7 @@ use crate::join::certificate::{key_hash, requested_key};
 use crate::join::issue::{Node, issue};
 use crate::join::register::{Claim, Refusal};
 use crate::join::route::{Certificate, NODES_GROUP};
+use crate::peers;
 use crate::request::User;
 
 impl Supervisor {
@@ -34,6 +35,7 @@ impl Supervisor {
         let node = match which {
             Certificate::ClientKubelet | Certificate::ServingKubelet => {
                 let node = node_of(&head.headers, user)?;
+                self.is_no_server(&node, peer).await?;
                 // A key that is shared with others, as old agents', proves nothing later.
                 let key = requested_key(&body).filter(|_| which == Certificate::ClientKubelet);
                 let key = key.map(|key| key_hash(&key.subject_public_key_info()));
@@ -49,6 +51,14 @@ impl Supervisor {
         let signed = issue(&self.parts.pki, which, &node, &body, now).map_err(Status::internal)?;
         info!(node = node.name, certificate = ?which, peer = %peer.address, user = user.name, "signed a certificate");
         Ok(plain(signed))
+    }
+
+    /// Whether the node is called nothing by which clients know the API.
+    async fn is_no_server(&self, node: &Node, peer: &Peer) -> Result<(), Status> {
+        let servers = peers::present_endpoints(&self.parts.client).await?;
+        let servers: Vec<IpAddr> = servers.iter().map(SocketAddr::ip).collect();
+        let allowed = self.reserved.allows(node, &servers, peer.address.ip());
+        allowed.map_err(|why| Status::failure(Reason::BadRequest, why))
     }
 
     /// Whether this caller may be this node (3.4).
@@ -73,14 +83,14 @@ impl Supervisor {
         let password = header(headers, NODE_PASSWORD)
             .ok_or_else(|| Status::failure(Reason::BadRequest, "node password not set"))?;
         // Whatever the token says, the handshake has proved this.
+        let shown = peer.caller.at(now).ok().flatten();
         let holds = |user: &User| own_name(user) == Some(&node.name);
         let claim = Claim {
             node: &node.name,
             password,
-            proof: peer
-                .key
-                .as_deref()
-                .filter(|_| peer.certificate.as_ref().is_some_and(holds)),
+            proof: shown
+                .filter(|holder| holds(&holder.user))
+                .map(|holder| holder.key.as_str()),
             key,
         };
         register.admit(claim, now).await.map_err(|refusal| match &refusal {
@@ -99,8 +109,10 @@ pub(super) fn own_name(user: &User) -> Option<&str> {
 /// Which node the headers name; a node cannot name another.
 fn node_of(headers: &HeaderMap, user: &User) -> Result<Node, Status> {
     let bad = |why: String| Status::failure(Reason::BadRequest, why);
+    // K3s v1.36 `pkg/nodepassword/validate.go` (`getNodeInfo`) lower-cases, too.
     let name = header(headers, NODE_NAME).ok_or_else(|| bad("node name not set".to_owned()))?;
-    if !is_dns_subdomain(name) {
+    let name = name.to_ascii_lowercase();
+    if !is_dns_subdomain(&name) {
         return Err(bad(format!(
             "node name {name:?} is not valid: use lower-case letters, digits, '-' and '.', or set --node-name"
         )));
@@ -117,10 +129,7 @@ fn node_of(headers: &HeaderMap, user: &User) -> Result<Node, Status> {
             Err(_) => return Err(Status::internal(format!("invalid node IP address {part:?}"))),
         }
     }
-    Ok(Node {
-        name: name.to_owned(),
-        addresses,
-    })
+    Ok(Node { name, addresses })
 }
 
 #[cfg(test)]
@@ -137,7 +146,7 @@ mod tests {
         for (user, pairs, code, hint) in [
             (&token, vec![], 400, "node name not set"),
             (&token, vec![(NODE_NAME, " ")], 400, "node name not set"),
-            (&token, vec![(NODE_NAME, "Pi")], 400, "lower-case"),
+            (&token, vec![(NODE_NAME, "p_i")], 400, "lower-case"),
             (&token, vec![(NODE_NAME, "../x")], 400, "not valid"),
             (&token, vec![(NODE_NAME, "pi"), (NODE_IP, "1.2.3")], 500, "1.2.3"),
             (&pi, vec![(NODE_NAME, "other")], 400, "does not match"),
@@ -146,7 +155,10 @@ mod tests {
             assert_eq!(status.code, code, "{pairs:?}");
             assert!(status.message.contains(hint), "{pairs:?}: {}", status.message);
         }
-        assert!(node_of(&headers(&[(NODE_NAME, "pi")]), &pi).is_ok());
+        for name in ["pi", "Pi", "PI"] {
+            let node = node_of(&headers(&[(NODE_NAME, name)]), &pi).unwrap();
+            assert_eq!(node.name, "pi", "{name}");
+        }
     }
 
     #[test]

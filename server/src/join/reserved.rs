@@ -1,0 +1,165 @@
+//! Which names and addresses no node gets a serving certificate for: those by which clients know the API.
+//!
+//! Pure. A kubelet's serving certificate is of the same authority as the API server's own, and clients ask for no more than
+//! that authority and the name. Whoever holds the agents' token could else pass for the API server. K3s signs whatever is asked
+//! for. What stays open: every such certificate is for `localhost` and 127.0.0.1 too, which K3s' agents rely on.
+
+use std::net::IpAddr;
+
+use super::issue::Node;
+use super::pki::Names;
+
+/// What is the API's own.
+#[derive(Clone, Debug)]
+pub struct Reserved {
+    /// The cluster's names for it, and the operator's (`--tls-san`); lower case.
+    names: Vec<String>,
+    /// Its Service.
+    service: Option<IpAddr>,
+    /// This server's node.
+    node: String,
+    /// This server's, the operator's among them.
+    addresses: Vec<IpAddr>,
+}
+
+impl Reserved {
+    /// On a server of these names.
+    pub fn new(names: &Names) -> Self {
+        let cluster = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned);
+        let full = format!("kubernetes.default.svc.{}", names.cluster_domain.to_ascii_lowercase());
+        let extra = names.extra.iter().map(|name| name.to_ascii_lowercase());
+        let said: Vec<IpAddr> = names.extra.iter().filter_map(|name| name.parse().ok()).collect();
+        Self {
+            names: cluster.into_iter().chain([full]).chain(extra).collect(),
+            service: names.service,
+            node: names.node.to_ascii_lowercase(),
+            addresses: names.addresses.iter().copied().chain(said).collect(),
+        }
+    }
+
+    /// Whether this node may have a serving certificate.
+    ///
+    /// `servers`: addresses of all servers. `from`: where the request comes from; nobody else's packets have it, so a server's
+    /// own agent, and an agent beside it, may have that server's name and addresses.
+    ///
+    /// # Errors
+    /// What the name or address is, and what to do.
+    pub fn allows(&self, node: &Node, servers: &[IpAddr], from: IpAddr) -> Result<(), String> {
+        let from = from.to_canonical();
+        let here = from.is_loopback() || self.addresses.contains(&from);
+        let (name, own) = (node.name.as_str(), node.name == self.node);
+        if if own {
+            !here
+        } else {
+            self.names.iter().any(|reserved| reserved == name)
+        } {
+            return Err(format!(
+                "node name {name:?} is the API server's own, and a serving certificate for it would let this node pass for \
+                 that: give the node another name with --node-name"
+            ));
+        }
+        // A name that is an address is one in a certificate.
+        let named = name.parse().ok();
+        for address in node.addresses.iter().copied().chain(named) {
+            let address = address.to_canonical();
+            let reserved = match address {
+                address if address.is_loopback() || address == from => false,
+                address if Some(address) == self.service => true,
+                address if self.addresses.contains(&address) => !here,
+                address => servers.contains(&address),
+            };
+            if reserved {
+                return Err(format!(
+                    "{address} is an address of the API server, and a serving certificate for it would let node {name:?} pass \
+                     for that; only a node on that very machine may have it: set this node's own with --node-ip"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reserved() -> Reserved {
+        Reserved::new(&Names {
+            node: "Box-1".to_owned(),
+            addresses: vec!["192.0.2.7".parse().unwrap(), "fd00::7".parse().unwrap()],
+            cluster_domain: "Cluster.local".to_owned(),
+            service: Some("10.43.0.1".parse().unwrap()),
+            extra: vec!["API.example.org".to_owned(), "192.0.2.100".to_owned()],
+        })
+    }
+
+    fn allows(name: &str, addresses: &[&str], from: &str) -> bool {
+        let node = Node {
+            name: name.to_owned(),
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        };
+        let servers = ["192.0.2.7".parse().unwrap(), "192.0.2.8".parse().unwrap()];
+        reserved().allows(&node, &servers, from.parse().unwrap()).is_ok()
+    }
+
+    #[test]
+    fn no_node_gets_a_name_by_which_clients_know_the_api() {
+        for (name, allowed) in [
+            ("pi", true),
+            ("localhost", true),
+            ("kubernetes-worker-1", true),
+            ("kubernetes.example.org", true),
+            ("kubernetes", false),
+            ("kubernetes.default", false),
+            ("kubernetes.default.svc", false),
+            ("kubernetes.default.svc.cluster.local", false),
+            ("api.example.org", false),
+            // In a certificate it would be the address.
+            ("10.43.0.1", false),
+            ("192.0.2.8", false),
+            ("192.0.2.9", true),
+        ] {
+            assert_eq!(allows(name, &["192.0.2.9"], "192.0.2.9"), allowed, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_a_server_is_for_nodes_on_that_server_only() {
+        for (address, from, allowed) in [
+            ("192.0.2.9", "192.0.2.9", true),
+            ("192.0.2.9", "198.51.100.1", true),
+            ("127.0.0.1", "192.0.2.9", true),
+            // The Service's is nobody's.
+            ("10.43.0.1", "192.0.2.9", false),
+            ("10.43.0.1", "127.0.0.1", false),
+            // This server's.
+            ("192.0.2.7", "192.0.2.9", false),
+            ("fd00::7", "192.0.2.9", false),
+            ("::ffff:192.0.2.7", "192.0.2.9", false),
+            ("192.0.2.7", "192.0.2.7", true),
+            ("192.0.2.7", "::ffff:192.0.2.7", true),
+            ("192.0.2.7", "127.0.0.1", true),
+            ("192.0.2.7", "::1", true),
+            ("fd00::7", "192.0.2.7", true),
+            ("192.0.2.100", "192.0.2.9", false),
+            ("192.0.2.100", "192.0.2.100", true),
+            // Another server's.
+            ("192.0.2.8", "192.0.2.9", false),
+            ("192.0.2.8", "127.0.0.1", false),
+            ("192.0.2.8", "192.0.2.8", true),
+        ] {
+            assert_eq!(
+                allows("pi", &["192.0.2.20", address], from),
+                allowed,
+                "{address} from {from}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_servers_own_name_is_for_its_own_node() {
+        for (from, allowed) in [("127.0.0.1", true), ("192.0.2.7", true), ("192.0.2.9", false)] {
+            assert_eq!(allows("box-1", &[], from), allowed, "{from}");
+        }
+    }
+}
