@@ -6,9 +6,13 @@
 
 #![cfg(test)]
 
+mod bootstrap;
+mod certificates;
 mod http;
+mod joining;
 mod routes;
 mod server;
+mod tunnel;
 
 use server::Server;
 
@@ -22,6 +26,39 @@ fn every_route_answers_as_k3s_does() {
     routes::each_method_is_taken_where_it_belongs(&server);
     routes::answers_are_these_bytes(&server);
     routes::refusals_are_a_status(&server);
+    routes::the_names_of_the_api_are_given_to_no_node(&server);
     routes::old_and_broken_http_is_answered(&server);
+    bootstrap::a_bootstrap_token_is_good_as_bearer_and_as_nothing_else(&server);
+    certificates::what_names_nobody_is_401_and_stands_in_no_passwords_way(&server);
+    certificates::the_api_answers_what_names_nobody_as_kubernetes_does(&server);
+    certificates::a_node_whose_certificate_ran_out_joins_by_its_token(&server);
     server.stop();
+}
+
+#[test]
+fn a_server_on_ipv6_alone_answers_as_others_do() {
+    if !tests::in_own_namespaces("a_server_on_ipv6_alone_answers_as_others_do") {
+        return;
+    }
+    let server = Server::start_at("::1", "[::1]:6443");
+    routes::each_credential_opens_what_it_is_for(&server);
+    routes::addresses_of_version_six_are_in_brackets(&server);
+    server.stop();
+}
+
+#[test]
+fn a_tunnel_at_the_server_carries_the_frames_of_k3s() {
+    if !tests::in_own_namespaces("a_tunnel_at_the_server_carries_the_frames_of_k3s") {
+        return;
+    }
+    let server = Server::start();
+    tunnel::frames_at_the_server_are_these_bytes(&server);
+    server.stop();
+}
+
+#[tokio::test]
+async fn an_agents_join_is_these_requests_and_it_tells_refusals_apart() {
+    joining::a_join_is_these_requests().await;
+    joining::a_tunnel_is_asked_for_with_the_kubelets_certificate().await;
+    joining::refusals_are_told_apart().await;
 }

@@ -20,9 +20,9 @@ const CALLERS: [&str; 7] = [
 ];
 
 /// A line of a table: method, path, and what each caller gets.
-type Row = (&'static str, &'static str, [u16; 7]);
+pub type Row = (&'static str, &'static str, [u16; 7]);
 
-const WHO_MAY: &[Row] = &[
+pub const WHO_MAY: &[Row] = &[
     ("GET", "/cacerts", [200; 7]),
     ("GET", "/ping", [200; 7]),
     ("GET", "/static/charts/x.tgz", [200; 7]),
@@ -352,6 +352,52 @@ pub fn refusals_are_a_status(server: &Server) {
             assert!(!message.contains(secret), "{line}: {message}");
         }
     }
+}
+
+/// Differs: K3s signs a serving certificate for any name and address. It lower-cases names, as is done here.
+pub fn the_names_of_the_api_are_given_to_no_node(server: &Server) {
+    let key = csr(&KeyPair::generate().unwrap());
+    let token = basic("node", AGENT_TOKEN);
+    for (node, addresses, code) in [
+        ("kubernetes", "192.0.2.9", 400),
+        ("Kubernetes.Default.svc", "192.0.2.9", 400),
+        ("kubernetes.default.svc.cluster.local", "192.0.2.9", 400),
+        ("10.43.0.1", "192.0.2.9", 400),
+        ("other", "192.0.2.9,10.43.0.1", 400),
+        ("Other", "192.0.2.9", 200),
+        // From the server's own machine.
+        ("box", "127.0.0.1", 200),
+    ] {
+        let fields = node_headers(node).replace("192.0.2.9", addresses);
+        for route in ["serving-kubelet.crt", "client-kubelet.crt"] {
+            let head = format!("POST /v1-k3s/{route} HTTP/1.1\nHost: k3s\n{token}\n{fields}");
+            let answer = server.open(None).ask(&head, &key);
+            assert_eq!(answer.code(), code, "{node} {addresses}: {answer:?}");
+            if code == 400 {
+                let message = answer.json()["message"].as_str().unwrap().to_owned();
+                assert!(
+                    message.contains("API server") && message.contains("--node-"),
+                    "{message}"
+                );
+            }
+        }
+    }
+    let certificate = server.signed("client-kubelet.crt", &node_headers("OTHER"));
+    let head = "GET /v1-k3s/config HTTP/1.1\nHost: k3s";
+    assert_eq!(server.open(Some(&certificate)).ask(head, b"").code(), 200, "one node");
+}
+
+/// `host:port` as agents take it apart (6.3), and what they say of themselves.
+pub fn addresses_of_version_six_are_in_brackets(server: &Server) {
+    let token = basic("node", AGENT_TOKEN);
+    for host in ["[::1]:6443", "[::1]", "localhost:6443"] {
+        let head = format!("GET /v1-k3s/apiservers HTTP/1.1\nHost: {host}\n{token}");
+        let answer = server.open(None).ask(&head, b"");
+        assert_eq!(answer.text(), r#"["[::1]:6443"]"#, "{host}");
+    }
+    let fields = node_headers("six").replace("192.0.2.9", "2001:db8::9,192.0.2.9");
+    let certificate = server.signed("serving-kubelet.crt", &fields);
+    assert!(certificate.chain.contains("BEGIN CERTIFICATE"));
 }
 
 /// Clients that speak HTTP/1.0, ask twice over one connection, or do not speak HTTP at all.
