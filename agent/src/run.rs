@@ -3,6 +3,7 @@
 //! identity → balancer → join (or what an earlier one left) → runtime, images → kubelet and tunnels. A machine that has
 //! joined before starts its pods from what is on disk and joins again, for fresh certificates, beside that.
 
+mod addresses;
 mod certificates;
 mod images;
 mod renew;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -22,7 +23,7 @@ use crate::balancer::{Balancer, state};
 use crate::config::Config;
 use crate::join::{Address, Clock, Files, Identity, Joined, Joiner, random_fraction};
 use crate::kubelet::adapt::PodnetMaker;
-use crate::kubelet::{self, Settings};
+use crate::kubelet::{self, NodeIps, Settings};
 use crate::podnet::address::Range;
 use crate::runtime::{Runtime, RuntimeConfig};
 use crate::tunnel::Tunnels;
@@ -65,14 +66,24 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let mut tunneling = JoinSet::new();
     tunneling.spawn(tunnels(&config, &joined, &balancer, &files, leaving));
     tasks.spawn(images.follow());
+    let ips = watch::Sender::new(joined.node_ips.clone());
+    let node_ips = NodeIps::from(ips.subscribe());
     let ended = {
+        let following = addresses::follow(&config, ips);
         let watching = certificates::run(&config.data_dir, &identity.node_name, &joined.client, &joiner.clock);
-        let renewing = renew::run(&joiner, &joined.client, from_disk, || balancer.trouble());
-        let kubelet = run_kubelet(&config, &joined, &joiner.clock, runtime, &mut shutdown);
+        let renewing = renew::run(
+            &joiner,
+            &joined.client,
+            from_disk,
+            || balancer.trouble(),
+            node_ips.clone(),
+        );
+        let kubelet = run_kubelet(&config, &joined, node_ips, &joiner.clock, runtime, &mut shutdown);
         tokio::select! {
             ended = kubelet => ended,
             () = renewing => Ok(()),
             () = watching => Ok(()),
+            () = following => Ok(()),
         }
     };
     info!(node = identity.node_name, "agent stops; pods go on");
@@ -177,6 +188,7 @@ fn tunnels(
 async fn run_kubelet(
     config: &Config,
     joined: &Joined,
+    node_ips: NodeIps,
     clock: &Arc<Clock>,
     runtime: Runtime,
     shutdown: impl Future<Output = ()>,
@@ -185,7 +197,7 @@ async fn run_kubelet(
         cluster: pod_range(joined)?,
         folder: config.agent_dir().join("podnet"),
     };
-    let settings = settings(config, joined, Arc::clone(clock));
+    let settings = settings(config, joined, node_ips, Arc::clone(clock));
     let api = Arc::new(joined.client.clone());
     kubelet::run(settings, api, Arc::new(runtime), Arc::new(networks), shutdown).await?;
     Ok(())
@@ -201,7 +213,7 @@ fn pod_range(joined: &Joined) -> anyhow::Result<Range> {
         .with_context(|| format!("the cluster's range for pods, {range}, cannot be used"))
 }
 
-fn settings(config: &Config, joined: &Joined, clock: Arc<Clock>) -> Settings {
+fn settings(config: &Config, joined: &Joined, node_ips: NodeIps, clock: Arc<Clock>) -> Settings {
     let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     let taints = config.taints.iter().map(|taint| kubelet::Taint {
         key: taint.key.clone(),
@@ -211,7 +223,7 @@ fn settings(config: &Config, joined: &Joined, clock: Arc<Clock>) -> Settings {
     let settings = Settings::new(&joined.identity.node_name, &joined.files.dir);
     Settings {
         hostname: hostname.unwrap_or_else(|| config.node_name.clone()),
-        node_ips: joined.node_ips.clone(),
+        node_ips,
         external_ips: config.node_external_ips.clone(),
         labels: config.labels.clone(),
         taints: taints.collect(),

@@ -19,10 +19,11 @@ mod node;
 mod objects;
 mod patience;
 mod upkeep;
+mod whereabouts;
 
 use std::future::Future;
-use std::io::{IsTerminal as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,15 +32,17 @@ use anyhow::{Context as _, anyhow};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use self::address::Addresses;
 use self::ground::Ground;
 use self::patience::patiently;
+use self::whereabouts::Follower;
 use crate::config::{Config, Datastore};
 use crate::join::files;
 use crate::join::rotation::Rotation;
-use crate::peers::Peers;
+use crate::peers::{Peers, Place};
 use crate::request::Client;
 use crate::store::{OpenError, Store, StoreError};
 use crate::tunnel::Sessions;
@@ -48,15 +51,18 @@ use crate::{http, store};
 /// What is not over by then is cut off; a service manager waits 90 s.
 const STOP: Duration = Duration::from_secs(20);
 
+/// Between two tries to bind an address that is not there yet.
+const BIND_AGAIN: Duration = Duration::from_secs(1);
+
 /// A running control plane.
 pub struct Server {
     /// Where it listens.
     pub address: SocketAddr,
-    /// Under which address others reach it.
-    pub advertised: SocketAddr,
     /// The API as the supervisor.
     pub client: Client,
     dir: PathBuf,
+    /// Where others reach it.
+    place: watch::Receiver<Place>,
     stopping: watch::Sender<bool>,
     listening: JoinSet<()>,
     /// Cache and authorization, which follow the store.
@@ -141,12 +147,11 @@ impl Server {
         let dir = config.data_dir.join("server");
         let listener = listen(config).await?;
         let port = listener.local_addr().context("the listener has no address")?.port();
-        let addresses = address::own(config);
-        let advertised = addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        let advertised = SocketAddr::new(advertised, port);
+        let own = Addresses::of(config).await;
+        let (whereabouts, place) = watch::channel(own.place(port));
 
         let mut serving = JoinSet::new();
-        let ground = Ground::lay(config, &dir, store, addresses, &mut serving).await?;
+        let ground = Ground::lay(config, &dir, store, &own, &mut serving).await?;
         let (stopping, stop) = watch::channel(false);
         let (ready, is_ready) = watch::channel(false);
         let (rotation, rotator) = Rotation::new(
@@ -157,16 +162,17 @@ impl Server {
         );
         let peers = match shared {
             true => Some(
-                Peers::new(ground.client.clone(), advertised).map_err(|_| anyhow!("the system has no randomness"))?,
+                Peers::new(ground.client.clone(), &config.node.name, place.clone())
+                    .map_err(|_| anyhow!("the system has no randomness"))?,
             ),
             false => None,
         };
         let sessions = Sessions::new();
-        let (http, keeper) = ground.doors(config, advertised, peers.clone(), is_ready, rotation, &sessions)?;
+        let (http, keeper) = ground.doors(config, &place, peers.clone(), is_ready, rotation, &sessions)?;
         let mut listening = JoinSet::new();
         listening.spawn(http::serve(listener, ground.pki.entrance()?, http, stop));
 
-        let first = ground.first_objects(config, advertised, peers.as_ref()).await?;
+        let first = ground.first_objects(config, &place, peers.as_ref()).await?;
         ready.send_replace(true);
 
         let mut acting = ground.actors(config, peers.as_ref(), &sessions)?;
@@ -182,11 +188,19 @@ impl Server {
             ground.client.clone(),
             config.node.name.clone(),
         ));
+        let follower = Follower {
+            pki: Arc::clone(&ground.pki),
+            place: whereabouts,
+            client: ground.client.clone(),
+            sessions: Arc::clone(&sessions),
+            alone: peers.is_none(),
+        };
+        acting.spawn(follower.run(own));
         Ok(Self {
             address: SocketAddr::new(address::loopback(config), port),
-            advertised,
             client: ground.client,
             dir,
+            place,
             stopping,
             listening,
             serving,
@@ -196,6 +210,11 @@ impl Server {
             store: ground.store,
             _lock: lock,
         })
+    }
+
+    /// Under which address others reach it now.
+    pub fn advertised(&self) -> SocketAddr {
+        self.place.borrow().address
     }
 
     /// `<data>/server`.
@@ -234,11 +253,29 @@ impl Server {
     }
 }
 
+/// Binds the port; an address of `--bind-address` that this machine does not have yet is waited for.
 async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(config.bind_address, config.https_port);
-    TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address}: is another server running? --https-listen-port and --bind-address choose another")
-    })
+    let mut told = false;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
+                if !told {
+                    warn!(%address, "this machine does not have the address of --bind-address yet: waiting for it");
+                }
+                told = true;
+                sleep(BIND_AGAIN).await;
+            }
+            bound => {
+                return bound.with_context(|| {
+                    format!(
+                        "cannot listen on {address}: is another server running? --https-listen-port and --bind-address \
+                         choose another"
+                    )
+                });
+            }
+        }
+    }
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
@@ -273,7 +310,8 @@ fn greet(config: &Config, server: &Server, took: Duration) {
     };
     say(&greeting::ready(&greeting::Started {
         took,
-        address: &server.advertised.to_string(),
+        address: &server.advertised().to_string(),
+        reachable: server.place.borrow().reachable,
         kubeconfig: &config.kubeconfig,
         token_file: &token_file,
         token: token.as_deref().map(str::trim),

@@ -8,6 +8,7 @@
 mod ends;
 mod lives;
 mod machine;
+mod network;
 mod rollouts;
 mod streams;
 mod walk;

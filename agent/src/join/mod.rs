@@ -4,7 +4,7 @@
 //! leaves behind for the rest of the agent. A machine that has joined once has all of it on disk ([`Joiner::remembered`])
 //! and starts without a server. What is asked and written in which order is [`enrol`]'s; here are the machine and its network.
 
-mod address;
+pub mod address;
 mod authority;
 mod clock;
 mod durable;
@@ -29,7 +29,6 @@ use std::time::Duration;
 use serde_json::Value;
 use tracing::{info, warn};
 
-pub use self::address::own_address;
 pub use self::clock::Clock;
 pub(crate) use self::durable::replace;
 pub use self::error::JoinError;
@@ -189,7 +188,8 @@ impl Joiner<'_> {
             return self.config.node_ips.clone();
         }
         let server = &self.config.server;
-        own_address(server.host(), server.port()).await.into_iter().collect()
+        let found = address::find(server.host(), server.port()).await;
+        found.into_iter().map(address::Found::ip).collect()
     }
 }
 

@@ -45,7 +45,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use self::node::KUBELET_VERSION;
-pub use self::settings::{Judged, Settings, Taint};
+pub use self::settings::{Judged, NodeIps, Settings, Taint};
 
 use self::host::{Host, NetworkState};
 use self::node::Machine;

@@ -1,9 +1,11 @@
-//! What a kubelet is told at its start; nothing of it changes later.
+//! What a kubelet is told at its start; nothing of it changes later, but the addresses of the machine.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use tokio::sync::watch;
 
 /// A taint that the node is registered with.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -40,6 +42,43 @@ impl fmt::Debug for Judged {
     }
 }
 
+/// Addresses that may come later than the kubelet, and change while it runs.
+#[derive(Clone, Debug)]
+pub struct NodeIps(watch::Receiver<Vec<IpAddr>>);
+
+impl NodeIps {
+    /// Those that are known now.
+    pub fn now(&self) -> Vec<IpAddr> {
+        self.0.borrow().clone()
+    }
+
+    /// Resolves when they have become others since it last did.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+impl From<Vec<IpAddr>> for NodeIps {
+    /// These, for ever.
+    fn from(ips: Vec<IpAddr>) -> Self {
+        Self(watch::channel(ips).1)
+    }
+}
+
+impl From<watch::Receiver<Vec<IpAddr>>> for NodeIps {
+    fn from(ips: watch::Receiver<Vec<IpAddr>>) -> Self {
+        Self(ips)
+    }
+}
+
+impl Default for NodeIps {
+    fn default() -> Self {
+        Vec::new().into()
+    }
+}
+
 /// What a kubelet runs on.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -48,7 +87,7 @@ pub struct Settings {
     /// The host's own name.
     pub hostname: String,
     /// Addresses inside the cluster, main one first.
-    pub node_ips: Vec<IpAddr>,
+    pub node_ips: NodeIps,
     /// Addresses for the outside.
     pub external_ips: Vec<IpAddr>,
     /// Labels of the first registration.
@@ -87,7 +126,7 @@ impl Settings {
         Self {
             hostname: node_name.clone(),
             node_name,
-            node_ips: vec![],
+            node_ips: NodeIps::default(),
             external_ips: vec![],
             labels: vec![],
             taints: vec![],
@@ -107,6 +146,6 @@ impl Settings {
 
     /// The node's main address.
     pub fn main_ip(&self) -> Option<IpAddr> {
-        self.node_ips.first().copied()
+        self.node_ips.now().first().copied()
     }
 }

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use crate::api::Client;
 use crate::join::{Joiner, is_due, windows};
+use crate::kubelet::NodeIps;
 
 /// How often the certificates are looked at.
 const LOOK: Duration = Duration::from_secs(3600);
@@ -17,8 +18,14 @@ const LOOK: Duration = Duration::from_secs(3600);
 /// all the time.
 const HEED_REFUSALS: Duration = Duration::from_secs(60);
 
-/// Runs for ever. `trouble`: why the balancer reaches no server.
-pub async fn run(joiner: &Joiner<'_>, client: &Client, mut due: bool, trouble: impl Fn() -> Option<String>) {
+/// Runs for ever. `trouble`: why the balancer reaches no server; `ips`: what the kubelet's certificate is to say.
+pub async fn run(
+    joiner: &Joiner<'_>,
+    client: &Client,
+    mut due: bool,
+    trouble: impl Fn() -> Option<String>,
+    mut ips: NodeIps,
+) {
     let mut refusals = client.refusals();
     loop {
         if due {
@@ -35,11 +42,13 @@ pub async fn run(joiner: &Joiner<'_>, client: &Client, mut due: bool, trouble: i
             // The client, and with it the sender, is there as long as this runs.
             let _ = refusals.changed().await;
         };
-        let refused = tokio::select! {
-            () = sleep(LOOK) => false,
-            () = refused => true,
-        };
-        if refused {
+        let (mut moved, mut was_refused) = (false, false);
+        tokio::select! {
+            () = sleep(LOOK) => {}
+            () = refused => was_refused = true,
+            () = ips.changed() => moved = true,
+        }
+        if was_refused {
             warn!(
                 node = joiner.identity.node_name,
                 "a server refuses this node's certificate: asking for a new one"
@@ -48,7 +57,7 @@ pub async fn run(joiner: &Joiner<'_>, client: &Client, mut due: bool, trouble: i
         note_time(joiner, client);
         let (system, floor) = (joiner.clock.now(), joiner.clock.floor());
         let told = client.server_date().unwrap_or(0);
-        due = refused || is_due(&windows(joiner.files), system, floor, told);
+        due = was_refused || moved || is_due(&windows(joiner.files), system, floor, told);
     }
 }
 

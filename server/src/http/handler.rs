@@ -74,8 +74,8 @@ pub struct Parts {
     pub fresh: Option<Fresh>,
     /// Whether the server has started: `/readyz`.
     pub ready: Receiver<bool>,
-    /// `HOST:PORT` that clients inside the cluster use, for discovery.
-    pub address: String,
+    /// `HOST:PORT` that clients inside the cluster use now, for discovery.
+    pub address: Arc<dyn Fn() -> String + Send + Sync>,
     /// Against overload.
     pub limits: Limits,
 }

@@ -28,7 +28,7 @@ impl ApiHttp {
             Route::ServerVersion => Ok(document(ask, &version())),
             Route::Health(which, check) => Ok(self.health(ask, which, check.as_deref())),
             Route::Core | Route::Groups | Route::Group(_) | Route::Version(..) => {
-                let found = discovery::answer(route, &rows, ask.header(&header::ACCEPT), &self.parts.address)?;
+                let found = discovery::answer(route, &rows, ask.header(&header::ACCEPT), &(self.parts.address)())?;
                 let mut response = document_as(ask, found.content_type, found.body.to_string());
                 response
                     .headers_mut()
@@ -55,12 +55,12 @@ impl ApiHttp {
                 self.open_api(ask, path, &rows)
             }
             Route::OpenIdConfiguration => {
-                let issuer = self.parts.who.keys.issuer();
+                let (issuer, address) = (self.parts.who.keys.issuer(), (self.parts.address)());
                 Ok(document(
                     ask,
                     &json!({
                         "issuer": issuer,
-                        "jwks_uri": format!("https://{}/openid/v1/jwks", self.parts.address),
+                        "jwks_uri": format!("https://{address}/openid/v1/jwks"),
                         "response_types_supported": ["id_token"],
                         "subject_types_supported": ["public"],
                         "id_token_signing_alg_values_supported": self.parts.who.keys.algorithms(),

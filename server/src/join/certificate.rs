@@ -241,6 +241,13 @@ pub fn ends(der: &[u8]) -> Option<i64> {
     Some(certificate.validity().not_after.timestamp())
 }
 
+/// Host names and addresses in the first certificate of a PEM text; none if it has none that can be read.
+pub(super) fn sans_of(text: &str) -> BTreeSet<String> {
+    let chain = certificates(text).unwrap_or_default();
+    let leaf = chain.first().and_then(|der| parse(der).ok());
+    leaf.map(|leaf| sans(&leaf)).unwrap_or_default()
+}
+
 /// All certificates of a PEM text.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agent::wire::join::ca_hash;
 use arc_swap::ArcSwap;
@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use rcgen::PublicKeyData;
 use rustls::pki_types::CertificateDer;
 
-use super::certificate::{Authority, CertificateError, Wanted};
+use super::certificate::{Authority, CertificateError, Wanted, sans_of};
 use super::files::{self, PRIVATE, PRIVATE_FOLDER};
 use super::key::{KeyError, PrivateKey};
 use super::tls::Shown;
@@ -38,6 +38,8 @@ pub struct Names {
     pub service: Option<IpAddr>,
     /// Further names and addresses (`--tls-san`).
     pub extra: Vec<String>,
+    /// This machine has no address yet: whatever addresses the present certificate has may come back, and stay.
+    pub addresses_to_come: bool,
 }
 
 /// Why there is no usable PKI.
@@ -182,7 +184,8 @@ pub struct Pki {
     shared: BTreeMap<SharedKey, PrivateKey>,
     service_key: String,
     tls: PathBuf,
-    names: Names,
+    /// Held while certificates are made: one at a time.
+    names: Mutex<Names>,
 }
 
 impl Pki {
@@ -219,11 +222,11 @@ impl Pki {
             shown: BTreeMap::new(),
             shared,
             service_key,
-            names: names.clone(),
+            names: Mutex::new(names.clone()),
             tls,
         };
         for row in OWN {
-            let leaf = pki.load(row, now)?;
+            let leaf = pki.load(row, names, now)?;
             if SHOWN.contains(&row.0) {
                 pki.shown.insert(row.0, Arc::new(Shown::new(&leaf)?));
             }
@@ -238,10 +241,29 @@ impl Pki {
     /// # Errors
     /// [`PkiError`] names the file; what was renewed before it stays renewed.
     pub fn renew(&self, now: Timestamp) -> Result<Vec<Own>, PkiError> {
+        self.renew_for(&self.names(), now)
+    }
+
+    /// This machine has these addresses now: as [`Pki::renew`].
+    ///
+    /// # Errors
+    /// As [`Pki::renew`].
+    pub fn readdress(&self, addresses: Vec<IpAddr>, now: Timestamp) -> Result<Vec<Own>, PkiError> {
+        let mut names = self.names();
+        names.addresses = addresses;
+        names.addresses_to_come = false;
+        self.renew_for(&names, now)
+    }
+
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn renew_for(&self, names: &Names, now: Timestamp) -> Result<Vec<Own>, PkiError> {
         let mut renewed = Vec::new();
         for row in OWN {
             let Some(held) = self.own.get(&row.0) else { continue };
-            let leaf = self.load(row, now)?;
+            let leaf = self.load(row, names, now)?;
             if leaf.chain == held.load().chain {
                 continue;
             }
@@ -254,10 +276,21 @@ impl Pki {
         Ok(renewed)
     }
 
-    fn load(&self, row: &Row, now: Timestamp) -> Result<Leaf, PkiError> {
+    fn load(&self, row: &Row, names: &Names, now: Timestamp) -> Result<Leaf, PkiError> {
         let &(which, file, name, groups) = row;
         let (authority, wanted) = match which {
-            Own::Serving => (&self.server, Wanted::server(name, serving_names(&self.names))),
+            Own::Serving => {
+                let mut sans = serving_names(names);
+                if names.addresses_to_come {
+                    let present = files::read(&self.tls.join(format!("{file}.crt")))?.unwrap_or_default();
+                    sans.extend(
+                        sans_of(&present)
+                            .into_iter()
+                            .filter(|san| san.parse::<IpAddr>().is_ok()),
+                    );
+                }
+                (&self.server, Wanted::server(name, sans))
+            }
             Own::AuthProxy => (&self.request_header, Wanted::client(name, groups)),
             _ => (&self.client, Wanted::client(name, groups)),
         };
@@ -445,204 +478,4 @@ fn load_service_key(path: &Path) -> Result<String, PkiError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt as _;
-    use std::time::SystemTime;
-
-    use super::*;
-    use crate::join::files::Scratch;
-
-    fn at(text: &str) -> Timestamp {
-        text.parse().unwrap()
-    }
-
-    fn names() -> Names {
-        Names {
-            node: "box-1".to_owned(),
-            addresses: vec!["192.0.2.7".parse().unwrap()],
-            cluster_domain: "cluster.local".to_owned(),
-            service: Some("10.43.0.1".parse().unwrap()),
-            extra: vec!["api.example.org".to_owned()],
-        }
-    }
-
-    fn tree(dir: &Path) -> BTreeMap<String, (u32, Vec<u8>, SystemTime)> {
-        let mut all = BTreeMap::new();
-        let mut folders = vec![dir.to_owned()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                let meta = fs::metadata(&path).unwrap();
-                if meta.is_dir() {
-                    folders.push(path.clone());
-                }
-                let content = if meta.is_dir() {
-                    Vec::new()
-                } else {
-                    fs::read(&path).unwrap()
-                };
-                let name = path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned();
-                all.insert(
-                    name,
-                    (meta.permissions().mode() & 0o777, content, meta.modified().unwrap()),
-                );
-            }
-        }
-        all
-    }
-
-    #[test]
-    fn the_tree_is_the_one_k3s_makes_and_private() {
-        let scratch = Scratch::new("pki-tree");
-        Pki::load_or_create(&scratch.0.join("server"), &names(), at("2026-11-25T00:00:00Z")).unwrap();
-        let tree = tree(&scratch.0);
-        for (name, (mode, _, _)) in &tree {
-            let folder = scratch.0.join(name).is_dir();
-            assert_eq!(*mode, if folder { 0o700 } else { 0o600 }, "{name}");
-        }
-        for name in [
-            "client-ca.crt",
-            "client-ca.key",
-            "server-ca.crt",
-            "server-ca.key",
-            "request-header-ca.crt",
-            "request-header-ca.key",
-            "etcd/server-ca.crt",
-            "etcd/server-ca.key",
-            "etcd/peer-ca.crt",
-            "etcd/peer-ca.key",
-            "client-ca.nochain.crt",
-            "server-ca.nochain.crt",
-            "service.key",
-            "client-kubelet.key",
-            "serving-kubelet.key",
-            "client-admin.crt",
-            "client-admin.key",
-            "client-supervisor.crt",
-            "client-controller.crt",
-            "client-scheduler.crt",
-            "client-kube-apiserver.crt",
-            "client-kube-apiserver.key",
-            "client-kube-proxy.crt",
-            "client-k3s-controller.crt",
-            "client-k3s-cloud-controller.crt",
-            "client-auth-proxy.crt",
-            "serving-kube-apiserver.crt",
-            "serving-kube-apiserver.key",
-        ] {
-            assert!(tree.contains_key(&format!("server/tls/{name}")), "{name} is missing");
-        }
-    }
-
-    #[test]
-    fn a_second_start_changes_nothing() {
-        let scratch = Scratch::new("pki-again");
-        let first = Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
-        let before = tree(&scratch.0);
-        let second = Pki::load_or_create(&scratch.0, &names(), at("2027-01-25T00:00:00Z")).unwrap();
-        assert_eq!(tree(&scratch.0), before);
-        assert_eq!(first.token_hash(), second.token_hash());
-    }
-
-    #[test]
-    fn leaves_are_renewed_with_their_keys_kept_and_authorities_never() {
-        let scratch = Scratch::new("pki-renew");
-        Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
-        let before = tree(&scratch.0);
-        Pki::load_or_create(&scratch.0, &names(), at("2027-10-25T00:00:00Z")).unwrap();
-        let after = tree(&scratch.0);
-        for (name, (_, content, _)) in &before {
-            let leaf = name.ends_with(".crt") && !name.contains("-ca.");
-            assert_eq!(after[name].1 != *content, leaf, "{name}");
-        }
-        let mut moved = names();
-        moved.addresses = vec!["192.0.2.8".parse().unwrap()];
-        Pki::load_or_create(&scratch.0, &moved, at("2027-10-25T00:00:00Z")).unwrap();
-        let moved = tree(&scratch.0);
-        for (name, (_, content, _)) in &after {
-            assert_eq!(
-                moved[name].1 != *content,
-                name == "tls/serving-kube-apiserver.crt",
-                "{name}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_start_that_was_cut_off_anywhere_is_completed_by_the_next() {
-        let scratch = Scratch::new("pki-cut");
-        Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
-        let whole = tree(&scratch.0);
-        for name in whole.keys().filter(|name| name.ends_with(".crt")) {
-            let cut = Scratch::new("pki-cut-one");
-            for (file, (_, content, _)) in &whole {
-                let path = cut.0.join(file);
-                if scratch.0.join(file).is_dir() {
-                    fs::create_dir_all(path).unwrap();
-                } else if file != name {
-                    fs::create_dir_all(path.parent().unwrap()).unwrap();
-                    fs::write(path, content).unwrap();
-                }
-            }
-            Pki::load_or_create(&cut.0, &names(), at("2026-11-25T00:00:00Z"))
-                .unwrap_or_else(|error| panic!("without {name}: {error}"));
-            assert_eq!(
-                tree(&cut.0).keys().collect::<Vec<_>>(),
-                whole.keys().collect::<Vec<_>>(),
-                "without {name}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_clock_that_cannot_be_right_makes_no_authority() {
-        let scratch = Scratch::new("pki-clock");
-        let error = Pki::load_or_create(&scratch.0, &names(), at("1970-01-01T00:01:00Z"))
-            .err()
-            .unwrap();
-        assert!(matches!(error, PkiError::Clock { .. }), "{error}");
-        Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
-        let before = tree(&scratch.0);
-        Pki::load_or_create(&scratch.0, &names(), at("1970-01-01T00:01:00Z")).unwrap();
-        assert_eq!(
-            tree(&scratch.0),
-            before,
-            "a later start with a wrong clock keeps what there is"
-        );
-    }
-
-    #[test]
-    fn a_running_server_renews_what_is_old_or_was_taken_away_and_nothing_else() {
-        let scratch = Scratch::new("pki-running");
-        let pki = Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
-        assert_eq!(pki.renew(at("2026-11-25T01:00:00Z")).unwrap(), []);
-        let before = tree(&scratch.0);
-        for (name, now) in [
-            ("a clock without a battery", "1970-01-01T00:01:00Z"),
-            ("a clock before the authority's beginning", "2026-11-20T00:00:00Z"),
-        ] {
-            assert_eq!(pki.renew(at(now)).unwrap(), [], "{name}");
-        }
-        assert_eq!(tree(&scratch.0), before);
-        let serving = pki.own(Own::Serving).unwrap().chain.clone();
-        assert_eq!(pki.renew(at("2027-10-25T00:00:00Z")).unwrap().len(), OWN.len());
-        assert_ne!(pki.own(Own::Serving).unwrap().chain, serving);
-        // A clock that was ahead and is right again: what was signed meanwhile is not valid yet.
-        assert_eq!(pki.renew(at("2026-12-25T00:00:00Z")).unwrap().len(), OWN.len());
-        fs::remove_file(scratch.0.join("tls/client-admin.crt")).unwrap();
-        fs::remove_file(scratch.0.join("tls/client-admin.key")).unwrap();
-        assert_eq!(pki.renew(at("2026-12-25T00:00:00Z")).unwrap(), [Own::Admin]);
-    }
-
-    #[test]
-    fn a_lost_authority_key_is_named_and_not_replaced() {
-        let scratch = Scratch::new("pki-lost");
-        Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
-        fs::remove_file(scratch.0.join("tls/server-ca.key")).unwrap();
-        let error = Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z"))
-            .err()
-            .unwrap();
-        assert!(error.to_string().contains("tls/server-ca.key: missing"), "{error}");
-    }
-}
+mod tests;

@@ -146,6 +146,7 @@ mod tests {
             cluster_domain: "cluster.local".to_owned(),
             service: Some("10.43.0.1".parse().unwrap()),
             extra: vec!["api.example.org".to_owned()],
+            ..Names::default()
         };
         Pki::load_or_create(&scratch.0, &names, "2026-11-25T00:00:00Z".parse().unwrap()).unwrap()
     }

@@ -1,7 +1,8 @@
 //! The servers of one cluster among themselves: which are alive, where they are, and which one leads.
 //!
 //! All of that goes through Leases in the shared datastore, so there is nothing to configure:
-//! `presence.rs` keeps this server's Lease and the `kubernetes` endpoints, `leader.rs` decides who runs controllers and
+//! `presence.rs` keeps this server's Lease and the `kubernetes` endpoints (`twin.rs`: while another server has the same address),
+//! `leader.rs` decides who runs controllers and
 //! scheduler, `fence.rs` holds back a leader that is none any more. Nobody compares clocks: a Lease counts for as long as
 //! it is seen to change, by one's own monotonic clock (`pulse.rs`).
 //! What cannot wait for the datastore goes from server to server (`link.rs`): bytes for a node whose tunnel the other one has
@@ -15,6 +16,7 @@ mod link;
 mod presence;
 mod pulse;
 mod relay;
+mod twin;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use jiff::Timestamp;
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
@@ -53,14 +56,23 @@ const GOODBYE: Duration = Duration::from_secs(3);
 
 const NAMESPACE: &str = "kube-system";
 
+/// Where a server is reached.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Place {
+    /// No two servers of a cluster have the same.
+    pub address: SocketAddr,
+    /// Whether others can reach it there: a machine may have no network yet.
+    pub reachable: bool,
+}
+
 /// This server as the others see it.
 #[derive(Clone)]
 pub struct Peers {
     client: Client,
-    /// Where others reach it; no two servers of a cluster have the same.
-    address: SocketAddr,
-    /// Name of its Lease.
-    name: String,
+    /// Where others reach it; may change.
+    place: watch::Receiver<Place>,
+    /// What people call it.
+    node: String,
     /// Another one at each start: a Lease of an earlier life is not ours.
     holder: String,
     /// Open while this server leads.
@@ -68,24 +80,26 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// The server that is reached at `address`; `client` acts as the supervisor.
+    /// The server `node` that is reached at `place`; `client` acts as the supervisor.
     ///
     /// # Errors
     /// When the system has no randomness.
-    pub fn new(client: Client, address: SocketAddr) -> Result<Self, ring::error::Unspecified> {
+    pub fn new(client: Client, node: &str, place: watch::Receiver<Place>) -> Result<Self, ring::error::Unspecified> {
         let mut life = [0; 16];
         SystemRandom::new().fill(&mut life)?;
-        // kube-apiserver hashes the host name; a cloned box has that of its twin, but never its address.
-        let hash = hex(digest(&SHA256, address.to_string().as_bytes()).as_ref());
-        let name = format!("apiserver-{}", hash.get(..26).unwrap_or_default());
-        let holder = format!("{name}_{}", hex(&life));
         Ok(Self {
             client,
-            address,
-            name,
-            holder,
+            place,
+            node: node.to_owned(),
+            holder: format!("{node}_{}", hex(&life)),
             fence: Fence::default(),
         })
+    }
+
+    /// Where others reach this server now, if they can.
+    fn address(&self) -> Option<SocketAddr> {
+        let place = *self.place.borrow();
+        place.reachable.then_some(place.address)
     }
 
     /// The API for what only a leader does: writes are refused while this server does not lead.
@@ -163,6 +177,13 @@ impl Peers {
             other => other.map(drop),
         }
     }
+}
+
+/// Name of the Lease of the server at this address. kube-apiserver hashes the host name; a cloned box has that of its twin, but
+/// never its address.
+fn lease_of(address: SocketAddr) -> String {
+    let hash = hex(digest(&SHA256, address.to_string().as_bytes()).as_ref());
+    format!("apiserver-{}", hash.get(..26).unwrap_or_default())
 }
 
 /// The specification of a Lease held by `holder`. Times are for people: nobody here compares them.

@@ -17,10 +17,11 @@ use agent::wire::time::micros;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use super::pulse::Pulses;
-use super::{EXPIRY, NAMESPACE, Peers, RENEW, RETRY, endpoints, held, stamp};
+use super::pulse::{Pulse, Pulses};
+use super::twin::NODE;
+use super::{EXPIRY, NAMESPACE, Peers, RENEW, RETRY, endpoints, held, lease_of, stamp};
 use crate::cache::Filter;
 use crate::request::What;
 use crate::tunnel::Sessions;
@@ -30,15 +31,48 @@ const ADDRESS: &str = "amphipod.io/address";
 /// A renewal that takes longer is none that a node's could be waited for: the agents are told.
 const SLOW: Duration = Duration::from_secs(4);
 
+/// While another server has this one's address that is said again so often.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+
+/// How this server is announced.
+#[derive(Default)]
+struct Present {
+    /// Where it was last.
+    address: Option<SocketAddr>,
+    /// Its Lease was written at the last beat.
+    announced: bool,
+    /// Who has written it instead.
+    rival: Option<Rival>,
+}
+
+/// Another server with the same address.
+struct Rival {
+    pulse: Pulse,
+    told: Instant,
+}
+
+impl Rival {
+    fn new(stamp: &str) -> Self {
+        let now = Instant::now();
+        Self {
+            pulse: Pulse::new(stamp, now),
+            told: now,
+        }
+    }
+}
+
 impl Peers {
     /// Announces this server, and takes in who else is there. To be awaited once before the server says it is ready.
     ///
     /// # Errors
     /// What the API says.
     pub async fn arrive(&self) -> Result<(), Status> {
-        self.announce().await?;
+        let Some(own) = self.address() else {
+            return Ok(());
+        };
+        self.announce(own, self.lease(&lease_of(own)).await?).await?;
         let mut all: BTreeSet<SocketAddr> = self.leases().await?.iter().filter_map(address).collect();
-        all.insert(self.address);
+        all.insert(own);
         endpoints::reconcile(&self.client, &all).await
     }
 
@@ -46,12 +80,17 @@ impl Peers {
     /// servers changed, and while this one cannot write.
     pub async fn stay(self, sessions: Arc<Sessions>) {
         let mut pulses = Pulses::default();
+        let mut present = Present {
+            address: self.address(),
+            ..Present::default()
+        };
+        let mut place = self.place.clone();
         let mut trouble = false;
         let mut watch = None;
         loop {
             let began = Instant::now();
             let outcome = {
-                let mut beat = std::pin::pin!(bounded(self.beat(&mut pulses, trouble)));
+                let mut beat = std::pin::pin!(bounded(self.beat(&mut pulses, &mut present, trouble)));
                 tokio::select! {
                     outcome = &mut beat => outcome,
                     () = sleep(SLOW) => {
@@ -81,9 +120,10 @@ impl Peers {
                     // who is judged by that looks dead. So first our own renewal, which brings the cache up to date.
                     biased;
                     () = sleep_until(next) => break,
+                    Ok(()) = place.changed() => break,
                     () = self.change(filter(), &mut watch) => {}
                 }
-                if trouble {
+                if trouble || !present.announced {
                     continue;
                 }
                 match bounded(self.tend(&mut pulses)).await {
@@ -95,8 +135,38 @@ impl Peers {
     }
 
     /// One renewal, and what it shows of the others.
-    async fn beat(&self, pulses: &mut Pulses, after_trouble: bool) -> Result<BTreeSet<SocketAddr>, Status> {
-        self.announce().await?;
+    async fn beat(
+        &self,
+        pulses: &mut Pulses,
+        present: &mut Present,
+        after_trouble: bool,
+    ) -> Result<BTreeSet<SocketAddr>, Status> {
+        let now = self.address();
+        if let Some(before) = present.address.filter(|before| Some(*before) != now) {
+            self.withdraw(before).await?;
+        }
+        present.address = now;
+        present.announced = false;
+        let Some(own) = now else {
+            // Nobody sees this one, and it does not judge the others.
+            return endpoints::present(&self.client).await;
+        };
+        let lease = self.lease(&lease_of(own)).await?;
+        if let Some(taken) = lease.as_ref().filter(|lease| !self.holds(lease)) {
+            let first = present.rival.is_none();
+            let rival = present.rival.get_or_insert_with(|| Rival::new(stamp(taken)));
+            rival.pulse.beat(stamp(taken), Instant::now());
+            if Instant::now() < rival.pulse.ends(EXPIRY) {
+                if first || rival.told.elapsed() >= TELL_AGAIN {
+                    error!("{}", self.conflict(own, taken));
+                    rival.told = Instant::now();
+                }
+                return endpoints::present(&self.client).await;
+            }
+        }
+        present.rival = None;
+        self.announce(own, lease).await?;
+        present.announced = true;
         if after_trouble {
             pulses.forgive(Instant::now());
         }
@@ -111,14 +181,16 @@ impl Peers {
         let names: Vec<String> = leases.iter().map(name).collect();
         let seen = names.iter().map(String::as_str).zip(leases.iter().map(stamp));
         pulses.see(seen, now);
-        let mut alive = BTreeSet::from([self.address]);
+        let own = self.address();
+        let own_name = own.map(lease_of);
+        let mut alive: BTreeSet<SocketAddr> = own.into_iter().collect();
         let mut dead = Vec::new();
         for (name, lease) in names.iter().zip(&leases) {
             match address(lease) {
                 Some(address) if pulses.is_alive(name, EXPIRY, now) => {
                     alive.insert(address);
                 }
-                _ if *name == self.name => {}
+                _ if Some(name) == own_name.as_ref() => {}
                 _ => dead.push(lease),
             }
         }
@@ -135,26 +207,34 @@ impl Peers {
 
     /// Leaves the endpoints at once, without waiting for anybody to notice.
     pub(super) async fn depart(&self) -> Result<(), Status> {
-        if let Some(lease) = self.lease(&self.name).await? {
-            self.forget(&lease).await?;
+        match self.address() {
+            Some(own) => self.withdraw(own).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves the Lease and the endpoint of this address, unless another server has taken them.
+    async fn withdraw(&self, own: SocketAddr) -> Result<(), Status> {
+        match self.lease(&lease_of(own)).await? {
+            Some(lease) if !self.holds(&lease) => return Ok(()),
+            Some(lease) => self.forget(&lease).await?,
+            None => {}
         }
         let mut servers = endpoints::present(&self.client).await?;
-        servers.remove(&self.address);
+        servers.remove(&own);
         endpoints::reconcile(&self.client, &servers).await
     }
 
-    async fn announce(&self) -> Result<(), Status> {
-        let present = self.lease(&self.name).await?;
+    async fn announce(&self, own: SocketAddr, present: Option<Value>) -> Result<(), Status> {
         let acquired = match &present {
-            Some(lease) if text(lease, &["spec", "holderIdentity"]) == self.holder => {
-                text(lease, &["spec", "acquireTime"]).to_owned()
-            }
+            Some(lease) if self.holds(lease) => text(lease, &["spec", "acquireTime"]).to_owned(),
             _ => micros(Timestamp::now()),
         };
         let lease = json!({
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-            "metadata": { "name": self.name, "namespace": NAMESPACE, "labels": { LABEL: "kube-apiserver" },
-                "annotations": { ADDRESS: self.address.to_string() } },
+            "metadata": { "name": lease_of(own), "namespace": NAMESPACE,
+                "labels": { LABEL: "kube-apiserver" },
+                "annotations": { ADDRESS: own.to_string(), NODE: self.node } },
             "spec": held(&self.holder, &acquired, 0),
         });
         self.hold(present.as_ref(), lease).await
@@ -163,7 +243,7 @@ impl Peers {
     /// Where the other servers are. One that has died may be among them for some seconds.
     pub(super) async fn others(&self) -> Result<BTreeSet<SocketAddr>, Status> {
         let mut all: BTreeSet<SocketAddr> = self.leases().await?.iter().filter_map(address).collect();
-        all.remove(&self.address);
+        all.retain(|other| Some(*other) != self.address());
         Ok(all)
     }
 

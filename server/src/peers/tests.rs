@@ -37,6 +37,15 @@ impl Drop for Flag {
 
 impl Server {
     async fn start(store: &Arc<Refusing>, address: &str) -> Self {
+        Self::start_as(store, address, address).await.unwrap().0
+    }
+
+    /// Starts the server `node`; also what says where it is.
+    async fn start_as(
+        store: &Arc<Refusing>,
+        node: &str,
+        address: &str,
+    ) -> Result<(Self, watch::Sender<Place>), Status> {
         let mut serving = JoinSet::new();
         let store: Arc<dyn Store> = Arc::clone(store) as _;
         let cache = Cache::start(Arc::clone(&store), kinds::indexer(), &mut serving)
@@ -52,7 +61,9 @@ impl Server {
             let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
             let _ = client.create(What::NAMESPACES, "", namespace).await;
         }
-        let peers = Peers::new(client.clone(), address.parse().unwrap()).unwrap();
+        let (moving, place) = watch::channel(at(address));
+        let peers = Peers::new(client.clone(), node, place).unwrap();
+        peers.alone().await?;
         peers.arrive().await.unwrap();
         let (mut acting, leads) = (JoinSet::new(), Arc::new(AtomicBool::new(false)));
         acting.spawn(peers.clone().stay(Sessions::new()));
@@ -65,14 +76,15 @@ impl Server {
                 std::future::pending().await
             });
         }));
-        Self {
+        let server = Self {
             api,
             peers,
             client,
             leads,
             acting,
             _serving: serving,
-        }
+        };
+        Ok((server, moving))
     }
 
     fn leads(&self) -> bool {
@@ -98,6 +110,14 @@ const A: &str = "192.0.2.1:6443";
 const B: &str = "192.0.2.2:6443";
 /// No longer does a dead server count.
 const NOTICED: Duration = Duration::from_secs(15);
+
+/// Where a server is; empty: nowhere yet.
+fn at(address: &str) -> Place {
+    Place {
+        address: address.parse().unwrap_or(([127, 0, 0, 1], 6443).into()),
+        reachable: !address.is_empty(),
+    }
+}
 
 async fn until(mut is_so: impl AsyncFnMut() -> bool) -> Duration {
     let begun = Instant::now();
@@ -173,4 +193,88 @@ async fn while_the_datastore_is_away_nobody_leads_and_nobody_is_taken_for_dead()
         assert!(!(a.leads() && b.leads()));
         sleep(Duration::from_millis(300)).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_whose_address_comes_later_or_changes_is_named_by_the_one_it_has() {
+    let store = Arc::default();
+    let b = Server::start(&store, B).await;
+    let (a, moving) = Server::start_as(&store, "a", "").await.unwrap();
+    sleep(NOTICED * 2).await;
+    for server in [&a, &b] {
+        assert_eq!(
+            server.servers().await,
+            [B.to_owned()].into(),
+            "loopback is no address for others"
+        );
+    }
+    moving.send_replace(at(A));
+    let took = until(async || b.servers().await == both()).await;
+    assert!(took <= RENEW, "{took:?}");
+    let moved = "192.0.2.9:6443";
+    moving.send_replace(at(moved));
+    let wanted: BTreeSet<String> = [moved, B].map(str::to_owned).into();
+    let took = until(async || b.servers().await == wanted).await;
+    assert!(took <= RENEW, "{took:?}");
+    sleep(NOTICED * 2).await;
+    assert_eq!(a.servers().await, wanted);
+    let leases = b.client.list(What::LEASES, Some(NAMESPACE), Filter::default());
+    assert_eq!(leases.await.unwrap().items.len(), 3, "none is left of the old address");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_with_the_address_of_another_one_does_not_start_and_names_both() {
+    let store = Arc::default();
+    let (mut first, _stays) = Server::start_as(&store, "shed", A).await.unwrap();
+    let refused = Server::start_as(&store, "barn", A).await.err().unwrap();
+    for words in ["barn", "server shed", A, "--advertise-address", "--node-ip"] {
+        assert!(refused.message.contains(words), "{words:?} is missing in {refused}");
+    }
+    assert_eq!(first.servers().await, [A.to_owned()].into());
+    // Its machine is gone, and another one gets its address.
+    first.crash().await;
+    let (next, _stays) = Server::start_as(&store, "barn", A).await.unwrap();
+    assert_eq!(next.servers().await, [A.to_owned()].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_clones_the_elder_leaves_lease_and_endpoints_to_the_other_until_that_is_gone() {
+    let store = Arc::default();
+    let (elder, _stays) = Server::start_as(&store, "box", A).await.unwrap();
+    let (mut clone, _stays) = Server::start_as(&store, "box", A).await.unwrap();
+    let lease = async || {
+        let lease = elder.peers.lease(&lease_of(A.parse().unwrap())).await.unwrap().unwrap();
+        text(&lease, &["spec", "holderIdentity"]).to_owned()
+    };
+    let endpoints = async || {
+        let endpoints = elder
+            .client
+            .get(What::ENDPOINTS, "default", "kubernetes")
+            .await
+            .unwrap();
+        stamp(&endpoints).to_owned()
+    };
+    let before = endpoints().await;
+    for _ in 0..100 {
+        assert_eq!(
+            lease().await,
+            clone.peers.holder,
+            "the Lease is not written back and forth"
+        );
+        sleep(Duration::from_millis(300)).await;
+    }
+    assert_eq!(endpoints().await, before, "nor are the endpoints");
+    clone.stop().await;
+    let took = until(async || {
+        elder
+            .peers
+            .lease(&lease_of(A.parse().unwrap()))
+            .await
+            .unwrap()
+            .is_some()
+    })
+    .await;
+    assert!(took <= NOTICED, "{took:?}");
+    assert_eq!(lease().await, elder.peers.holder);
+    assert_eq!(elder.servers().await, [A.to_owned()].into());
 }

@@ -1,18 +1,63 @@
-//! Under which address this server is reached.
+//! Under which address this server is reached: said by the operator, or found, and followed then.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use agent::join::address::{Found, find, is_here, settle};
 
 use crate::config::Config;
+use crate::peers::Place;
 
-/// The addresses of this machine, the one to advertise first.
-///
-/// What the operator said goes first; then the address that the default route uses, for which no packet is sent; on a
-/// machine without a network, loopback.
-pub fn own(config: &Config) -> Vec<IpAddr> {
-    choose(config, default_route())
+/// The addresses of this machine.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Addresses {
+    /// As the operator said, the one to advertise first; for ever.
+    Said(Vec<IpAddr>),
+    /// The one that the default route uses, or else the first of an interface; nothing on a machine without a network.
+    Found(Option<Found>),
 }
 
-fn choose(config: &Config, default_route: Option<IpAddr>) -> Vec<IpAddr> {
+impl Addresses {
+    /// What is so now. No packet is sent.
+    pub async fn of(config: &Config) -> Self {
+        match said(config) {
+            said if said.is_empty() => Self::Found(look().await),
+            said => Self::Said(said),
+        }
+    }
+
+    /// What counts once this machine was looked at again.
+    pub async fn again(&self) -> Self {
+        match self {
+            Self::Said(_) => self.clone(),
+            Self::Found(Some(Found::Routed(ip))) if is_here(*ip) => self.clone(),
+            Self::Found(before) => Self::Found(settle(*before, look().await, is_here)),
+        }
+    }
+
+    /// All of them, the one to advertise first; without a network loopback.
+    pub fn all(&self) -> Vec<IpAddr> {
+        match self {
+            Self::Said(all) => all.clone(),
+            Self::Found(found) => vec![found.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), Found::ip)],
+        }
+    }
+
+    /// Where others reach this server, if they can.
+    pub fn place(&self, port: u16) -> Place {
+        let first = self.all().first().copied();
+        Place {
+            address: SocketAddr::new(first.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port),
+            reachable: *self != Self::Found(None),
+        }
+    }
+}
+
+/// Addresses for documentation are never local: the way to them is the way to the world.
+async fn look() -> Option<Found> {
+    find("192.0.2.1", 9).await
+}
+
+fn said(config: &Config) -> Vec<IpAddr> {
     let bound = Some(config.bind_address).filter(|address| !address.is_unspecified());
     let said = config
         .advertise_address
@@ -26,22 +71,7 @@ fn choose(config: &Config, default_route: Option<IpAddr>) -> Vec<IpAddr> {
             all.push(address);
         }
     }
-    if all.is_empty() {
-        all.push(default_route.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)));
-    }
     all
-}
-
-/// The source address of a packet to the outside, as the kernel would choose it.
-fn default_route() -> Option<IpAddr> {
-    // Addresses for documentation: nothing is ever sent to them, and they are never local.
-    [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")]
-        .into_iter()
-        .find_map(|(from, to)| {
-            let socket = UdpSocket::bind(from).ok()?;
-            socket.connect(to.parse::<SocketAddr>().ok()?).ok()?;
-            Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_unspecified())
-        })
 }
 
 /// How this machine reaches its own listener.
@@ -50,6 +80,6 @@ pub fn loopback(config: &Config) -> IpAddr {
         address if !address.is_unspecified() => address,
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
         // A socket bound to :: takes IPv4 too, unless the system says otherwise.
-        IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
     }
 }

@@ -4,18 +4,20 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context as _, anyhow};
 
+use super::address::Addresses;
 use crate::config::{Config, nth};
 use crate::join::passwd::Given;
 use crate::join::pki::Names;
 use crate::registry::{ServiceRange, Settings};
 
-pub(super) fn names(config: &Config, addresses: Vec<IpAddr>) -> Names {
+pub(super) fn names(config: &Config, own: &Addresses) -> Names {
     Names {
         node: config.node.name.clone(),
-        addresses,
+        addresses: own.all(),
         cluster_domain: config.cluster.cluster_domain.clone(),
         service: first_service(config).ok(),
         extra: config.tls_sans.clone(),
+        addresses_to_come: *own == Addresses::Found(None),
     }
 }
 

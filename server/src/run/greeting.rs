@@ -9,6 +9,8 @@ pub struct Started<'a> {
     pub took: Duration,
     /// `192.0.2.1:6443`.
     pub address: &'a str,
+    /// Whether other machines reach it there.
+    pub reachable: bool,
     /// The administrator's kubeconfig.
     pub kubeconfig: &'a Path,
     /// The token for other machines.
@@ -34,6 +36,7 @@ pub fn ready(started: &Started<'_>) -> String {
     let Started {
         took,
         address,
+        reachable,
         kubeconfig,
         token_file,
         token,
@@ -48,12 +51,16 @@ pub fn ready(started: &Started<'_>) -> String {
         Some(name) => format!("this machine becomes node {name}"),
         None => "none on this machine (--disable-agent); join one to run pods".to_owned(),
     };
+    let join = match reachable {
+        true => format!("k3s-agent --server https://{address} {token}    (as root, on another machine)"),
+        false => "this machine has no address in a network yet; the log says when it has one, and which".to_owned(),
+    };
     format!(
         "Ready after {} ms at https://{address}
   kubeconfig  export KUBECONFIG={kubeconfig}    then: kubectl get nodes
   node        {node}
   token       {token_file}
-  join        k3s-agent --server https://{address} {token}    (as root, on another machine)",
+  join        {join}",
         took.as_millis()
     )
 }
@@ -67,6 +74,7 @@ mod tests {
         let mut started = Started {
             took: Duration::from_millis(87),
             address: "192.0.2.1:6443",
+            reachable: true,
             kubeconfig: Path::new("/etc/rancher/k3s/k3s.yaml"),
             token_file: Path::new("/var/lib/rancher/k3s/server/node-token"),
             token: Some("K10…::server:pw"),
@@ -76,5 +84,7 @@ mod tests {
         started.token = None;
         assert!(!ready(&started).contains("pw"));
         assert!(ready(&started).contains("/server/node-token"));
+        started.reachable = false;
+        assert!(!ready(&started).contains("--server"), "nobody could join there");
     }
 }

@@ -1,7 +1,6 @@
 //! What all else of a server stands on: identity, certificates, cache, registry and API; and what is started over it.
 
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::address::Addresses;
 use super::patience::patiently;
 use super::{certificates, derived, objects, upkeep};
 use crate::auth::guard::Authorizer;
@@ -28,7 +28,7 @@ use crate::join::register::{Keeper, Register};
 use crate::join::rotation::Rotation;
 use crate::join::supervisor::{Parts, Supervisor};
 use crate::kinds;
-use crate::peers::{Link, Peers, Relay};
+use crate::peers::{Link, Peers, Place, Relay};
 use crate::registry::{RealWorld, Registry};
 use crate::request::{Api, Client, User};
 use crate::store::{Store, StoreError};
@@ -39,17 +39,20 @@ use crate::{auth, controllers, peers, scheduler};
 pub(super) struct First {
     client: Client,
     facts: objects::Facts,
-    advertised: SocketAddr,
+    place: watch::Receiver<Place>,
     peers: Option<Peers>,
 }
 
 impl First {
     async fn ensure(&self) -> Result<(), Status> {
         let client = &self.client;
+        let Place { address, reachable } = *self.place.borrow();
         let endpoints = async {
             match &self.peers {
                 Some(peers) => peers.arrive().await,
-                None => peers::reconcile_endpoints(client, &[self.advertised].into()).await,
+                None if reachable => peers::reconcile_endpoints(client, &[address].into()).await,
+                // What they say from an earlier start may come true again.
+                None => Ok(()),
             }
         };
         let objects = async {
@@ -81,10 +84,10 @@ impl Ground {
         config: &Config,
         dir: &Path,
         store: Arc<dyn Store>,
-        addresses: Vec<IpAddr>,
+        own: &Addresses,
         serving: &mut JoinSet<()>,
     ) -> anyhow::Result<Self> {
-        let names = derived::names(config, addresses);
+        let names = derived::names(config, own);
         let given = derived::given(config);
         let away = |error: &BootstrapError| matches!(error, BootstrapError::Store(StoreError::Unavailable(_)));
         let settle = async || bootstrap::settle(&*store, dir, &given, Timestamp::now()).await;
@@ -121,7 +124,7 @@ impl Ground {
     pub(super) fn doors(
         &self,
         config: &Config,
-        advertised: SocketAddr,
+        place: &watch::Receiver<Place>,
         peers: Option<Peers>,
         ready: watch::Receiver<bool>,
         rotation: Rotation,
@@ -149,12 +152,13 @@ impl Ground {
             client: self.client.clone(),
             ready: ready.clone(),
             files: self.dir.join("static"),
-            settings: derived::cluster_settings(config, advertised.port()).to_json(),
-            advertised: advertised.to_string(),
+            settings: derived::cluster_settings(config, place.borrow().address.port()).to_json(),
+            place: place.clone(),
             sessions: Arc::clone(&sessions),
             hint: Arc::new(move |revision| store.hint(revision)),
             tunnels: Arc::new(move |node, socket| Arc::clone(&sessions).accept(node, socket).boxed()),
         });
+        let at = place.clone();
         let http = ApiHttp::new(http::Parts {
             api: Arc::clone(&self.api),
             who: self.who(config)?,
@@ -162,7 +166,7 @@ impl Ground {
             kubelets: Some(kubelets),
             fresh,
             ready,
-            address: advertised.to_string(),
+            address: Arc::new(move || at.borrow().address.to_string()),
             limits: http::Limits::default(),
         });
         Ok((http, keeper))
@@ -203,16 +207,19 @@ impl Ground {
     pub(super) async fn first_objects(
         &self,
         config: &Config,
-        advertised: SocketAddr,
+        place: &watch::Receiver<Place>,
         peers: Option<&Peers>,
     ) -> anyhow::Result<First> {
+        if let Some(peers) = peers {
+            peers.alone().await.map_err(|status| anyhow!("{}", status.message))?;
+        }
         let first = First {
             client: self.client.clone(),
             facts: objects::Facts {
                 service_ip: derived::first_service(config)?,
-                port: advertised.port(),
+                port: place.borrow().address.port(),
             },
-            advertised,
+            place: place.clone(),
             peers: peers.cloned(),
         };
         patiently(

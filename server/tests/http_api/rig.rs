@@ -133,7 +133,7 @@ impl Rig {
             kubelets: Some(kubelets),
             fresh,
             ready: readiness,
-            address: address.to_string(),
+            address: Arc::new(move || address.to_string()),
             limits,
         });
         tasks.spawn(serve(listener, pki.entrance().unwrap(), http, stopping));

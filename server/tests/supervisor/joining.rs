@@ -65,7 +65,7 @@ async fn a_wrong_token_is_refused_with_the_place_of_the_right_one() {
     );
     let servers = cluster.get("/v1-k3s/apiservers", Some(&basic("node", "secret"))).await;
     let servers: Vec<String> = serde_json::from_str(&servers.body).unwrap();
-    assert_eq!(servers, [cluster.server().advertised.to_string()]);
+    assert_eq!(servers, [cluster.server().advertised().to_string()]);
     cluster.stop().await;
 }
 

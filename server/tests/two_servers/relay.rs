@@ -51,7 +51,7 @@ pub fn authorities(server: &Server, into: &Path) -> Pki {
         addresses: Vec::new(),
         cluster_domain: "cluster.local".into(),
         service: None,
-        extra: Vec::new(),
+        ..Names::default()
     };
     Pki::load_or_create(into, &names, Timestamp::now()).unwrap()
 }
@@ -246,7 +246,7 @@ async fn a_node_that_has_a_tunnel_to_one_server_is_reached_through_both() {
     // Both are asked, and say what is wrong.
     let (code, text) = get(&pki, admin(), &b, LOG).await;
     assert_eq!(code, 503, "{text}");
-    for words in ["no tunnel to node pi", &format!("{}: no tunnel either", a.advertised)] {
+    for words in ["no tunnel to node pi", &format!("{}: no tunnel either", a.advertised())] {
         assert!(text.contains(words), "{words:?} is missing in {text}");
     }
 

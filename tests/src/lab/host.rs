@@ -73,9 +73,13 @@ impl Lab {
 
     /// A host of this name, with the next address.
     pub fn add_host(&mut self, name: &str) {
-        let address = format!("10.99.0.{}", 10 + self.hosts.len());
-        run("ip", &["netns", "add", name]);
-        let outside = format!("v-{name}");
+        self.add_host_without_network(name);
+        self.plug_in(name);
+    }
+
+    /// Gives a host that has none its network: address and way out.
+    pub fn plug_in(&self, name: &str) {
+        let (address, outside) = (self.address(name), format!("v-{name}"));
         run(
             "ip",
             &[
@@ -84,10 +88,25 @@ impl Lab {
         );
         run("ip", &["link", "set", &outside, "master", "lab", "up"]);
         let inside = |arguments: &[&str]| run("ip", &[&["-n", name], arguments].concat());
-        inside(&["link", "set", "lo", "up"]);
         inside(&["addr", "add", &format!("{address}/24"), "dev", "eth0"]);
         inside(&["link", "set", "eth0", "up"]);
         inside(&["route", "add", "default", "via", "10.99.0.1"]);
+    }
+
+    /// Gives a host another address in place of the one it has.
+    pub fn readdress(&mut self, name: &str, address: &str) {
+        let inside = |arguments: &[&str]| run("ip", &[&["-n", name], arguments].concat());
+        inside(&["addr", "flush", "dev", "eth0"]);
+        inside(&["addr", "add", &format!("{address}/24"), "dev", "eth0"]);
+        inside(&["route", "add", "default", "via", "10.99.0.1"]);
+        self.host_mut(name).address = address.to_owned();
+    }
+
+    /// A host that boots before its network: it has loopback, and the next address is kept for it.
+    pub fn add_host_without_network(&mut self, name: &str) {
+        let address = format!("10.99.0.{}", 10 + self.hosts.len());
+        run("ip", &["netns", "add", name]);
+        run("ip", &["-n", name, "link", "set", "lo", "up"]);
         for folder in ["etc", "lib", "log"] {
             fs::create_dir_all(self.folder.join(name).join(folder)).unwrap();
         }

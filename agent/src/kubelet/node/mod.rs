@@ -70,9 +70,29 @@ pub async fn keep(host: Arc<Host>, networks: Arc<dyn Networks>, network: watch::
     {
         tracing::warn!(%error, "the node's range of pod addresses is not kept for the next start");
     }
+    let mut ips = host.settings.node_ips.clone();
     loop {
         keeper.beat().await;
-        sleep(BEAT).await;
+        tokio::select! {
+            () = sleep(BEAT) => {}
+            () = ips.changed() => annotate(&host).await,
+        }
+    }
+}
+
+/// Brings what the node's annotations say of its addresses up to date. What fails is made good at the next change or start:
+/// what others go by is in the status.
+async fn annotate(host: &Host) {
+    let path = format!("/api/v1/nodes/{}", host.settings.node_name);
+    let annotated = async {
+        let found = host.api.get(&path).await?;
+        match object::adopt(&host.settings, &found) {
+            Some(patch) => host.api.patch(&path, &patch).await.map(drop),
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = annotated.await {
+        tracing::warn!(%error, "the node's new addresses are in its status and not in its annotations");
     }
 }
 

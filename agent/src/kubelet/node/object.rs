@@ -66,9 +66,9 @@ pub fn own_labels(settings: &Settings) -> Vec<(&'static str, String)> {
 fn own_annotations(settings: &Settings) -> Vec<(&'static str, String)> {
     let joined = |ips: &[std::net::IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let mut all = vec![
-        ("alpha.kubernetes.io/provided-node-ip", joined(&settings.node_ips)),
+        ("alpha.kubernetes.io/provided-node-ip", joined(&settings.node_ips.now())),
         ("k3s.io/hostname", settings.hostname.clone()),
-        ("k3s.io/internal-ip", joined(&settings.node_ips)),
+        ("k3s.io/internal-ip", joined(&settings.node_ips.now())),
         ("volumes.kubernetes.io/controller-managed-attach-detach", "true".into()),
     ];
     if !settings.external_ips.is_empty() {
@@ -174,7 +174,8 @@ pub fn allocatable(machine: &Machine) -> (i64, i64) {
 
 fn addresses(settings: &Settings) -> Vec<Value> {
     let typed = |kind: &'static str| move |ip: &std::net::IpAddr| json!({"type": kind, "address": ip.to_string()});
-    let internal = settings.node_ips.iter().map(typed("InternalIP"));
+    let internal = settings.node_ips.now();
+    let internal = internal.iter().map(typed("InternalIP"));
     let external = settings.external_ips.iter().map(typed("ExternalIP"));
     let name = json!({"type": "Hostname", "address": settings.node_name});
     internal.chain(external).chain([name]).collect()
@@ -258,7 +259,7 @@ mod tests {
 
     fn settings() -> Settings {
         Settings {
-            node_ips: vec![[192, 0, 2, 7].into()],
+            node_ips: vec![[192, 0, 2, 7].into()].into(),
             labels: vec![("site".into(), "roof".into())],
             taints: vec![crate::kubelet::Taint {
                 key: "edge".into(),

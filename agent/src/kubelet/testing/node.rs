@@ -90,7 +90,7 @@ impl Rig {
         let dir = TempDir::new("node");
         let mut settings = Settings::new("box", dir.path());
         settings.logs = dir.path().join("logs");
-        settings.node_ips = vec![Ipv4Addr::new(192, 0, 2, 1).into()];
+        settings.node_ips = vec![Ipv4Addr::new(192, 0, 2, 1).into()].into();
         let fake = Arc::new(Fake::default());
         fake.images.lock().unwrap().insert("i".into());
         Self {

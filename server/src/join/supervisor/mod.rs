@@ -38,7 +38,7 @@ use super::rotation::Rotation;
 use super::route::{self, Route};
 use super::static_files;
 use crate::http::{Body, Front, Peer, empty, encode, full};
-use crate::peers;
+use crate::peers::{self, Place};
 use crate::request::{Client, User};
 use crate::tunnel::Sessions;
 
@@ -75,8 +75,8 @@ pub struct Parts {
     pub files: PathBuf,
     /// Body of `/v1-k3s/config`.
     pub settings: Value,
-    /// `host:port` under which agents reach this server.
-    pub advertised: String,
+    /// Where agents reach this server.
+    pub place: Receiver<Place>,
     /// The far end of tunnels.
     pub tunnels: Tunnels,
     /// The nodes that have one.
@@ -218,11 +218,16 @@ impl Supervisor {
         }
     }
 
-    /// `host:port` of all servers, from the endpoints of `default/kubernetes`; ourselves while there are none.
+    /// `host:port` of all servers, from the endpoints of `default/kubernetes`; ourselves while there are none, and while
+    /// nobody but this machine's own agent can ask.
     async fn servers(&self) -> Vec<String> {
+        let Place { address, reachable } = *self.parts.place.borrow();
+        if !reachable {
+            return vec![address.to_string()];
+        }
         let found = peers::present_endpoints(&self.parts.client).await.unwrap_or_default();
         match found.is_empty() {
-            true => vec![self.parts.advertised.clone()],
+            true => vec![address.to_string()],
             false => found.iter().map(ToString::to_string).collect(),
         }
     }

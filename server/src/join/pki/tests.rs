@@ -1,0 +1,227 @@
+//! What the tree of files is, and what a start and a running server change in it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::SystemTime;
+
+use super::*;
+use crate::join::files::Scratch;
+
+fn at(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+fn names() -> Names {
+    Names {
+        node: "box-1".to_owned(),
+        addresses: vec!["192.0.2.7".parse().unwrap()],
+        cluster_domain: "cluster.local".to_owned(),
+        service: Some("10.43.0.1".parse().unwrap()),
+        extra: vec!["api.example.org".to_owned()],
+        ..Names::default()
+    }
+}
+
+fn tree(dir: &Path) -> BTreeMap<String, (u32, Vec<u8>, SystemTime)> {
+    let mut all = BTreeMap::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = fs::metadata(&path).unwrap();
+            if meta.is_dir() {
+                folders.push(path.clone());
+            }
+            let content = if meta.is_dir() {
+                Vec::new()
+            } else {
+                fs::read(&path).unwrap()
+            };
+            let name = path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned();
+            all.insert(
+                name,
+                (meta.permissions().mode() & 0o777, content, meta.modified().unwrap()),
+            );
+        }
+    }
+    all
+}
+
+#[test]
+fn the_tree_is_the_one_k3s_makes_and_private() {
+    let scratch = Scratch::new("pki-tree");
+    Pki::load_or_create(&scratch.0.join("server"), &names(), at("2026-11-25T00:00:00Z")).unwrap();
+    let tree = tree(&scratch.0);
+    for (name, (mode, _, _)) in &tree {
+        let folder = scratch.0.join(name).is_dir();
+        assert_eq!(*mode, if folder { 0o700 } else { 0o600 }, "{name}");
+    }
+    for name in [
+        "client-ca.crt",
+        "client-ca.key",
+        "server-ca.crt",
+        "server-ca.key",
+        "request-header-ca.crt",
+        "request-header-ca.key",
+        "etcd/server-ca.crt",
+        "etcd/server-ca.key",
+        "etcd/peer-ca.crt",
+        "etcd/peer-ca.key",
+        "client-ca.nochain.crt",
+        "server-ca.nochain.crt",
+        "service.key",
+        "client-kubelet.key",
+        "serving-kubelet.key",
+        "client-admin.crt",
+        "client-admin.key",
+        "client-supervisor.crt",
+        "client-controller.crt",
+        "client-scheduler.crt",
+        "client-kube-apiserver.crt",
+        "client-kube-apiserver.key",
+        "client-kube-proxy.crt",
+        "client-k3s-controller.crt",
+        "client-k3s-cloud-controller.crt",
+        "client-auth-proxy.crt",
+        "serving-kube-apiserver.crt",
+        "serving-kube-apiserver.key",
+    ] {
+        assert!(tree.contains_key(&format!("server/tls/{name}")), "{name} is missing");
+    }
+}
+
+#[test]
+fn a_second_start_changes_nothing() {
+    let scratch = Scratch::new("pki-again");
+    let first = Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
+    let before = tree(&scratch.0);
+    let second = Pki::load_or_create(&scratch.0, &names(), at("2027-01-25T00:00:00Z")).unwrap();
+    assert_eq!(tree(&scratch.0), before);
+    assert_eq!(first.token_hash(), second.token_hash());
+}
+
+#[test]
+fn leaves_are_renewed_with_their_keys_kept_and_authorities_never() {
+    let scratch = Scratch::new("pki-renew");
+    Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
+    let before = tree(&scratch.0);
+    Pki::load_or_create(&scratch.0, &names(), at("2027-10-25T00:00:00Z")).unwrap();
+    let after = tree(&scratch.0);
+    for (name, (_, content, _)) in &before {
+        let leaf = name.ends_with(".crt") && !name.contains("-ca.");
+        assert_eq!(after[name].1 != *content, leaf, "{name}");
+    }
+    let mut moved = names();
+    moved.addresses = vec!["192.0.2.8".parse().unwrap()];
+    Pki::load_or_create(&scratch.0, &moved, at("2027-10-25T00:00:00Z")).unwrap();
+    let moved = tree(&scratch.0);
+    for (name, (_, content, _)) in &after {
+        assert_eq!(
+            moved[name].1 != *content,
+            name == "tls/serving-kube-apiserver.crt",
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_start_that_was_cut_off_anywhere_is_completed_by_the_next() {
+    let scratch = Scratch::new("pki-cut");
+    Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
+    let whole = tree(&scratch.0);
+    for name in whole.keys().filter(|name| name.ends_with(".crt")) {
+        let cut = Scratch::new("pki-cut-one");
+        for (file, (_, content, _)) in &whole {
+            let path = cut.0.join(file);
+            if scratch.0.join(file).is_dir() {
+                fs::create_dir_all(path).unwrap();
+            } else if file != name {
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, content).unwrap();
+            }
+        }
+        Pki::load_or_create(&cut.0, &names(), at("2026-11-25T00:00:00Z"))
+            .unwrap_or_else(|error| panic!("without {name}: {error}"));
+        assert_eq!(
+            tree(&cut.0).keys().collect::<Vec<_>>(),
+            whole.keys().collect::<Vec<_>>(),
+            "without {name}"
+        );
+    }
+}
+
+#[test]
+fn a_clock_that_cannot_be_right_makes_no_authority() {
+    let scratch = Scratch::new("pki-clock");
+    let error = Pki::load_or_create(&scratch.0, &names(), at("1970-01-01T00:01:00Z"))
+        .err()
+        .unwrap();
+    assert!(matches!(error, PkiError::Clock { .. }), "{error}");
+    Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
+    let before = tree(&scratch.0);
+    Pki::load_or_create(&scratch.0, &names(), at("1970-01-01T00:01:00Z")).unwrap();
+    assert_eq!(
+        tree(&scratch.0),
+        before,
+        "a later start with a wrong clock keeps what there is"
+    );
+}
+
+#[test]
+fn a_running_server_renews_what_is_old_or_was_taken_away_and_nothing_else() {
+    let scratch = Scratch::new("pki-running");
+    let pki = Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
+    assert_eq!(pki.renew(at("2026-11-25T01:00:00Z")).unwrap(), []);
+    let before = tree(&scratch.0);
+    for (name, now) in [
+        ("a clock without a battery", "1970-01-01T00:01:00Z"),
+        ("a clock before the authority's beginning", "2026-11-20T00:00:00Z"),
+    ] {
+        assert_eq!(pki.renew(at(now)).unwrap(), [], "{name}");
+    }
+    assert_eq!(tree(&scratch.0), before);
+    let serving = pki.own(Own::Serving).unwrap().chain.clone();
+    assert_eq!(pki.renew(at("2027-10-25T00:00:00Z")).unwrap().len(), OWN.len());
+    assert_ne!(pki.own(Own::Serving).unwrap().chain, serving);
+    // A clock that was ahead and is right again: what was signed meanwhile is not valid yet.
+    assert_eq!(pki.renew(at("2026-12-25T00:00:00Z")).unwrap().len(), OWN.len());
+    fs::remove_file(scratch.0.join("tls/client-admin.crt")).unwrap();
+    fs::remove_file(scratch.0.join("tls/client-admin.key")).unwrap();
+    assert_eq!(pki.renew(at("2026-12-25T00:00:00Z")).unwrap(), [Own::Admin]);
+}
+
+#[test]
+fn a_lost_authority_key_is_named_and_not_replaced() {
+    let scratch = Scratch::new("pki-lost");
+    Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
+    fs::remove_file(scratch.0.join("tls/server-ca.key")).unwrap();
+    let error = Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z"))
+        .err()
+        .unwrap();
+    assert!(error.to_string().contains("tls/server-ca.key: missing"), "{error}");
+}
+
+#[test]
+fn a_machine_that_gets_its_address_later_has_a_certificate_for_it_then_and_no_other_is_made_before() {
+    let scratch = Scratch::new("pki-address");
+    let now = at("2026-11-25T00:00:00Z");
+    Pki::load_or_create(&scratch.0, &names(), now).unwrap();
+    let before = tree(&scratch.0);
+    let booting = Names {
+        addresses: vec!["127.0.0.1".parse().unwrap()],
+        addresses_to_come: true,
+        ..names()
+    };
+    let pki = Pki::load_or_create(&scratch.0, &booting, now).unwrap();
+    assert_eq!(
+        pki.readdress(names().addresses, now).unwrap(),
+        [],
+        "the same as at the last start"
+    );
+    assert_eq!(tree(&scratch.0), before, "nothing was written");
+    let moved = vec!["192.0.2.8".parse().unwrap()];
+    assert_eq!(pki.readdress(moved, now).unwrap(), [Own::Serving]);
+    let sans = sans_of(&pki.own(Own::Serving).unwrap().chain);
+    assert!(sans.contains("192.0.2.8") && !sans.contains("192.0.2.7"), "{sans:?}");
+    assert_eq!(pki.renew(now).unwrap(), [], "and it stays");
+}
