@@ -49,6 +49,8 @@ pub struct Config {
     pub advertise_address: Option<IpAddr>,
     /// Further names and addresses of the serving certificate.
     pub tls_sans: Vec<String>,
+    /// Clients do not choose any.
+    pub tls_san_security: bool,
     /// The cluster's secret; `None`: the one on disk, else a random one.
     pub token: Option<Secret>,
     /// What agents join with, when that is another.
@@ -254,6 +256,7 @@ fn resolve(flags: Server, around: &Surroundings, warnings: Vec<String>) -> Resul
         https_port: flags.https_listen_port,
         advertise_address: flags.advertise_address,
         tls_sans: flags.tls_san,
+        tls_san_security: flags.tls_san_security,
         token,
         agent_token,
         datastore,

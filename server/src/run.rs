@@ -193,6 +193,7 @@ impl Server {
             place: whereabouts,
             client: ground.client.clone(),
             sessions: Arc::clone(&sessions),
+            security: config.tls_san_security,
             alone: peers.is_none(),
         };
         acting.spawn(follower.run(own));

@@ -72,6 +72,9 @@ pub(super) struct Server {
     /// Further name or address for the serving certificate: a load balancer, a public name
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(super) tls_san: Vec<String>,
+    /// The serving certificate takes in further addresses of this machine that clients come to; with =false any name, too
+    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_parser = BoolishValueParser::new(), default_value_t = true, default_missing_value = "true")]
+    pub(super) tls_san_security: bool,
     /// Secret of the cluster, made at the first start. Others can read a command line: prefer K3S_TOKEN or --token-file
     #[arg(long, short, env = "K3S_TOKEN", hide_env_values = true)]
     pub(super) token: Option<String>,
@@ -209,7 +212,6 @@ pub(super) const PASSED_OVER: &[&str] = &[
     "secrets-encryption-provider",
     "servicelb-namespace",
     "supervisor-metrics",
-    "tls-san-security",
     "write-kubeconfig-group",
 ];
 
@@ -227,7 +229,6 @@ const SWITCHES: &[&str] = &[
     "flannel-ipv6-masq",
     "kine-tls",
     "supervisor-metrics",
-    "tls-san-security",
 ];
 
 /// Flags of K3s that somebody relies on and that this server cannot honour, with what to do.

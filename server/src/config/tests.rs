@@ -65,7 +65,7 @@ fn flags_mean_what_they_mean_in_k3s() {
     let config = with(
         "",
         "-d /data --https-listen-port 7443 --bind-address 127.0.0.1 --advertise-address 192.0.2.1 -t pw --agent-token apw \
-         -o /tmp/k.yaml --write-kubeconfig-mode 644 --disable traefik,servicelb --disable coredns --tls-san a,b \
+         -o /tmp/k.yaml --write-kubeconfig-mode 644 --disable traefik,servicelb --disable coredns --tls-san a,b --tls-san-security=false \
          --cluster-cidr 10.0.0.0/16 --service-cidr=10.1.0.0/16 --cluster-domain x.y --node-label a=b --node-taint k=v:NoSchedule \
          --with-node-id --service-node-port-range 1000-1999 -v 2 --node-ip 192.0.2.1",
         true,
@@ -76,7 +76,10 @@ fn flags_mean_what_they_mean_in_k3s() {
     assert_eq!(config.token.unwrap().expose(), "pw");
     assert_eq!(config.agent_token.unwrap().expose(), "apw");
     assert_eq!((config.kubeconfig_mode, config.disable.len()), (0o644, 3));
-    assert_eq!(config.tls_sans, ["a", "b"]);
+    assert_eq!(
+        (config.tls_sans, config.tls_san_security),
+        (vec!["a".to_owned(), "b".to_owned()], false)
+    );
     assert_eq!(config.cluster.cluster_dns, ["10.1.0.10".parse::<IpAddr>().unwrap()]);
     assert_eq!(
         (config.cluster.node_port_base, config.cluster.node_port_size),

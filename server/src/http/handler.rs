@@ -26,6 +26,7 @@ use crate::auth::may::Attributes;
 use crate::auth::token::uuid;
 use crate::auth::who::{Anonymous, Who, anonymous};
 use crate::cache::Fresh;
+use crate::join::pki::Pki;
 use crate::request::{Api, Target, User};
 
 /// Upstream's `RequestTimeout`.
@@ -76,6 +77,8 @@ pub struct Parts {
     pub ready: Receiver<bool>,
     /// `HOST:PORT` that clients inside the cluster use now, for discovery.
     pub address: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Whose serving certificate grows with what clients come to.
+    pub serving: Option<Arc<Pki>>,
     /// Against overload.
     pub limits: Limits,
 }

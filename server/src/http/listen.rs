@@ -4,7 +4,9 @@
 //! connection. What goes on over a connection after a 101 runs in that connection's own task ([`Upgrades`]).
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,11 +19,14 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
+use rustls::ServerConfig;
+use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
-use tracing::{debug, warn};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+use tracing::{debug, info, warn};
 
 use super::{ApiHttp, Body, Peer, Stranger, Strangers, stopped};
 use crate::join::caller::{Caller, Judge};
@@ -67,7 +72,7 @@ impl Upgrades {
 /// Serves until `shutdown` becomes true, then lets requests finish for a while.
 pub async fn serve(listener: TcpListener, entrance: Entrance, api: Arc<ApiHttp>, mut shutdown: Receiver<bool>) {
     let Entrance { config, judge } = entrance;
-    let (acceptor, strangers) = (TlsAcceptor::from(config), Strangers::new(api.parts.limits.strangers));
+    let (tls, strangers) = (config, Strangers::new(api.parts.limits.strangers));
     let mut connections = JoinSet::new();
     let stop = shutdown.clone();
     loop {
@@ -76,7 +81,7 @@ pub async fn serve(listener: TcpListener, entrance: Entrance, api: Arc<ApiHttp>,
                 Ok((stream, address)) => {
                     let stranger = Arc::new(strangers.admit());
                     let come = Come { address, stranger: Arc::clone(&stranger), judge: judge.clone() };
-                    let task = connection(stream, come, acceptor.clone(), Arc::clone(&api), stop.clone());
+                    let task = connection(stream, come, Arc::clone(&tls), Arc::clone(&api), stop.clone());
                     connections.spawn(async move {
                         tokio::select! {
                             () = task => {}
@@ -107,7 +112,7 @@ struct Come {
     judge: Judge,
 }
 
-async fn connection(stream: TcpStream, come: Come, acceptor: TlsAcceptor, api: Arc<ApiHttp>, stop: Receiver<bool>) {
+async fn connection(stream: TcpStream, come: Come, tls: Arc<ServerConfig>, api: Arc<ApiHttp>, stop: Receiver<bool>) {
     let Come {
         address,
         stranger,
@@ -116,7 +121,7 @@ async fn connection(stream: TcpStream, come: Come, acceptor: TlsAcceptor, api: A
     // Watch events are small and must not wait for each other.
     let _ = stream.set_nodelay(true);
     // Boxes, so that a connection costs what it is now and not the sum of all it may be: there are thousands.
-    let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)));
+    let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, handshake(stream, tls, &api)));
     let tls = match handshake.await {
         Ok(Ok(tls)) => Box::new(tls),
         Ok(Err(error)) => return debug!(peer = %address, error = %error, "TLS handshake failed"),
@@ -170,6 +175,30 @@ async fn connection(stream: TcpStream, come: Come, acceptor: TlsAcceptor, api: A
     if let Some(job) = upgrades.take() {
         job.await;
     }
+}
+
+/// The TLS handshake, with a certificate for what the client came to.
+async fn handshake(stream: TcpStream, tls: Arc<ServerConfig>, api: &ApiHttp) -> io::Result<TlsStream<TcpStream>> {
+    let local = stream.local_addr()?;
+    let started = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+    if let Some(pki) = &api.parts.serving {
+        let lacking = pki.lacks(local.ip(), started.client_hello().server_name());
+        if !lacking.is_empty() {
+            let (pki, names) = (Arc::clone(pki), lacking.join(","));
+            let met = tokio::task::spawn_blocking(move || pki.meet(lacking, Timestamp::now())).await;
+            match met {
+                Ok(Ok(renewed)) if renewed.is_empty() => {}
+                Ok(Ok(_)) => info!(names, "the serving certificate has new names, which clients have used"),
+                Ok(Err(error)) => warn!(
+                    names,
+                    error = &error as &dyn Error,
+                    "cannot make a certificate for this name"
+                ),
+                Err(error) => warn!(names, error = %error, "the making of a certificate was cut off"),
+            }
+        }
+    }
+    started.into_stream(tls).await
 }
 
 fn first_version() -> http1::Builder {

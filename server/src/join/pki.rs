@@ -2,7 +2,9 @@
 //!
 //! [`Pki::load_or_create`] makes what is missing, renews leaves that are old or say the wrong thing, and changes nothing
 //! else: a data directory that K3s made is taken over as it is, custom authorities included. What is in a certificate
-//! is `certificate`'s; this file is the table of them. Before changing a name or a path: nodes and scripts rely on it.
+//! is `certificate`'s, and what the server is called `names`'; this file is the table of them. Before changing a name or a path: nodes and scripts rely on it.
+
+mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -16,6 +18,7 @@ use jiff::Timestamp;
 use rcgen::PublicKeyData;
 use rustls::pki_types::CertificateDer;
 
+pub use self::names::Names;
 use super::certificate::{Authority, CertificateError, Wanted, sans_of};
 use super::files::{self, PRIVATE, PRIVATE_FOLDER};
 use super::key::{KeyError, PrivateKey};
@@ -24,23 +27,6 @@ use super::tls::Shown;
 /// No clock that is right shows less than this (2026-01-01); authorities dated before it would be worthless, or, on boxes
 /// without a real-time clock, "not yet valid" for everyone else.
 const PLAUSIBLE_SINCE: i64 = 1_767_225_600;
-
-/// What the server's certificates are to say.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Names {
-    /// This node's name.
-    pub node: String,
-    /// This node's addresses, the advertised one among them.
-    pub addresses: Vec<IpAddr>,
-    /// `cluster.local`.
-    pub cluster_domain: String,
-    /// First address of the service range: `kubernetes.default`.
-    pub service: Option<IpAddr>,
-    /// Further names and addresses (`--tls-san`).
-    pub extra: Vec<String>,
-    /// This machine has no address yet: whatever addresses the present certificate has may come back, and stay.
-    pub addresses_to_come: bool,
-}
 
 /// Why there is no usable PKI.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +145,9 @@ const OWN: &[Row] = &[
     (Own::Serving, "serving-kube-apiserver", "kube-apiserver", &[]),
 ];
 
+/// The serving certificate's file below `tls/`.
+const SERVING: &str = "serving-kube-apiserver.crt";
+
 /// The authorities: file below `tls/` without its ending, and how its name begins.
 pub(super) const AUTHORITIES: [(&str, &str); 5] = [
     ("client-ca", "k3s-client-ca"),
@@ -186,6 +175,10 @@ pub struct Pki {
     tls: PathBuf,
     /// Held while certificates are made: one at a time.
     names: Mutex<Names>,
+    /// What the present serving certificate says.
+    serves: ArcSwap<BTreeSet<String>>,
+    /// Clients choose what it says.
+    any_name: bool,
 }
 
 impl Pki {
@@ -222,16 +215,25 @@ impl Pki {
             shown: BTreeMap::new(),
             shared,
             service_key,
-            names: Mutex::new(names.clone()),
+            serves: ArcSwap::default(),
+            any_name: names.any_name,
+            names: Mutex::default(),
             tls,
         };
+        let mut names = names.clone();
+        names.remember(sans_of(&files::read(&pki.tls.join(SERVING))?.unwrap_or_default()));
         for row in OWN {
-            let leaf = pki.load(row, names, now)?;
+            let leaf = pki.load(row, &names, now)?;
             if SHOWN.contains(&row.0) {
                 pki.shown.insert(row.0, Arc::new(Shown::new(&leaf)?));
             }
             pki.own.insert(row.0, ArcSwap::from_pointee(leaf));
         }
+        pki.serves.store(Arc::new(
+            pki.own(Own::Serving)
+                .map_or_else(BTreeSet::new, |leaf| sans_of(&leaf.chain)),
+        ));
+        pki.names = Mutex::new(names);
         Ok(pki)
     }
 
@@ -244,14 +246,41 @@ impl Pki {
         self.renew_for(&self.names(), now)
     }
 
-    /// This machine has these addresses now: as [`Pki::renew`].
+    /// This machine has these addresses now; `stays`: which further names are still true. As [`Pki::renew`].
     ///
     /// # Errors
     /// As [`Pki::renew`].
-    pub fn readdress(&self, addresses: Vec<IpAddr>, now: Timestamp) -> Result<Vec<Own>, PkiError> {
+    pub fn readdress(
+        &self,
+        addresses: Vec<IpAddr>,
+        stays: fn(&str) -> bool,
+        now: Timestamp,
+    ) -> Result<Vec<Own>, PkiError> {
         let mut names = self.names();
         names.addresses = addresses;
-        names.addresses_to_come = false;
+        names.stays = Some(stays);
+        names.forget();
+        self.renew_for(&names, now)
+    }
+
+    /// What the serving certificate lacks for a client that came to this address of this machine, and says that it looks for
+    /// this name.
+    pub fn lacks(&self, address: IpAddr, name: Option<&str>) -> Vec<String> {
+        let serves = self.serves.load();
+        let shown = names::shown(address, name.filter(|_| self.any_name));
+        shown.filter(|name| !serves.contains(name)).collect()
+    }
+
+    /// Puts these names into the serving certificate, as far as there is room: as [`Pki::renew`].
+    ///
+    /// # Errors
+    /// As [`Pki::renew`].
+    pub fn meet(&self, lacking: Vec<String>, now: Timestamp) -> Result<Vec<Own>, PkiError> {
+        let mut names = self.names();
+        if !names.has_room() {
+            return Ok(Vec::new());
+        }
+        names.meet(lacking);
         self.renew_for(&names, now)
     }
 
@@ -270,6 +299,9 @@ impl Pki {
             if let Some(shown) = self.shown.get(&row.0) {
                 shown.replace(&leaf)?;
             }
+            if row.0 == Own::Serving {
+                self.serves.store(Arc::new(sans_of(&leaf.chain)));
+            }
             held.store(Arc::new(leaf));
             renewed.push(row.0);
         }
@@ -279,18 +311,7 @@ impl Pki {
     fn load(&self, row: &Row, names: &Names, now: Timestamp) -> Result<Leaf, PkiError> {
         let &(which, file, name, groups) = row;
         let (authority, wanted) = match which {
-            Own::Serving => {
-                let mut sans = serving_names(names);
-                if names.addresses_to_come {
-                    let present = files::read(&self.tls.join(format!("{file}.crt")))?.unwrap_or_default();
-                    sans.extend(
-                        sans_of(&present)
-                            .into_iter()
-                            .filter(|san| san.parse::<IpAddr>().is_ok()),
-                    );
-                }
-                (&self.server, Wanted::server(name, sans))
-            }
+            Own::Serving => (&self.server, Wanted::server(name, names.all())),
             Own::AuthProxy => (&self.request_header, Wanted::client(name, groups)),
             _ => (&self.client, Wanted::client(name, groups)),
         };
@@ -364,28 +385,6 @@ impl Pki {
     pub(super) fn server_authority(&self) -> &[CertificateDer<'static>] {
         self.server.chain()
     }
-}
-
-/// The names of the API server's serving certificate (7.3).
-fn serving_names(names: &Names) -> BTreeSet<String> {
-    let domain = &names.cluster_domain;
-    let mut all: BTreeSet<String> = [
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-        "localhost",
-        "127.0.0.1",
-        "::1",
-    ]
-    .into_iter()
-    .map(str::to_owned)
-    .collect();
-    all.insert(format!("kubernetes.default.svc.{domain}"));
-    all.insert(names.node.clone());
-    all.extend(names.addresses.iter().chain(&names.service).map(IpAddr::to_string));
-    all.extend(names.extra.iter().cloned());
-    all.remove("");
-    all
 }
 
 fn sign(authority: &Authority, wanted: &Wanted, key: &impl PublicKeyData, now: Timestamp) -> Result<String, PkiError> {

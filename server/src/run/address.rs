@@ -52,6 +52,19 @@ impl Addresses {
     }
 }
 
+impl Addresses {
+    /// Which further names of a certificate are still true: addresses that this machine has, and while it has none those that may
+    /// come back; names where clients choose them.
+    pub fn stays(&self, security: bool) -> fn(&str) -> bool {
+        match (self, security) {
+            (Self::Found(None), true) => |name| name.parse::<IpAddr>().is_ok(),
+            (Self::Found(None), false) => |_| true,
+            (Self::Found(Some(_)) | Self::Said(_), true) => |name| name.parse().is_ok_and(is_here),
+            (Self::Found(Some(_)) | Self::Said(_), false) => |name| name.parse().map_or(true, is_here),
+        }
+    }
+}
+
 /// Addresses for documentation are never local: the way to them is the way to the world.
 async fn look() -> Option<Found> {
     find("192.0.2.1", 9).await

@@ -17,7 +17,9 @@ pub(super) fn names(config: &Config, own: &Addresses) -> Names {
         cluster_domain: config.cluster.cluster_domain.clone(),
         service: first_service(config).ok(),
         extra: config.tls_sans.clone(),
-        addresses_to_come: *own == Addresses::Found(None),
+        stays: Some(own.stays(config.tls_san_security)),
+        any_name: !config.tls_san_security,
+        ..Names::default()
     }
 }
 

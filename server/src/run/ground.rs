@@ -167,6 +167,7 @@ impl Ground {
             fresh,
             ready,
             address: Arc::new(move || at.borrow().address.to_string()),
+            serving: Some(Arc::clone(&self.pki)),
             limits: http::Limits::default(),
         });
         Ok((http, keeper))

@@ -29,6 +29,8 @@ pub(super) struct Follower {
     /// The API as the supervisor.
     pub(super) client: Client,
     pub(super) sessions: Arc<Sessions>,
+    /// `--tls-san-security`.
+    pub(super) security: bool,
     /// Nobody else keeps the endpoints.
     pub(super) alone: bool,
 }
@@ -75,8 +77,8 @@ impl Follower {
     }
 
     async fn certify(&self, own: &Addresses) -> Result<(), PkiError> {
-        let (pki, addresses) = (Arc::clone(&self.pki), own.all());
-        let made = tokio::task::spawn_blocking(move || pki.readdress(addresses, Timestamp::now()));
+        let (pki, addresses, stays) = (Arc::clone(&self.pki), own.all(), own.stays(self.security));
+        let made = tokio::task::spawn_blocking(move || pki.readdress(addresses, stays, Timestamp::now()));
         made.await.map_err(std::io::Error::other)?.map(drop)
     }
 

@@ -134,6 +134,7 @@ impl Rig {
             fresh,
             ready: readiness,
             address: Arc::new(move || address.to_string()),
+            serving: None,
             limits,
         });
         tasks.spawn(serve(listener, pki.entrance().unwrap(), http, stopping));

@@ -209,19 +209,61 @@ fn a_machine_that_gets_its_address_later_has_a_certificate_for_it_then_and_no_ot
     let before = tree(&scratch.0);
     let booting = Names {
         addresses: vec!["127.0.0.1".parse().unwrap()],
-        addresses_to_come: true,
+        stays: Some(|name| name.parse::<IpAddr>().is_ok()),
         ..names()
     };
     let pki = Pki::load_or_create(&scratch.0, &booting, now).unwrap();
     assert_eq!(
-        pki.readdress(names().addresses, now).unwrap(),
+        pki.readdress(names().addresses, |_| false, now).unwrap(),
         [],
         "the same as at the last start"
     );
     assert_eq!(tree(&scratch.0), before, "nothing was written");
     let moved = vec!["192.0.2.8".parse().unwrap()];
-    assert_eq!(pki.readdress(moved, now).unwrap(), [Own::Serving]);
+    assert_eq!(pki.readdress(moved, |_| false, now).unwrap(), [Own::Serving]);
     let sans = sans_of(&pki.own(Own::Serving).unwrap().chain);
     assert!(sans.contains("192.0.2.8") && !sans.contains("192.0.2.7"), "{sans:?}");
     assert_eq!(pki.renew(now).unwrap(), [], "and it stays");
+}
+
+#[test]
+fn what_clients_come_to_gets_into_the_certificate_and_stays_over_a_restart_while_it_is_true() {
+    let scratch = Scratch::new("pki-met");
+    let now = at("2026-11-25T00:00:00Z");
+    let open = |any_name, stays| {
+        let names = Names {
+            any_name,
+            stays,
+            ..names()
+        };
+        Pki::load_or_create(&scratch.0, &names, now).unwrap()
+    };
+    let second = "198.51.100.7".parse().unwrap();
+    let pki = open(false, Some(|name| name == "198.51.100.7"));
+    assert_eq!(pki.lacks("192.0.2.7".parse().unwrap(), None), Vec::<String>::new());
+    let lacking = pki.lacks(second, Some("evil.example"));
+    assert_eq!(lacking, ["198.51.100.7"], "a client cannot choose a name");
+    assert_eq!(pki.meet(lacking, now).unwrap(), [Own::Serving]);
+    assert_eq!(pki.lacks(second, None), Vec::<String>::new());
+    assert!(sans_of(&pki.own(Own::Serving).unwrap().chain).contains("198.51.100.7"));
+
+    let before = tree(&scratch.0);
+    let pki = open(false, Some(|name| name == "198.51.100.7"));
+    assert_eq!(
+        (pki.lacks(second, None), tree(&scratch.0)),
+        (Vec::new(), before),
+        "nothing is made anew"
+    );
+    let pki = open(false, Some(|_| false));
+    assert_eq!(
+        pki.lacks(second, None).len(),
+        1,
+        "the machine has the address no longer"
+    );
+    let pki = open(true, Some(|_| true));
+    assert_eq!(
+        pki.lacks(second, Some("front.example")),
+        ["198.51.100.7", "front.example"],
+        "unless the operator lets it"
+    );
 }
