@@ -203,7 +203,7 @@ impl ApiHttp {
         let namespace = target.namespace.as_deref().unwrap_or_default();
         match (target.resource.plural, subresource) {
             ("nodes", "proxy") => {
-                let (node, port) = name.split_once(':').unwrap_or((name, ""));
+                let (node, port) = node_and_port(name)?;
                 let found = self.parts.who.cache.get(&format!("/registry/minions/{node}"));
                 found.ok_or_else(|| Status::not_found("", "nodes", node))?;
                 let port = match port {
@@ -244,6 +244,22 @@ impl ApiHttp {
             .filter(|&port| port != 0)
             .unwrap_or(KUBELET_PORT)
     }
+}
+
+/// The node that `NAME`, `NAME:PORT` or `SCHEME:NAME:PORT` means, and the port if one is named. Everything on a node is reached
+/// in TLS, as it is in Kubernetes at the kubelet's own port whatever the scheme.
+///
+/// Source: Kubernetes v1.36 apimachinery `pkg/util/net/port_split.go` (`SplitSchemeNamePort`).
+fn node_and_port(text: &str) -> Result<(&str, &str), Status> {
+    let mut parts = text.split(':');
+    let found = match [(); 4].map(|()| parts.next()) {
+        [Some(name), None, ..] => Some((name, "")),
+        [Some(name), Some(port), None, _] => Some((name, port)),
+        [Some("http" | "https"), Some(name), Some(port), None] => Some((name, port)),
+        _ => None,
+    };
+    let found = found.filter(|(name, _)| !name.is_empty());
+    found.ok_or_else(|| bad(format!("invalid node request {text:?}")))
 }
 
 /// The kubelet's path and query for a stream of a pod.
@@ -531,6 +547,22 @@ mod tests {
                 expected,
                 "{subresource} {query:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_node_is_named_alone_with_its_port_and_with_a_scheme() {
+        for (text, expected) in [
+            ("box", Some(("box", ""))),
+            ("box:10250", Some(("box", "10250"))),
+            ("https:box:10250", Some(("box", "10250"))),
+            ("https:box:", Some(("box", ""))),
+            ("ftp:box:21", None),
+            (":10250", None),
+            ("https::10250", None),
+            ("https:box:10250:x", None),
+        ] {
+            assert_eq!(node_and_port(text).ok(), expected, "{text}");
         }
     }
 

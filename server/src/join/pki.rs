@@ -243,7 +243,7 @@ impl Pki {
     /// # Errors
     /// [`PkiError`] names the file; what was renewed before it stays renewed.
     pub fn renew(&self, now: Timestamp) -> Result<Vec<Own>, PkiError> {
-        self.renew_for(&self.names(), now)
+        self.renew_for(&self.held_names(), now)
     }
 
     /// This machine has these addresses now; `stays`: which further names are still true. As [`Pki::renew`].
@@ -256,7 +256,7 @@ impl Pki {
         stays: fn(&str) -> bool,
         now: Timestamp,
     ) -> Result<Vec<Own>, PkiError> {
-        let mut names = self.names();
+        let mut names = self.held_names();
         names.addresses = addresses;
         names.stays = Some(stays);
         names.forget();
@@ -276,7 +276,7 @@ impl Pki {
     /// # Errors
     /// As [`Pki::renew`].
     pub fn meet(&self, lacking: Vec<String>, now: Timestamp) -> Result<Vec<Own>, PkiError> {
-        let mut names = self.names();
+        let mut names = self.held_names();
         if !names.has_room() {
             return Ok(Vec::new());
         }
@@ -284,7 +284,7 @@ impl Pki {
         self.renew_for(&names, now)
     }
 
-    fn names(&self) -> MutexGuard<'_, Names> {
+    fn held_names(&self) -> MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -318,9 +318,9 @@ impl Pki {
         load_leaf(&self.tls, file, authority, &wanted, now)
     }
 
-    /// By which names this server is known.
-    pub fn names(&self) -> &Names {
-        &self.names
+    /// By which names this server is known now.
+    pub fn names(&self) -> Names {
+        self.held_names().clone()
     }
 
     /// `client-ca.crt`, byte for byte: what client certificates are verified with.

@@ -18,7 +18,7 @@ pub struct Reserved {
     service: Option<IpAddr>,
     /// This server's node.
     node: String,
-    /// This server's, the operator's among them.
+    /// This server's, the operator's among them, and those that clients came to.
     addresses: Vec<IpAddr>,
 }
 
@@ -28,7 +28,8 @@ impl Reserved {
         let cluster = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned);
         let full = format!("kubernetes.default.svc.{}", names.cluster_domain.to_ascii_lowercase());
         let extra = names.extra.iter().map(|name| name.to_ascii_lowercase());
-        let said: Vec<IpAddr> = names.extra.iter().filter_map(|name| name.parse().ok()).collect();
+        let further = names.extra.iter().chain(&names.met);
+        let said: Vec<IpAddr> = further.filter_map(|name| name.parse().ok()).collect();
         Self {
             names: cluster.into_iter().chain([full]).chain(extra).collect(),
             service: names.service,
@@ -90,6 +91,7 @@ mod tests {
             cluster_domain: "Cluster.local".to_owned(),
             service: Some("10.43.0.1".parse().unwrap()),
             extra: vec!["API.example.org".to_owned(), "192.0.2.100".to_owned()],
+            ..Names::default()
         })
     }
 

@@ -33,7 +33,6 @@ use tracing::{info, warn};
 use super::caller::Caller;
 use super::pki::{Pki, SUPERVISOR};
 use super::register::Register;
-use super::reserved::Reserved;
 use super::rotation::Rotation;
 use super::route::{self, Route};
 use super::static_files;
@@ -88,7 +87,6 @@ pub struct Parts {
 /// The supervisor.
 pub struct Supervisor {
     parts: Parts,
-    reserved: Reserved,
     settings: Bytes,
 }
 
@@ -109,7 +107,6 @@ impl Supervisor {
     /// A supervisor; its tunnels end with their connections.
     pub fn new(parts: Parts) -> Self {
         Self {
-            reserved: Reserved::new(parts.pki.names()),
             settings: Bytes::from(parts.settings.to_string()),
             parts,
         }

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use rcgen::PublicKeyData as _;
 use tracing::info;
 
+use super::super::reserved::Reserved;
 use super::{Supervisor, body_of, header, plain};
 use crate::http::{Body, Peer};
 use crate::join::certificate::{key_hash, requested_key};
@@ -57,7 +58,7 @@ impl Supervisor {
     async fn is_no_server(&self, node: &Node, peer: &Peer) -> Result<(), Status> {
         let servers = peers::present_endpoints(&self.parts.client).await?;
         let servers: Vec<IpAddr> = servers.iter().map(SocketAddr::ip).collect();
-        let allowed = self.reserved.allows(node, &servers, peer.address.ip());
+        let allowed = Reserved::new(&self.parts.pki.names()).allows(node, &servers, peer.address.ip());
         allowed.map_err(|why| Status::failure(Reason::BadRequest, why))
     }
 
