@@ -8,6 +8,7 @@ mod act;
 pub mod adapt;
 mod blindly;
 mod clock;
+mod difference;
 pub mod disk;
 pub mod downward;
 pub mod env;

@@ -135,7 +135,9 @@ impl Pods {
             object::remove(&mut object, &["metadata", "managedFields"]);
             self.host.keeper.keep(self.host.kept_pods().join(&uid), object);
         }
-        self.want(Arc::new(pod), false);
+        let pod = Arc::new(pod);
+        self.want(pod.clone(), false);
+        self.host.reports.heard(&pod); // after that: a worker that reports only now looks for itself
         Some(uid)
     }
 
@@ -296,7 +298,8 @@ fn attempts(pod: &Pod) -> Vec<&str> {
         .collect()
 }
 
-/// Whether a worker should look: our own status coming back is no reason to.
+/// Whether a worker should look: our own status coming back is no reason to, and what others make of it is the reporter's
+/// concern, but for an end.
 fn matters(known: &Pod, new: &Pod) -> bool {
     let gates = !new.spec.readiness_gates.is_empty() && known.status.conditions != new.status.conditions;
     let meta = |pod: &Pod| {
@@ -304,7 +307,8 @@ fn matters(known: &Pod, new: &Pod) -> bool {
         meta.resource_version.clear();
         meta
     };
-    gates || known.spec != new.spec || meta(known) != meta(new)
+    let ended = known.is_terminal() != new.is_terminal();
+    gates || ended || known.spec != new.spec || meta(known) != meta(new)
 }
 
 async fn files(folder: PathBuf) -> Vec<PathBuf> {

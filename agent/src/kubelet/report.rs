@@ -1,7 +1,8 @@
 //! Tells the API what became of pods: patches `status`, and deletes those that are gone from here.
 //!
 //! The newest status of a pod wins; the same one is not sent twice; a failure is retried with back-off, a pod at a
-//! time. [`Book`] decides and is pure, [`Reporter::run`] sends.
+//! time. What others write over it is put right (Kubernetes v1.36, `pkg/kubelet/status` `needsReconcile`).
+//! [`Book`] decides and is pure, `difference.rs` says what to send, [`Reporter::run`] sends.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,12 +10,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use serde_json::{Map, Value, json};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::clock;
+use super::difference::{difference, holds};
 use super::ports::{Api, ApiFailure};
-use crate::wire::object;
+use crate::units::Revision;
+use crate::wire::object::{Meta, text};
 use crate::wire::pod::{Pod, PodStatus};
 
 /// Patches on their way at once: as many as the client has connections for.
@@ -25,6 +29,10 @@ const SETTLE: Duration = Duration::from_millis(100);
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 /// A server that comes back should hear from us soon.
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// Between two corrections of a pod that somebody writes over again and again; doubles up to [`LONGEST_TRUCE`], so that two who
+/// disagree wear no disk out. Source of the 10 s: Kubernetes v1.36, `pkg/kubelet/status` `syncPeriod`.
+const TRUCE: Duration = Duration::from_secs(10);
+const LONGEST_TRUCE: Duration = Duration::from_secs(300);
 
 /// The kubelet's mouth. One per kubelet.
 #[derive(Debug, Default)]
@@ -38,6 +46,13 @@ impl Reporter {
     pub fn report(&self, pod: &Pod, status: &PodStatus) {
         self.book().report(pod, status, clock::now());
         self.wake.notify_one();
+    }
+
+    /// The API has the pod so. If our part of its status is not as we told it, it is told again.
+    pub fn heard(&self, pod: &Pod) {
+        if self.book().heard(pod, clock::now()) {
+            self.wake.notify_one();
+        }
     }
 
     /// Nothing of the pod is left here: once its last status is told, its object may go.
@@ -81,14 +96,36 @@ impl Reporter {
 }
 
 /// How a call ended, by what follows from it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Outcome {
-    /// The server has it.
-    Told,
+    /// The server has it, and the pod is so now (unless the answer cannot be read).
+    Told(Option<Heard>),
     /// There is no such pod any more (or another of its name).
     Gone,
     /// Try again later.
     Failed,
+}
+
+/// A state of a pod in the API.
+#[derive(Clone, Debug, PartialEq)]
+struct Heard {
+    /// Orders the states of an object.
+    version: Revision,
+    status: Value,
+}
+
+impl Heard {
+    fn new(meta: &Meta, status: &PodStatus) -> Option<Self> {
+        Some(Self {
+            version: Revision::parse(&meta.resource_version)?,
+            status: serde_json::to_value(status).ok()?,
+        })
+    }
+
+    fn of(object: &Value) -> Option<Self> {
+        let status = PodStatus::deserialize(object.get("status")?).ok()?;
+        Self::new(&Meta::of(object), &status)
+    }
 }
 
 async fn send(api: &dyn Api, call: &Call) -> Outcome {
@@ -97,7 +134,7 @@ async fn send(api: &dyn Api, call: &Call) -> Outcome {
         Call::Delete { path, body } => api.delete(path, body).await,
     };
     match result {
-        Ok(_) => Outcome::Told,
+        Ok(object) => Outcome::Told(Heard::of(&object)),
         Err(error) if is_gone(&error) => Outcome::Gone,
         Err(ApiFailure::Unreachable(error)) => {
             tracing::debug!(error, "a pod's status waits for a server");
@@ -138,11 +175,25 @@ struct Entry {
     wanted: Value,
     /// What the server knows, as far as we know.
     told: Value,
+    /// The version of the pod in which it knew that.
+    version: Revision,
+    /// A newer state that came while a call was on its way: only its answer shows which of the two is newer.
+    heard: Option<Heard>,
     /// What is on its way.
-    flying: Option<Value>,
+    flying: Option<Flying>,
+    /// When a correction was last sent (or will be), and how long after that the next one may be.
+    corrected: Option<(Instant, Duration)>,
+    /// The correction waits until then.
+    truce: Option<Instant>,
     finish: bool,
     not_before: Option<Instant>,
     delay: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Flying {
+    Status(Value),
+    End,
 }
 
 impl Book {
@@ -153,7 +204,11 @@ impl Book {
                 path: format!("/api/v1/namespaces/{}/pods/{}", pod.meta.namespace, pod.meta.name),
                 wanted: known.clone(),
                 told: known,
+                version: Revision::parse(&pod.meta.resource_version).unwrap_or_default(),
+                heard: None,
                 flying: None,
+                corrected: None,
+                truce: None,
                 finish: false,
                 not_before: None,
                 delay: FIRST_DELAY,
@@ -164,13 +219,32 @@ impl Book {
     fn report(&mut self, pod: &Pod, status: &PodStatus, now: Instant) {
         let fresh = !self.pods.contains_key(&pod.meta.uid);
         let entry = self.entry(pod);
-        entry.wanted = serde_json::to_value(status).unwrap_or_default();
+        let wanted = serde_json::to_value(status).unwrap_or_default();
+        if wanted != entry.wanted {
+            entry.truce = None; // news are not held up
+        }
+        entry.wanted = wanted;
         let vague = status.phase == "Pending" && pod.meta.deletion_timestamp.is_none();
         match (fresh, vague, entry.not_before) {
             (true, true, _) => entry.not_before = Some(now + SETTLE),
             (false, false, Some(at)) if at <= now + SETTLE && entry.delay == FIRST_DELAY => entry.not_before = None,
             _ => {}
         }
+    }
+
+    /// Whether there may be something to do now.
+    fn heard(&mut self, pod: &Pod, now: Instant) -> bool {
+        let Some(entry) = self.pods.get_mut(&pod.meta.uid) else {
+            return false;
+        };
+        let known = entry.heard.as_ref().map_or(entry.version, |it| it.version);
+        // Most of what comes is what we have sent ourselves.
+        match Heard::new(&pod.meta, &pod.status).filter(|it| it.version > known) {
+            Some(news) => entry.heard = Some(news),
+            None => return false,
+        }
+        entry.weigh(now);
+        true
     }
 
     fn finish(&mut self, pod: &Pod, now: Instant) {
@@ -184,14 +258,15 @@ impl Book {
         let mut calls = Vec::new();
         let mut wake: Option<Instant> = None;
         for (uid, entry) in &mut self.pods {
-            if entry.flying.is_some() || (entry.wanted == entry.told && !entry.finish) {
+            if entry.flying.is_some() || (entry.is_told() && !entry.finish) {
                 continue;
             }
-            match entry.not_before {
+            match entry.not_before.max(entry.truce.filter(|_| !entry.finish)) {
                 Some(at) if at > now => wake = Some(wake.map_or(at, |known| known.min(at))),
                 _ if calls.len() < room => {
-                    entry.flying = Some(entry.wanted.clone());
-                    calls.push((uid.clone(), entry.call(uid)));
+                    let (flying, call) = entry.call(uid);
+                    entry.flying = Some(flying);
+                    calls.push((uid.clone(), call));
                 }
                 _ => {} // the end of a call looks again
             }
@@ -201,72 +276,77 @@ impl Book {
 
     fn done(&mut self, uid: &str, outcome: Outcome, now: Instant) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
-        let sent = entry.flying.take().unwrap_or_default();
-        match outcome {
-            Outcome::Told if entry.finish && sent == entry.told => {
+        match (outcome, entry.flying.take()) {
+            (Outcome::Gone, _) | (Outcome::Told(_), Some(Flying::End)) => {
                 self.pods.remove(uid);
             }
-            Outcome::Told => {
-                entry.told = sent;
+            (Outcome::Told(answer), sent) => {
+                if let Some(Flying::Status(sent)) = sent {
+                    entry.told = sent;
+                }
                 entry.not_before = None;
                 entry.delay = FIRST_DELAY;
+                let newest = |it: &Heard| it.version;
+                entry.heard = entry.heard.take().into_iter().chain(answer).max_by_key(newest);
+                entry.weigh(now);
             }
-            Outcome::Gone => {
-                self.pods.remove(uid);
-            }
-            Outcome::Failed => {
+            (Outcome::Failed, _) => {
                 entry.not_before = Some(now + entry.delay);
                 entry.delay = (entry.delay * 2).min(LONGEST_DELAY);
+                entry.weigh(now);
             }
         }
     }
 }
 
 impl Entry {
-    fn call(&self, uid: &str) -> Call {
-        if self.wanted == self.told {
+    /// Whether there is nothing to say: also to a pod that somebody has declared over, until its worker has taken note.
+    fn is_told(&self) -> bool {
+        let over = |status: &Value| matches!(text(status, &["phase"]), "Succeeded" | "Failed");
+        holds(&self.told, &self.wanted) || (over(&self.told) && !over(&self.wanted))
+    }
+
+    /// Takes over what was heard. If we had nothing more to say, others have changed our part: it is put right, at once the
+    /// first time.
+    fn weigh(&mut self, now: Instant) {
+        if self.flying.is_some() {
+            return;
+        }
+        let Some(heard) = self.heard.take().filter(|it| it.version > self.version) else {
+            return;
+        };
+        let silent = self.is_told();
+        self.version = heard.version;
+        self.told = heard.status;
+        if silent && !self.is_told() {
+            let (at, truce) = match self.corrected {
+                Some((last, truce)) if now < last + truce * 2 => {
+                    (now.max(last + truce), (truce * 2).min(LONGEST_TRUCE))
+                }
+                _ => (now, TRUCE),
+            };
+            self.corrected = Some((at, truce));
+            self.truce = Some(at);
+        }
+    }
+
+    fn call(&self, uid: &str) -> (Flying, Call) {
+        if self.is_told() {
             let body = json!({
                 "apiVersion": "v1",
                 "kind": "DeleteOptions",
                 "gracePeriodSeconds": 0,
                 "preconditions": {"uid": uid},
             });
-            return Call::Delete {
-                path: self.path.clone(),
-                body,
-            };
+            let path = self.path.clone();
+            return (Flying::End, Call::Delete { path, body });
         }
-        Call::Patch {
+        let call = Call::Patch {
             path: format!("{}/status", self.path),
             body: json!({"metadata": {"uid": uid}, "status": difference(&self.told, &self.wanted)}),
-        }
-    }
-}
-
-/// A strategic merge patch from one status to another. Conditions merge by type, so those of others stay; addresses
-/// merge by `ip`, so old ones are deleted by name; all other lists are replaced.
-fn difference(old: &Value, new: &Value) -> Value {
-    let empty = Map::new();
-    let (old, new) = (old.as_object().unwrap_or(&empty), new.as_object().unwrap_or(&empty));
-    let mut patch = Map::new();
-    for key in old.keys().filter(|key| !new.contains_key(*key)) {
-        patch.insert(key.clone(), Value::Null);
-    }
-    for (key, value) in new.iter().filter(|(key, value)| old.get(*key) != Some(*value)) {
-        let value = match (key.as_str(), old.get(key)) {
-            ("podIPs" | "hostIPs", Some(before)) => addresses(before, value),
-            _ => value.clone(),
         };
-        patch.insert(key.clone(), value);
+        (Flying::Status(self.wanted.clone()), call)
     }
-    Value::Object(patch)
-}
-
-fn addresses(old: &Value, new: &Value) -> Value {
-    let (old, new) = (object::list(old, &[]), object::list(new, &[]));
-    let gone = old.iter().filter(|it| !new.contains(it));
-    let gone = gone.map(|it| json!({"$patch": "delete", "ip": object::text(it, &["ip"])}));
-    Value::Array(gone.chain(new.iter().cloned()).collect())
 }
 
 #[cfg(test)]
@@ -306,7 +386,7 @@ mod tests {
         assert_eq!(path, "/api/v1/namespaces/ns/pods/web/status");
         assert_eq!(body.pointer("/status/phase"), Some(&json!("Running")));
         assert_eq!(body.pointer("/metadata/uid"), Some(&json!("u")));
-        book.done("u", Outcome::Told, now);
+        book.done("u", Outcome::Told(None), now);
         book.report(&pod(), &status("Running", "10.0.0.1"), now);
         assert_eq!(one(&mut book, now), None, "the same again is no news");
     }
@@ -327,7 +407,7 @@ mod tests {
         assert!(one(&mut book, now).is_some());
         book.report(&pod(), &status("Succeeded", "10.0.0.1"), now);
         assert_eq!(one(&mut book, now), None, "one at a time");
-        book.done("u", Outcome::Told, now);
+        book.done("u", Outcome::Told(None), now);
         let Some(Call::Patch { body, .. }) = one(&mut book, now) else {
             panic!("the news follows")
         };
@@ -344,14 +424,14 @@ mod tests {
         assert_eq!(one(&mut book, now), None);
         let later = now + FIRST_DELAY;
         assert!(matches!(one(&mut book, later), Some(Call::Patch { .. })));
-        book.done("u", Outcome::Told, later);
+        book.done("u", Outcome::Told(None), later);
         let Some(Call::Delete { path, body }) = one(&mut book, later) else {
             panic!("now it may go")
         };
         assert_eq!(path, "/api/v1/namespaces/ns/pods/web");
         assert_eq!(body.pointer("/preconditions/uid"), Some(&json!("u")));
         assert_eq!(body.pointer("/gracePeriodSeconds"), Some(&json!(0)));
-        book.done("u", Outcome::Told, later);
+        book.done("u", Outcome::Told(None), later);
         assert!(book.pods.is_empty());
     }
 
@@ -378,16 +458,80 @@ mod tests {
         assert!(!is_gone(&ApiFailure::Unreachable("away".into())));
     }
 
+    fn ready(says: &str) -> PodStatus {
+        let mut all = status("Running", "10.0.0.1");
+        all.conditions = vec![Condition {
+            kind: "Ready".into(),
+            status: says.into(),
+            ..Condition::default()
+        }];
+        all
+    }
+
+    fn at(version: u64, status: &PodStatus) -> Pod {
+        let mut pod = pod();
+        pod.meta.resource_version = version.to_string();
+        pod.status = status.clone();
+        pod
+    }
+
+    fn answer(version: u64, status: &PodStatus) -> Outcome {
+        let pod = at(version, status);
+        Outcome::Told(Heard::new(&pod.meta, &pod.status))
+    }
+
     #[test]
-    fn a_moved_pod_loses_its_old_address() {
-        let old = serde_json::to_value(status("Running", "10.0.0.1")).unwrap();
-        let new = serde_json::to_value(status("Running", "10.0.0.2")).unwrap();
-        assert_eq!(
-            difference(&old, &new),
-            json!({"podIP": "10.0.0.2", "podIPs": [{"$patch": "delete", "ip": "10.0.0.1"}, {"ip": "10.0.0.2"}]})
-        );
-        let mut reasonless = old.clone();
-        object::set(&mut reasonless, &["reason"], "Evicted");
-        assert_eq!(difference(&reasonless, &old), json!({"reason": null}));
+    fn what_others_write_over_a_status_is_put_right_ever_more_seldom() {
+        let (mut book, mut now) = (Book::default(), Instant::now());
+        book.report(&at(1, &status("", "")), &ready("True"), now);
+        assert!(one(&mut book, now).is_some());
+        book.done("u", answer(2, &ready("True")), now);
+        assert!(!book.heard(&at(2, &ready("True")), now), "our own words come back");
+        let mut version = 2;
+        for wait in [0, 10, 20, 40, 80, 160, 300, 300] {
+            assert!(book.heard(&at(version + 1, &ready("False")), now));
+            let due = now + Duration::from_secs(wait);
+            if wait > 0 {
+                assert_eq!(book.due(now, 4), (vec![], Some(due)));
+            }
+            let call = one(&mut book, due);
+            assert!(matches!(call, Some(Call::Patch { .. })), "after {wait} s");
+            book.done("u", answer(version + 2, &ready("True")), due);
+            (now, version) = (due, version + 2);
+        }
+        let much_later = now + LONGEST_TRUCE * 3;
+        assert!(book.heard(&at(version + 1, &ready("False")), much_later));
+        assert!(one(&mut book, much_later).is_some(), "peace makes it quick again");
+    }
+
+    #[test]
+    fn what_others_write_while_a_call_is_on_its_way_is_put_right_after_it() {
+        for (heard, answered) in [(3, 2), (2, 3)] {
+            let (mut book, now) = (Book::default(), Instant::now());
+            book.report(&at(1, &status("", "")), &ready("True"), now);
+            assert!(one(&mut book, now).is_some());
+            book.heard(&at(heard, &ready("False")), now);
+            assert_eq!(one(&mut book, now), None, "one at a time");
+            // The newer of the two counts: a change that our call has undone needs no other.
+            book.done("u", answer(answered, &ready("True")), now);
+            assert_eq!(one(&mut book, now).is_some(), heard > answered);
+        }
+    }
+
+    #[test]
+    fn an_answer_tells_of_changes_in_what_was_not_sent() {
+        let (mut book, now) = (Book::default(), Instant::now());
+        book.report(&at(1, &ready("True")), &ready("True"), now);
+        let mut moved = ready("True");
+        moved.pod_ip = "10.0.0.9".into();
+        book.report(&at(1, &ready("True")), &moved, now);
+        assert!(one(&mut book, now).is_some());
+        let mut meanwhile = ready("False");
+        meanwhile.pod_ip = "10.0.0.9".into();
+        book.done("u", answer(3, &meanwhile), now);
+        let Some(Call::Patch { body, .. }) = one(&mut book, now) else {
+            panic!("it is not as we want it")
+        };
+        assert_eq!(body.pointer("/status/conditions/0/status"), Some(&json!("True")));
     }
 }

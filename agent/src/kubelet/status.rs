@@ -66,16 +66,21 @@ pub fn compute(facts: &Facts<'_>, before: &PodStatus, now: Timestamp) -> PodStat
         }
     }
     let mut phase = phase(facts, &init, &main);
-    let (reason, message) = facts.ended.unwrap_or_default();
+    let said = &facts.pod.status;
+    let (reason, message) = match facts.ended {
+        Some(ended) => ended,
+        None if facts.pod.is_terminal() => (said.reason.as_str(), said.message.as_str()),
+        None => ("", ""),
+    };
     if facts.ended.is_some() && facts.over {
         phase = "Failed";
     }
-    if matches!(before.phase.as_str(), "Succeeded" | "Failed") {
-        phase = if before.phase == "Failed" {
-            "Failed"
-        } else {
-            "Succeeded"
-        }; // terminal phases are final
+    // Terminal phases are final, whoever has said so.
+    if let Some(end) = [before.phase.as_str(), said.phase.as_str()]
+        .into_iter()
+        .find_map(terminal)
+    {
+        phase = end;
     }
     let ip_list = |ip: Option<IpAddr>| ip.map(|ip| Ip { ip: ip.to_string() }).into_iter().collect::<Vec<_>>();
     let text = |ip: Option<IpAddr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
@@ -302,6 +307,14 @@ fn crash_loop(pod: &Pod, it: &Container, delay: Duration) -> Waiting {
             "back-off {delay} restarting failed container={} pod={name}_{namespace}({uid})",
             it.name
         ),
+    }
+}
+
+fn terminal(phase: &str) -> Option<&'static str> {
+    match phase {
+        "Failed" => Some("Failed"),
+        "Succeeded" => Some("Succeeded"),
+        _ => None,
     }
 }
 

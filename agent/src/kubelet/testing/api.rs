@@ -19,6 +19,8 @@ struct State {
     gone: Vec<Value>,
     watches: Vec<mpsc::UnboundedSender<Change>>,
     unplugged: bool,
+    /// What is answered to who asks for a token.
+    token: Option<Value>,
     /// Status patches, by uid.
     patches: BTreeMap<String, u32>,
 }
@@ -49,6 +51,29 @@ impl FakeApi {
         object::set(&mut pod, &["metadata", "deletionTimestamp"], "2026-01-01T00:00:00Z");
         object::set(&mut pod, &["metadata", "deletionGracePeriodSeconds"], grace);
         state.put(path, pod);
+    }
+
+    /// Writes into a pod as somebody else does.
+    pub fn change(&self, path: &str, patch: &Value) {
+        let mut state = self.state();
+        let mut object = state.objects.get(path).cloned().unwrap();
+        merge(&mut object, patch);
+        state.put(path, object);
+    }
+
+    /// Answers so to who asks for a service account's token.
+    pub fn grant(&self, answer: Value) {
+        self.state().token = Some(answer);
+    }
+
+    /// Takes the service accounts away.
+    pub fn refuse_tokens(&self) {
+        self.state().token = None;
+    }
+
+    /// Deletes what is no pod.
+    pub fn lose(&self, path: &str) {
+        self.state().objects.remove(path);
     }
 
     /// What is under a path.
@@ -133,7 +158,8 @@ fn is_pod(path: &str) -> bool {
     path.split('/').nth_back(1) == Some("pods")
 }
 
-/// A patch as far as a kubelet's status needs one: objects merge, lists are replaced but for what deletes from them.
+/// A patch as far as a kubelet's status needs one: objects and conditions merge, other lists are replaced but for what deletes
+/// from them.
 fn merge(old: &mut Value, patch: &Value) {
     match (old, patch) {
         (Value::Object(old), Value::Object(patch)) => {
@@ -141,6 +167,14 @@ fn merge(old: &mut Value, patch: &Value) {
                 match value {
                     Value::Null => drop(old.remove(key)),
                     value => merge(old.entry(key.clone()).or_insert(Value::Object(Map::new())), value),
+                }
+            }
+        }
+        (Value::Array(old), Value::Array(items)) if items.iter().all(|item| item.get("type").is_some()) => {
+            for item in items {
+                match old.iter_mut().find(|it| it.get("type") == item.get("type")) {
+                    Some(known) => merge(known, item),
+                    None => old.push(item.clone()),
                 }
             }
         }
@@ -184,6 +218,10 @@ impl Api for FakeApi {
         Box::pin(async move {
             let mut state = self.state();
             state.reach()?;
+            if path.ends_with("/token") {
+                let refused = || ApiFailure::Status(Status::failure(Reason::NotFound, "serviceaccounts not found"));
+                return state.token.clone().ok_or_else(refused);
+            }
             let mut object = body.clone();
             object::set(&mut object, &["serial"], state.version);
             let name = text(body, &["metadata", "name"]);
@@ -216,8 +254,8 @@ impl Api for FakeApi {
             }
             *state.patches.entry(uid).or_default() += 1;
             merge(&mut object, body);
-            state.put(path, object.clone());
-            Ok(object)
+            state.put(path, object);
+            state.find(path)
         })
     }
 

@@ -108,6 +108,10 @@ impl Rig {
         self.up.send_replace(NetworkState::Up(self.network.clone()));
     }
 
+    pub fn network_goes(&self) {
+        self.up.send_replace(NetworkState::Missing("it is being made".into()));
+    }
+
     pub fn agent_starts(&mut self) {
         let api: Arc<dyn Api> = self.api.clone();
         let (events, writing) = event::recorder(api.clone(), "kubelet", "box".into());
@@ -203,6 +207,12 @@ impl Rig {
     pub fn behave(&self, command: &str, code: i32, lasts: Duration) {
         let behaviour = Behaviour { code, lasts };
         self.fake.behaviour.lock().unwrap().insert(command.into(), behaviour);
+    }
+
+    /// What is in a file of a pod's folder.
+    pub fn file(&self, name: &str, path: &str) -> String {
+        let folder = self.settings.root.join("pods").join(name);
+        std::fs::read_to_string(folder.join(path)).unwrap_or_default()
     }
 
     /// Waits until something is so; how long that took.

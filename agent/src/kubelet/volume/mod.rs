@@ -74,7 +74,8 @@ pub fn path(root: &Path, uid: &str, volume: &Volume) -> Option<PathBuf> {
 pub enum Which {
     /// All: the pod is to start.
     All,
-    /// Those whose files come from the API. What containers fill is theirs once they run.
+    /// Those whose files come from the API, for containers that run. What these fill is theirs, and a token that they hold is
+    /// not taken away because there is none to replace it.
     FromApi,
 }
 
@@ -93,7 +94,7 @@ pub async fn set_up(
     let mut faults = Vec::new();
     for volume in &pod.spec.volumes {
         let payload = payload::of(volume, pod, objects, addresses, tokens);
-        if which == Which::FromApi && matches!(payload, Ok(None)) {
+        if which == Which::FromApi && (matches!(payload, Ok(None)) || tokens.lack(volume)) {
             continue;
         }
         if let Err(fault) = set_up_one(root, pod, volume, payload).await {

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::kubelet::ports::{Api, ApiFailure};
 use crate::wire::object;
-use crate::wire::pod::{Pod, TokenProjection};
+use crate::wire::pod::{Pod, TokenProjection, Volume};
 
 /// Kubernetes' default life.
 const DEFAULT_SECONDS: u64 = 3600;
@@ -84,13 +84,11 @@ impl Tokens {
         Ok(())
     }
 
-    /// Whether a projection of the pod has no token at all.
-    pub fn incomplete(&self, pod: &Pod) -> bool {
-        let projected = pod.spec.volumes.iter().filter_map(|volume| volume.projected.as_ref());
-        let mut sources = projected
-            .flat_map(|it| &it.sources)
-            .filter_map(|it| it.service_account_token.as_ref());
-        sources.any(|source| self.text(source).is_none())
+    /// Whether a projection of the volume has no token at all: none was had since the agent started.
+    pub fn lack(&self, volume: &Volume) -> bool {
+        let sources = volume.projected.iter().flat_map(|it| &it.sources);
+        let mut asked = sources.filter_map(|it| it.service_account_token.as_ref());
+        asked.any(|source| self.text(source).is_none())
     }
 }
 

@@ -177,15 +177,15 @@ impl Care {
         });
     }
 
-    /// When what is shown changes by itself, or a probe is due.
-    pub fn next_change(&self, now: Instant) -> Option<Instant> {
+    /// When what is shown changes by itself, or a probe is due if there are any now.
+    pub fn next_change(&self, now: Instant, probes: bool) -> Option<Instant> {
         let turns = self
             .failure
             .as_ref()
             .filter(|it| it.later.is_some())
             .map(|it| it.since + FRESH);
         let turns = turns.filter(|at| *at > now);
-        let probe = self.probes.next().filter(|_| self.is_probed());
+        let probe = self.probes.next().filter(|_| probes && self.is_probed());
         [turns, probe].into_iter().flatten().min()
     }
 }
@@ -296,8 +296,8 @@ mod tests {
             assert_eq!(failure.shown(now).reason, "ErrImagePull");
             assert_eq!(failure.shown(now + FRESH).reason, "ImagePullBackOff");
         }
-        assert_eq!(care.next_change(now), Some(now + FRESH));
-        assert_eq!(care.next_change(now + FRESH), None);
+        assert_eq!(care.next_change(now, true), Some(now + FRESH));
+        assert_eq!(care.next_change(now + FRESH, true), None);
     }
 
     #[test]

@@ -84,8 +84,9 @@ enum Turn {
 /// Runs a pod to its end. Returns once nothing of it is left on the node.
 pub async fn work(host: Arc<Host>, mut desired: watch::Receiver<Desired>, nudge: Arc<Notify>) {
     let first = desired.borrow_and_update().clone();
+    let latest = desired.clone();
     let mut network = host.network.clone();
-    let mut worker = Worker::new(host, first, clock::now(), Timestamp::now());
+    let mut worker = Worker::new(host, first, latest, clock::now(), Timestamp::now());
     loop {
         let wake = match worker.turn(clock::now()).await {
             Turn::Again => clock::now(),
@@ -108,6 +109,8 @@ pub async fn work(host: Arc<Host>, mut desired: watch::Receiver<Desired>, nudge:
 struct Worker {
     host: Arc<Host>,
     pod: Arc<Pod>,
+    /// As the API has it now, also where that is no reason to look.
+    latest: watch::Receiver<Desired>,
     gone: bool,
     kept: bool,
     life: Life,
@@ -127,7 +130,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(host: Arc<Host>, desired: Desired, now: Instant, wall: Timestamp) -> Self {
+    fn new(host: Arc<Host>, desired: Desired, latest: watch::Receiver<Desired>, now: Instant, wall: Timestamp) -> Self {
         let status = desired.pod.status.clone();
         let start = status.start_time.as_deref().and_then(time::parse);
         let age = start.map_or(Duration::ZERO, |at| wall.duration_since(at).unsigned_abs());
@@ -141,6 +144,7 @@ impl Worker {
                 Life::Live
             },
             pod: desired.pod,
+            latest,
             cares: BTreeMap::new(),
             status,
             reported: false,
@@ -188,7 +192,7 @@ impl Worker {
         let seen = self.seen(state.as_ref(), &attempts, now);
         let (life, plan) = self.life.step(&seen, now);
         self.life = life;
-        self.report(&attempts, seen.sandbox, now, wall);
+        self.report(&attempts, now, wall);
         let mut acted = false;
         for action in &plan.actions {
             acted |= match *action {
@@ -240,7 +244,8 @@ impl Worker {
             () if self.gone || self.pod.meta.deletion_timestamp.is_some() => Wanted::Delete {
                 grace: grace(self.asked_grace()),
             },
-            () if self.past_deadline => Wanted::End {
+            // Whoever says that a pod is over (one that cleans up after lost nodes) means its processes too.
+            () if self.past_deadline || self.pod.is_terminal() => Wanted::End {
                 grace: grace(self.own_grace()),
             },
             () => Wanted::Run,
@@ -260,9 +265,7 @@ impl Worker {
 
     fn seen(&mut self, state: Option<&PodState>, attempts: &[Attempt], now: Instant) -> PodSeen {
         let alive = state.is_some_and(|state| state.shim_alive);
-        if !alive {
-            self.setup.done = false;
-        }
+        self.setup.look(alive);
         let policy = self.pod.spec.restart_policy;
         let containers = self.pod.all_containers().enumerate().map(|(index, it)| {
             let care = self.cares.get(&it.name).cloned().unwrap_or_default();
@@ -271,7 +274,7 @@ impl Worker {
         });
         PodSeen {
             wanted: self.wanted(),
-            sandbox: alive && self.setup.done,
+            sandbox: self.setup.done,
             remains: self.setup.remains,
             setup_not_before: self.setup.not_before.filter(|at| *at > now),
             policy,
@@ -291,16 +294,17 @@ impl Worker {
         self.setup.ip
     }
 
-    fn report(&mut self, attempts: &[Attempt], sandbox: bool, now: Instant, wall: Timestamp) {
+    fn report(&mut self, attempts: &[Attempt], now: Instant, wall: Timestamp) {
         let over = self.is_over(attempts);
         let notes = self.notes(attempts, now);
-        let remembered = || self.status.pod_ip.parse().ok();
+        // What stands since before this run of the agent has kept its address, whatever holds its set-up up.
+        let remembered: Option<IpAddr> = self.status.pod_ip.parse().ok().filter(|_| over || self.setup.standing);
         let facts = Facts {
             pod: &self.pod,
             attempts,
             notes: &notes,
-            sandbox,
-            pod_ip: self.ip().or_else(|| if over { remembered() } else { None }),
+            sandbox: self.setup.done || (self.setup.standing && remembered.is_some()),
+            pod_ip: self.ip().or(remembered),
             host_ip: self.host.settings.main_ip(),
             ended: self.past_deadline.then_some((
                 "DeadlineExceeded",
@@ -317,6 +321,11 @@ impl Worker {
         self.host.roll.report(&self.pod.meta.uid, &self.status);
         if !self.gone && !self.kept {
             self.host.reports.report(&self.pod, &self.status);
+            // The reporter hears only of pods that it has in its book, and this one may have been changed before it was.
+            let latest = self.latest.borrow().clone();
+            if !latest.kept {
+                self.host.reports.heard(&latest.pod);
+            }
         }
     }
 
@@ -345,9 +354,14 @@ impl Worker {
         notes
     }
 
+    /// A pod that is not set up has no address to ask at: that is no fault of its containers.
+    fn probes_at_all(&self) -> bool {
+        self.life == Life::Live && self.setup.done
+    }
+
     /// Sends off the probes that are due.
     fn probe(&mut self, now: Instant) {
-        if self.life != Life::Live {
+        if !self.probes_at_all() {
             return;
         }
         let pod = self.pod.clone();
@@ -428,8 +442,13 @@ impl Worker {
         let deadline = deadline
             .and_then(|it| u64::try_from(it).ok())
             .map(|it| self.began + Duration::from_secs(it));
-        let cares = self.cares.values().filter_map(|care| care.next_change(now));
-        let others = [planned, deadline.filter(|at| *at > now), self.setup.next(now)];
+        let probes = self.probes_at_all();
+        let cares = self.cares.values().filter_map(|care| care.next_change(now, probes));
+        let others = [
+            planned,
+            deadline.filter(|at| *at > now),
+            self.setup.next(self.life == Life::Live, now),
+        ];
         let soonest = cares.chain(others.into_iter().flatten()).min();
         soonest.map_or(now + LOOK_AGAIN, |at| at.min(now + LOOK_AGAIN))
     }

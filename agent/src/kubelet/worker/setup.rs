@@ -1,6 +1,7 @@
 //! What a pod's containers need before they start (volumes, sandbox, network, files in `/etc`), and its removal.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Done, RETRY, Worker};
@@ -11,7 +12,7 @@ use crate::kubelet::event::About;
 use crate::kubelet::host::NetworkState;
 use crate::kubelet::objects::{Objects, fetch, of_volumes};
 use crate::kubelet::pod::Life;
-use crate::kubelet::ports::ApiFailure;
+use crate::kubelet::ports::{ApiFailure, Network};
 use crate::kubelet::volume::VolumeError;
 use crate::kubelet::volume::token::Tokens;
 use crate::kubelet::{files, translate, volume};
@@ -30,6 +31,9 @@ const REFRESH: Duration = Duration::from_secs(60);
 pub struct SetUp {
     /// All is there.
     pub done: bool,
+    /// The sandbox has been set up once, by this run of the agent or an earlier one: its containers may run.
+    pub standing: bool,
+    looked: bool,
     /// Something may be there.
     pub remains: bool,
     /// The pod's address in the pod network.
@@ -46,6 +50,8 @@ impl Default for SetUp {
     fn default() -> Self {
         Self {
             done: false,
+            standing: false,
+            looked: false,
             remains: true, // an earlier run may have left something
             ip: None,
             not_before: None,
@@ -58,14 +64,22 @@ impl Default for SetUp {
 }
 
 impl SetUp {
+    /// Takes note of whether the pod's shim is alive. One that is there at the first look is of an earlier run, which had
+    /// made the volumes before it.
+    pub fn look(&mut self, alive: bool) {
+        self.standing = alive && (self.standing || !self.looked);
+        self.done &= alive;
+        self.looked = true;
+    }
+
     /// What was missing may be there now.
     pub fn forgive(&mut self) {
         self.not_before = None;
     }
 
-    /// When to look again for its sake.
-    pub fn next(&self, now: Instant) -> Option<Instant> {
-        let refresh = self.refresh_at.filter(|_| self.done && !self.refreshing);
+    /// When to look again for its sake. A pod that ends (not `live`) is not brought up to date any more.
+    pub fn next(&self, live: bool, now: Instant) -> Option<Instant> {
+        let refresh = self.refresh_at.filter(|_| live && self.done && !self.refreshing);
         let later = [self.not_before, self.clean_not_before];
         let later = later.into_iter().flatten().filter(|at| *at > now);
         refresh.into_iter().chain(later).min()
@@ -87,6 +101,7 @@ impl Worker {
         match self.try_set_up(state).await {
             Ok(()) => {
                 self.setup.done = true;
+                self.setup.standing = true;
                 self.setup.failures = 0;
                 self.setup.not_before = None;
                 self.setup.refresh_at = has_moving_parts(&self.pod).then(|| now + REFRESH);
@@ -111,30 +126,39 @@ impl Worker {
                 return Err(Trouble("NetworkNotReady", format!("network is not ready: {why}")));
             }
         };
-        let sandbox_trouble = |error: String| {
-            Trouble(
-                "FailedCreatePodSandBox",
-                format!("Failed to create pod sandbox: {error}"),
-            )
-        };
         if state.is_some_and(|state| !state.shim_alive) {
             let removed = host.containers.remove_sandbox(uid).await;
             removed.map_err(|error| sandbox_trouble(chain(&error)))?;
         }
-        self.make_volumes().await?;
-        let spec = translate::sandbox(&pod, &host.settings.logs);
-        let made = host.containers.create_sandbox(&spec).await;
-        let sandbox = made.map_err(|error| sandbox_trouble(chain(&error)))?;
-        if let Some(network) = network {
-            let attached = network.attach(uid, &sandbox.netns).await;
-            self.setup.ip = Some(attached.map_err(sandbox_trouble)?);
+        if self.setup.standing {
+            // What runs goes on without what somebody has deleted meanwhile: the files that it has stay.
+            self.connect(network).await?;
+            if let Err(Trouble(reason, message)) = self.make_volumes(volume::Which::FromApi).await {
+                tracing::warn!(pod = %pod.key(), reason, error = message, "volumes are not brought up to date");
+                host.events.warning(About::pod(&pod), reason, message);
+            }
+        } else {
+            self.make_volumes(volume::Which::All).await?;
+            self.connect(network).await?;
         }
         self.write_files()
             .await
             .map_err(|error| sandbox_trouble(error.to_string()))
     }
 
-    async fn make_volumes(&mut self) -> Result<(), Trouble> {
+    /// Makes the sandbox and attaches it, or finds both as they are.
+    async fn connect(&mut self, network: Option<Arc<dyn Network>>) -> Result<(), Trouble> {
+        let spec = translate::sandbox(&self.pod, &self.host.settings.logs);
+        let made = self.host.containers.create_sandbox(&spec).await;
+        let sandbox = made.map_err(|error| sandbox_trouble(chain(&error)))?;
+        if let Some(network) = network {
+            let attached = network.attach(&self.pod.meta.uid, &sandbox.netns).await;
+            self.setup.ip = Some(attached.map_err(sandbox_trouble)?);
+        }
+        Ok(())
+    }
+
+    async fn make_volumes(&mut self, which: volume::Which) -> Result<(), Trouble> {
         let (host, pod) = (self.host.clone(), self.pod.clone());
         let names = of_volumes(&pod);
         let kept = host.kept_objects(&pod.meta.uid);
@@ -149,8 +173,7 @@ impl Worker {
         let renewed = self.tokens.renew(host.api.as_ref(), &pod, clock::now()).await;
         renewed.map_err(|error| failed("a service account token", error))?;
         let addresses = host.addresses(None);
-        let (root, all) = (&host.settings.root, volume::Which::All);
-        let made = volume::set_up(root, &pod, all, &objects, &addresses, &self.tokens).await;
+        let made = volume::set_up(&host.settings.root, &pod, which, &objects, &addresses, &self.tokens).await;
         let told = |faults: Vec<VolumeError>| {
             let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
             Trouble("FailedMount", texts.join("; "))
@@ -258,6 +281,13 @@ impl Worker {
         let gone = volume::tear_down(&host.settings.root, &uid).await;
         gone.map_err(|error| format!("volumes: {error}"))
     }
+}
+
+fn sandbox_trouble(error: String) -> Trouble {
+    Trouble(
+        "FailedCreatePodSandBox",
+        format!("Failed to create pod sandbox: {error}"),
+    )
 }
 
 /// Whether any of its volumes changes with time.

@@ -1,8 +1,10 @@
 //! Whole lives of pods on a node that is played: the agent from the API's list to its last report, without a process.
 
+mod adopt;
 mod end;
 mod restart;
 mod start;
+mod told;
 
 use std::time::Duration;
 

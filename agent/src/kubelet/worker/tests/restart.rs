@@ -165,6 +165,22 @@ async fn who_waits_for_its_next_start_is_not_asked_and_costs_nothing() {
     assert_eq!(rig.commands().len(), asked, "it waits for 20 s");
 }
 
+/// As above: a refresh that falls due while the pod ends must not be waited for.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_takes_its_time_to_end_costs_nothing_either() {
+    let rig = Rig::start();
+    *rig.fake.obedient.lock().unwrap() = false;
+    rig.api
+        .put("/api/v1/namespaces/ns/configmaps/settings", json!({"data": {"a": "1"}}));
+    let mut pod = one("Always", json!({}));
+    pod["volumes"] = json!([{"name": "v", "configMap": {"name": "settings"}}]);
+    rig.run("web", pod);
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    rig.delete("web", 200);
+    let took = rig.until_gone("web").await;
+    assert!(about(took, seconds(200)), "{took:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn readiness_follows_its_probe_and_leaves_the_container_alone() {
     let rig = Rig::start();
