@@ -28,6 +28,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info, warn};
 
+use super::gather::Gather;
 use super::{ApiHttp, Body, Peer, Stranger, Strangers, stopped};
 use crate::join::caller::{Caller, Judge};
 use crate::join::tls::Entrance;
@@ -152,8 +153,8 @@ async fn connection(stream: TcpStream, come: Come, tls: Arc<ServerConfig>, api: 
         })
     };
     let mut stopping = stop;
-    let io = TokioIo::new(tls);
     if second {
+        let io = TokioIo::new(Gather::new(tls));
         let mut serving = Box::pin(second_version().serve_connection(io, service));
         tokio::select! {
             _ = &mut serving => return,
@@ -163,6 +164,7 @@ async fn connection(stream: TcpStream, come: Come, tls: Arc<ServerConfig>, api: 
         let _ = serving.await;
         return;
     }
+    let io = TokioIo::new(tls);
     let mut serving = Box::pin(first_version().serve_connection(io, service).with_upgrades());
     tokio::select! {
         _ = &mut serving => {}

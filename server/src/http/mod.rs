@@ -7,6 +7,7 @@ mod body;
 mod connect;
 mod discovery;
 pub mod encode;
+mod gather;
 mod handler;
 mod listen;
 mod meta;
