@@ -56,6 +56,7 @@ fn on_mariadb_a_cluster_survives() {
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
     outage::the_leader_is_cut_off(&mut cluster, Cut::Stalled);
     outage::an_agent_is_cut_off_from_a_server(&cluster);
+    network::the_way_to_the_servers_is_bad(&mut cluster);
     cluster.stop();
 }
 

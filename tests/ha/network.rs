@@ -1,14 +1,15 @@
-//! The way to the datastore is slow, narrow, lossy, one way only, or breaks in the middle of messages.
+//! The way to the datastore, or from agents to servers, is slow, narrow, lossy, one way only, or breaks in the middle of messages.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tests::lab::{Direction, Weather};
+use tests::lab::{Direction, Proxy, Weather, until, within};
 
-use crate::cluster::Cluster;
+use crate::cluster::{AGENTS, Cluster};
 use crate::load::Load;
 use crate::outage::{HEALED, all_is_well};
-use crate::steps::agents_work;
+use crate::steps::{agents_work, agents_work_within};
 
 /// As between two towns, on a bad day.
 const SLOW: Weather = Weather {
@@ -36,6 +37,23 @@ const STANDING: Weather = Weather {
     stalled: true,
     cut_after: None,
 };
+/// A satellite, and rain.
+const FAR: Weather = Weather {
+    delay: Duration::from_millis(150),
+    jitter: Duration::from_millis(100),
+    rate: Some(100_000),
+    lost: 0,
+    stalled: false,
+    cut_after: None,
+};
+/// Packets in a hundred that get lost, each way.
+const LOST: u32 = 10;
+/// This machine, as the lab's hosts reach it.
+const HERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+/// For pods on agents that are far away.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Until an agent is ready after its network has healed: the promise to people.
+const READY: Duration = Duration::from_secs(10);
 /// Connections that break before it counts as a bad day.
 const CUTS: usize = 20;
 
@@ -71,4 +89,66 @@ pub fn the_way_to_the_datastore_is_bad(cluster: &mut Cluster) {
         "bad way: 20 writes in {slow:?} when it was slow, agents worked after {worked:?}; {CUTS} cuts in {torn:?}; writes \
          went on {back:?} after one direction stood still: {verdict}"
     );
+}
+
+/// Between agents and all servers: a second there and back at times, and every tenth packet is lost. Pods start and end, commands
+/// run, and no node is taken for lost.
+pub fn the_way_to_the_servers_is_bad(cluster: &mut Cluster) {
+    let server = cluster.servers[1];
+    let before = cluster.pods(server);
+    let proxies: Vec<(&str, Proxy)> = cluster
+        .servers
+        .iter()
+        .map(|name| {
+            let to: SocketAddr = format!("{}:6443", cluster.lab.address(name)).parse().unwrap();
+            let proxy = Proxy::start(HERE, to);
+            proxy.set(FAR);
+            (*name, proxy)
+        })
+        .collect();
+    let ways: Vec<(&str, SocketAddr)> = proxies.iter().map(|(name, proxy)| (*name, proxy.address())).collect();
+    for agent in AGENTS {
+        cluster.lab.lose(agent, LOST);
+        cluster.lab.lead_around(agent, &ways);
+        // What is open goes straight on: new connections are opened through the proxies by an agent that starts.
+        cluster.lab.end(agent, true);
+        cluster.start_agent(agent);
+    }
+    let begun = Instant::now();
+    for agent in AGENTS {
+        let pod = on(&before, agent);
+        until("commands run through every server", || {
+            let all = cluster.servers.iter();
+            all.map(|name| cluster.at(name).try_run(&["exec", &pod, "--", "echo", "heard"]))
+                .all(|said| said.is_ok_and(|said| said == "heard\n"))
+        });
+    }
+    let heard = begun.elapsed();
+    let mut worked = Duration::ZERO;
+    for round in 0..3 {
+        worked = worked.max(agents_work_within(PATIENCE, cluster, server, &format!("far-{round}")));
+        assert_eq!(cluster.ready_nodes(server), 1 + AGENTS.len());
+    }
+    for agent in AGENTS {
+        cluster.lab.lose_nothing(agent);
+        cluster.lab.lead_straight(agent);
+    }
+    drop(proxies); // that cuts what is open
+    let ready = within(READY, "agents work at once", || {
+        let said = cluster
+            .at(server)
+            .try_run(&["exec", &on(&before, AGENTS[0]), "--", "echo", "near"]);
+        said.is_ok_and(|said| said == "near\n")
+    });
+    all_is_well(cluster);
+    assert_eq!(cluster.pods(server), before);
+    eprintln!(
+        "far agents: commands through every server after {heard:?}, worked within {worked:?}; straight again after {ready:?}"
+    );
+}
+
+/// A pod of the Deployment on a node.
+fn on(pods: &[String], node: &str) -> String {
+    let found = pods.iter().find(|pod| pod.contains(&format!(" {node} "))).unwrap();
+    found.split_whitespace().next().unwrap().to_owned()
 }

@@ -145,6 +145,11 @@ pub fn the_leader_is_killed(cluster: &mut Cluster) {
 
 /// Every agent starts a pod that it is given through a server, and its status is seen there. Returns how long that took.
 pub fn agents_work(cluster: &Cluster, server: &str, name: &str) -> Duration {
+    agents_work_within(MOVE, cluster, server, name)
+}
+
+/// The same, for agents that are far away.
+pub fn agents_work_within(limit: Duration, cluster: &Cluster, server: &str, name: &str) -> Duration {
     let begun = Instant::now();
     let kubectl = cluster.at(server);
     for node in AGENTS {
@@ -158,7 +163,7 @@ pub fn agents_work(cluster: &Cluster, server: &str, name: &str) -> Duration {
         kubectl.feed(&["apply", "-f", "-"], &pod.to_string());
     }
     for node in AGENTS {
-        let left = MOVE.saturating_sub(begun.elapsed()).as_secs().max(1);
+        let left = limit.saturating_sub(begun.elapsed()).as_secs().max(1);
         let pod = format!("pod/{name}-{node}");
         kubectl.run(&["wait", "--for=condition=Ready", &pod, &format!("--timeout={left}s")]);
     }

@@ -1,9 +1,11 @@
 //! What goes wrong in a lab: networks that are cut, packets that get lost, processes that stand still.
 //!
-//! Only with what every kernel has: a link that is down at its far end, and a neighbour that is nobody. Both are silent,
-//! as a broken switch is: nobody is refused, nothing is reset.
+//! Only with what every kernel has: a link that is down at its far end, a neighbour that is nobody, and nftables, which drop
+//! packets. All are silent, as a broken switch is: nobody is refused, nothing is reset. What is to be late goes through a
+//! [`Proxy`](super::Proxy).
 
-use std::net::Ipv4Addr;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use super::Lab;
 use crate::run;
@@ -59,6 +61,50 @@ impl Lab {
         for (from, to) in [(one, other), (other, one)] {
             run("ip", &["-n", from, "neigh", "del", &self.address(to), "dev", "eth0"]);
         }
+    }
+
+    /// One packet of a hundred times `part` that a host sends or gets is lost.
+    pub fn lose(&self, name: &str, part: u32) {
+        let chain = |name: &str, device: &str| {
+            format!(
+                "chain {name} {{\n type filter hook {name} priority 0;\n {device} \"eth0\" numgen random mod 100 < {part} drop\n}}\n"
+            )
+        };
+        let (there, back) = (chain("output", "oifname"), chain("input", "iifname"));
+        self.rules(name, "loss", &format!("table ip loss {{\n{there}{back}}}\n"));
+    }
+
+    /// No packet is.
+    pub fn lose_nothing(&self, name: &str) {
+        self.no_rules(name, "loss");
+    }
+
+    /// What a host opens to these servers goes through these proxies.
+    pub fn lead_around(&self, name: &str, ways: &[(&str, SocketAddr)]) {
+        let rule = |(server, proxy): &(&str, SocketAddr)| {
+            let server = self.address(server);
+            format!(" ip daddr {server} tcp dport 6443 dnat to {proxy}\n")
+        };
+        let all: String = ways.iter().map(rule).collect();
+        let chain = format!("chain output {{\n type nat hook output priority -100;\n{all}}}\n");
+        self.rules(name, "ways", &format!("table ip ways {{\n{chain}}}\n"));
+    }
+
+    /// What it opens from now on goes straight.
+    pub fn lead_straight(&self, name: &str) {
+        self.no_rules(name, "ways");
+    }
+
+    fn rules(&self, name: &str, table: &str, rules: &str) {
+        let file = self.folder().join(format!("{table}-{name}.nft"));
+        fs::write(&file, rules).unwrap();
+        let network = format!("--net=/run/netns/{name}");
+        run("nsenter", &[&network, "--", "nft", "-f", file.to_str().unwrap()]);
+    }
+
+    fn no_rules(&self, name: &str, table: &str) {
+        let network = format!("--net=/run/netns/{name}");
+        run("nsenter", &[&network, "--", "nft", "delete", "table", "ip", table]);
     }
 
     /// A host's program stands still; its connections stay open.
