@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
+use hyper::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT, WARNING};
 use hyper::http::{Method, Request, StatusCode};
 use rustls::ClientConfig;
 use serde_json::Value;
@@ -16,10 +16,10 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::refused::is_refusal;
-use super::request::{PatchType, status_of};
+use super::request::{PatchType, is_stale, status_of};
 use super::transport::{Answer, Endpoint, Link, TransportError};
 use super::watch::{Lines, WatchEvent};
-use crate::wire::status::Status;
+use crate::wire::status::{STALE, Status};
 
 /// One request, connecting included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -121,6 +121,19 @@ impl Client {
         self.call(Method::GET, path, None).await
     }
 
+    /// Reads as [`Client::get`], and fails where the server warns that this may be the past: for those who act on what is
+    /// *not* there any more.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn get_present(&self, path: &str) -> Result<Value, ApiError> {
+        let answer = self.exchange(Method::GET, path, None).await?;
+        match stale(&answer) {
+            true => Err(self.behind()),
+            false => json(&answer),
+        }
+    }
+
     /// Reads something that need not be JSON.
     ///
     /// # Errors
@@ -197,8 +210,7 @@ impl Client {
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<(&str, &Value)>) -> Result<Value, ApiError> {
-        let answer = self.exchange(method, path, body).await?;
-        serde_json::from_slice(&answer.body).map_err(|error| ApiError::Transport(format!("answer is no JSON: {error}")))
+        json(&self.exchange(method, path, body).await?)
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Option<(&str, &Value)>) -> Result<Answer, ApiError> {
@@ -218,6 +230,8 @@ impl Client {
         }
         match answer.head.status.is_success() {
             true => Ok(answer),
+            // That there is no such object, or another one, may be long past.
+            false if stale(&answer) => Err(self.behind()),
             false => Err(self.refusal(&answer.head, &answer.body)),
         }
     }
@@ -315,6 +329,12 @@ impl Client {
         ApiError::Status(status_of(head.status.as_u16(), wait, body))
     }
 
+    /// The next request goes to the server that is best by then.
+    fn behind(&self) -> ApiError {
+        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        ApiError::Transport(format!("the server warns: {STALE}"))
+    }
+
     fn late(&self) -> ApiError {
         let to = self.0.authority.clone();
         TransportError::Timeout {
@@ -323,6 +343,21 @@ impl Client {
         }
         .into()
     }
+}
+
+fn stale(answer: &Answer) -> bool {
+    is_stale(
+        answer
+            .head
+            .headers
+            .get_all(WARNING)
+            .iter()
+            .map(|value| value.as_bytes()),
+    )
+}
+
+fn json(answer: &Answer) -> Result<Value, ApiError> {
+    serde_json::from_slice(&answer.body).map_err(|error| ApiError::Transport(format!("answer is no JSON: {error}")))
 }
 
 /// Events of one watch, in order. Dropping it ends the watch.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::wire::status::{Reason, Status};
+use crate::wire::status::{Reason, STALE, Status};
 
 /// How the body of a patch is applied.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -61,6 +61,11 @@ pub fn status_of(code: u16, header: Option<&str>, body: &[u8]) -> Status {
     }
 }
 
+/// Whether the server warns that its answer may be older than what was asked for. `warnings`: values of `Warning`.
+pub fn is_stale<'a>(mut warnings: impl Iterator<Item = &'a [u8]>) -> bool {
+    warnings.any(|value| value.windows(STALE.len()).any(|part| part == STALE.as_bytes()))
+}
+
 const fn reason_of(code: u16) -> Reason {
     match code {
         400 => Reason::BadRequest,
@@ -99,5 +104,13 @@ mod tests {
         let status = Status::failure(Reason::TooManyRequests, "").retry_after(86_400);
         assert_eq!(retry_after(&status), Some(RETRY_AFTER_MAX));
         assert_eq!(retry_after(&Status::failure(Reason::TooManyRequests, "")), None);
+    }
+
+    #[test]
+    fn only_the_warning_of_a_server_without_datastore_makes_an_answer_stale() {
+        let of = |values: &[&'static str]| is_stale(values.iter().map(|value| value.as_bytes()));
+        assert!(!of(&[]) && !of(&["299 - \"v1 ComponentStatus is deprecated in v1.19+\""]));
+        let stale: &str = Box::leak(format!("299 - \"{STALE}\"").into_boxed_str());
+        assert!(of(&[stale]) && of(&["299 - \"another\"", stale]));
     }
 }

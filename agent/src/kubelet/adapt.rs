@@ -165,6 +165,10 @@ impl Api for Client {
         Box::pin(async move { Ok(Client::get(self, path).await?) })
     }
 
+    fn list<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Value, ApiFailure>> {
+        Box::pin(async move { Ok(Client::get_present(self, path).await?) })
+    }
+
     fn create<'a>(&'a self, path: &'a str, body: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {
         Box::pin(async move { Ok(Client::create(self, path, body).await?) })
     }

@@ -57,7 +57,8 @@ impl From<ApiFailure> for End {
 /// Lists, then watches for as long as that works. `Ok`: list again.
 async fn follow(api: &dyn Api, selector: &str, to: &mpsc::Sender<Update>, delay: &mut Duration) -> Result<(), End> {
     let send = |update| async { to.send(update).await.map_err(|_| End::Closed) };
-    let mut list = api.get(&format!("/api/v1/pods?{selector}")).await?;
+    // Who is not listed is ended: a past in which he was not there yet would do that to the living.
+    let mut list = api.list(&format!("/api/v1/pods?{selector}")).await?;
     let mut version = text(&list, &["metadata", "resourceVersion"]).to_owned();
     let items = match list.get_mut("items").map(Value::take) {
         Some(Value::Array(items)) => items,

@@ -187,6 +187,8 @@ impl ApiFailure {
 pub trait Api: Send + Sync {
     /// GET.
     fn get<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Value, ApiFailure>>;
+    /// GET of a list that is the present: what a server cut off from its datastore saw last is a failure.
+    fn list<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Value, ApiFailure>>;
     /// POST.
     fn create<'a>(&'a self, path: &'a str, body: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>>;
     /// PUT.

@@ -7,6 +7,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// The warning on an answer that should be the present and may be the past: our servers put it there, our agents heed it.
+pub const STALE: &str = "the datastore does not answer: this is what the server saw last";
+
 /// What went wrong (or right), for a client to act on and a person to read.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]

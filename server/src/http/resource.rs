@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agent::units::Revision;
 use agent::wire::object::text;
-use agent::wire::status::{Reason, Status, group_resource};
+use agent::wire::status::{Reason, STALE, Status, group_resource};
 use hyper::body::Incoming;
 use hyper::header::USER_AGENT;
 use hyper::{Method, Request, Response, StatusCode};
@@ -25,9 +25,6 @@ use crate::request::{Answer, Call, Operation, Target};
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A watch without `timeoutSeconds` lasts this long, and up to twice (upstream's `MinRequestTimeout`).
 const WATCH_LASTS_S: u64 = 1800;
-
-/// What a client is told that asked for the present and gets what this server saw last.
-const STALE: &str = "the datastore does not answer: this is what the server saw last";
 
 /// No watch lasts longer, whatever it asks for.
 const WATCH_MOST_S: u64 = 7 * 86_400;

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::kubelet::ports::{Api, ApiFailure, Change, Watch};
 use crate::wire::object::{self, text};
-use crate::wire::status::{Reason, Status};
+use crate::wire::status::{Reason, STALE, Status};
 
 #[derive(Default)]
 struct State {
@@ -21,6 +21,8 @@ struct State {
     unplugged: bool,
     /// What is answered to who asks for a token.
     token: Option<Value>,
+    /// It shows a past without pods, and says so where it is asked for the present.
+    behind: bool,
     /// Status patches, by uid.
     patches: BTreeMap<String, u32>,
 }
@@ -91,6 +93,13 @@ impl FakeApi {
     /// Plugs it in again.
     pub fn plug(&self) {
         self.state().unplugged = false;
+    }
+
+    /// Puts a server in the way that lost its datastore before any pod was made, or the right one again.
+    pub fn lag(&self, behind: bool) {
+        let mut state = self.state();
+        state.behind = behind;
+        state.watches.clear();
     }
 
     /// Reasons of the events that were written, in their order.
@@ -204,7 +213,7 @@ impl Api for FakeApi {
             }
             state.reach()?;
             let items: Vec<Value> = match plain {
-                "/api/v1/pods" => {
+                "/api/v1/pods" if !state.behind => {
                     let pods = state.objects.iter().filter(|(path, _)| is_pod(path));
                     pods.map(|(_, pod)| pod.clone()).collect()
                 }
@@ -212,6 +221,13 @@ impl Api for FakeApi {
             };
             Ok(json!({"kind": "List", "metadata": {"resourceVersion": state.version.to_string()}, "items": items}))
         })
+    }
+
+    fn list<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Value, ApiFailure>> {
+        match self.state().behind {
+            true => Box::pin(async { Err(ApiFailure::Unreachable(STALE.into())) }),
+            false => self.get(path),
+        }
     }
 
     fn create<'a>(&'a self, path: &'a str, body: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {

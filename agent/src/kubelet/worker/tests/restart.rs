@@ -283,6 +283,25 @@ async fn after_a_reboot_all_is_started_again_but_what_must_not_run_twice() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_may_show_the_past_ends_no_pod() {
+    let mut rig = Rig::start();
+    rig.run("web", one("Always", json!({})));
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    tokio::time::sleep(seconds(1)).await; // what is kept on disk is kept in the background
+    rig.agent_dies().await;
+    rig.api.lag(true);
+    rig.agent_starts();
+    tokio::time::sleep(seconds(60)).await;
+    assert!(rig.fake.state("web").is_some(), "it is not listed, and runs on");
+    assert_eq!((rig.signals(), rig.started().len()), (vec![], 1));
+    rig.delete("web", 0);
+    rig.api.lag(false);
+    rig.until("the present ends it", |rig| rig.fake.state("web").is_none())
+        .await;
+    rig.until_gone("web").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sandbox_that_is_nobodys_is_swept_away() {
     let mut rig = Rig::start();
     rig.run("web", one("Always", json!({})));
