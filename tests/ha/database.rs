@@ -32,6 +32,7 @@ impl Database {
             members: 3,
             apart: true,
             tls: false,
+            quota: None,
         };
         Self::Etcd(Box::new(Etcd::start_as(form).unwrap()))
     }

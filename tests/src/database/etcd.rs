@@ -31,6 +31,8 @@ pub struct Form {
     pub tls: bool,
     /// Each member is another user's, so that it can be cut off from the others. Root only.
     pub apart: bool,
+    /// Bytes that its data may take; etcd's own limit unless said.
+    pub quota: Option<u32>,
 }
 
 /// The user of the first member that is apart. Nobody's: it needs no name.
@@ -339,6 +341,9 @@ impl Etcd {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
+        if let Some(quota) = self.form.quota {
+            command.args(["--quota-backend-bytes", &quota.to_string()]);
+        }
         if self.form.tls {
             let file = |name: &str| self.folder.join(name);
             command

@@ -55,6 +55,20 @@ pub enum Outcome {
 
 /// The transaction of a write. `lease`: of the key, or zero.
 pub fn request(write: &Write, lease: i64, signer: &Signer, signature: Signature) -> TxnRequest {
+    let mark = Request::Put(PutRequest {
+        key: signer.mark.clone(),
+        value: signature.mark(),
+        lease: signature.lease,
+    });
+    transaction(write, lease, signer, signature.fence, Some(mark))
+}
+
+/// The transaction of a write that leaves no mark: a delete like that is all that etcd takes when it is full.
+pub fn unsigned(write: &Write, signer: &Signer, fence: Revision) -> TxnRequest {
+    transaction(write, 0, signer, fence, None)
+}
+
+fn transaction(write: &Write, lease: i64, signer: &Signer, fence: Revision, mark: Option<Request>) -> TxnRequest {
     let key = Bytes::copy_from_slice(write.key.as_bytes());
     let expected = match (write.expect, &write.change) {
         // There is no such revision: this only tells what is there.
@@ -68,7 +82,7 @@ pub fn request(write: &Write, lease: i64, signer: &Signer, signature: Signature)
         (Expect::Any, Change::Delete) => Some(compare(&key, CompareResult::Greater, Compared::Create(0))),
         (Expect::Any, Change::Put(_)) => None,
     };
-    let fenced = Compared::Mod(signed(signature.fence.get()));
+    let fenced = Compared::Mod(signed(fence.get()));
     let fenced = compare(&signer.fence, CompareResult::Equal, fenced);
     let change = match &write.change {
         Change::Put(value) => Request::Put(PutRequest {
@@ -78,14 +92,9 @@ pub fn request(write: &Write, lease: i64, signer: &Signer, signature: Signature)
         }),
         Change::Delete => Request::Delete(DeleteRangeRequest { key: key.clone() }),
     };
-    let mark = Request::Put(PutRequest {
-        key: signer.mark.clone(),
-        value: signature.mark(),
-        lease: signature.lease,
-    });
     TxnRequest {
         compare: expected.into_iter().chain([fenced]).collect(),
-        success: operations([change, mark]),
+        success: operations([change].into_iter().chain(mark)),
         failure: operations([read(&signer.fence), read(&key)]),
     }
 }
@@ -130,7 +139,7 @@ fn read(key: &Bytes) -> Request {
     })
 }
 
-fn operations<const N: usize>(requests: [Request; N]) -> Vec<RequestOp> {
+fn operations(requests: impl IntoIterator<Item = Request>) -> Vec<RequestOp> {
     let operation = |request| RequestOp { request: Some(request) };
     requests.into_iter().map(operation).collect()
 }
@@ -185,6 +194,8 @@ mod tests {
                 (&*mark.key, &*mark.value, mark.lease),
                 (b"mark".as_slice(), b"\0\0\0\0\0\0\0\x03".as_slice(), 77)
             );
+            let bare = unsigned(&write, &signer, signature.fence);
+            assert_eq!((&bare.compare, bare.success.len()), (&request.compare, 1));
         }
     }
 

@@ -6,6 +6,9 @@
 //! doubt the fence is written: all that were sent before fail from then on. The history of the mark up to there is final,
 //! and has the transaction's number or not. If it has, that is the answer; if not, the write is sent again.
 //!
+//! An etcd that is full refuses every transaction that puts something, the mark too, and grants no lease. Deletes then go
+//! without a mark, or nobody could make room: one that is not answered stays in doubt.
+//!
 //! Why not look for the write itself: another server may have written the same bytes from the same state, and only one of
 //! the two can be the one that did.
 
@@ -24,7 +27,7 @@ use super::link::Failure;
 use super::message::{Done, Headed as _, LeaseGrantRequest, LeaseGrantResponse, PutRequest, TxnResponse};
 use super::txn::{self, Outcome, Signature, Signer};
 use super::{keys, watch};
-use crate::store::{StoreError, Write};
+use crate::store::{Change, StoreError, Write};
 
 /// For a write to be done. An election takes one or two seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -85,6 +88,14 @@ impl Writer {
             )));
         }
         let until = Instant::now() + PATIENCE;
+        match (self.write_signed(client, write, until).await, &write.change) {
+            (Err(StoreError::Full), Change::Delete) => self.delete_unsigned(client, write, until).await,
+            (written, _) => written,
+        }
+    }
+
+    /// [`StoreError::Full`] means that it did not happen.
+    async fn write_signed(&self, client: &Client, write: &Write, until: Instant) -> Result<Revision, StoreError> {
         loop {
             let signature = self.sign(client, until).await.map_err(|failure| failure.plain())?;
             let lease = match write.ttl {
@@ -101,7 +112,7 @@ impl Writer {
                         self.learn(signature.fence, seen);
                         continue;
                     }
-                    Outcome::Odd => Failure::Unsent("etcd's answer to a transaction has not its form".to_owned()),
+                    Outcome::Odd => odd(),
                 },
                 Err(failure) => failure,
             };
@@ -118,6 +129,32 @@ impl Writer {
                 self.state().lease = None;
             }
             if !(passes(&failure) || lost_lease) || Instant::now() + PAUSE >= until {
+                return Err(failure.plain());
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn delete_unsigned(&self, client: &Client, write: &Write, until: Instant) -> Result<Revision, StoreError> {
+        loop {
+            let fence = self.state().fence;
+            let request = txn::unsigned(write, &self.signer, fence);
+            let failure = match client.try_call::<TxnResponse>("KV/Txn", &request, until).await {
+                Ok(answer) => match txn::outcome(&answer, fence) {
+                    Outcome::Done(revision) => return Ok(revision),
+                    Outcome::Conflict(current) => return Err(StoreError::Conflict { current }),
+                    Outcome::Fenced(seen) => {
+                        self.learn(fence, seen);
+                        continue;
+                    }
+                    Outcome::Odd => return Err(odd().plain()),
+                },
+                Err(failure) => failure,
+            };
+            if is_unclear(&failure) {
+                return Err(in_doubt(&write.key, &failure, &StoreError::Full));
+            }
+            if !passes(&failure) || Instant::now() + PAUSE >= until {
                 return Err(failure.plain());
             }
             tokio::time::sleep(PAUSE).await;
@@ -197,6 +234,10 @@ async fn grant(client: &Client, life: Duration, until: Instant) -> Result<i64, F
         "" => Ok(granted.id),
         why => Err(Failure::Unsent(format!("etcd grants no lease: {why}"))),
     }
+}
+
+fn odd() -> Failure {
+    Failure::Unsent("etcd's answer to a transaction has not its form".to_owned())
 }
 
 fn is_unclear(failure: &Failure) -> bool {

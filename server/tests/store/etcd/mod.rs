@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use self::cutter::Cutter;
-use crate::contract::{self, Backend, drained, put, state};
+use crate::contract::{self, Backend, delete, drained, put, state};
 use crate::faults::bear;
 
 /// A cluster and the way into it.
@@ -355,4 +355,68 @@ async fn a_long_list_comes_whole_page_by_page() {
     let page = store.list(range, None).await.unwrap();
     assert_eq!((page.entries.len(), page.more), (300, true));
     assert_eq!(&*page.entries[0].key, "/long/0100");
+}
+
+/// Of two megabytes, and filled until it takes no more; the keys that are in it.
+async fn full() -> (Etcd, Arc<dyn Store>, Vec<(String, Revision)>) {
+    let form = Form {
+        quota: Some(2 << 20),
+        ..Form::default()
+    };
+    let etcd = Etcd::start_as(form).unwrap();
+    let store = open_at(&etcd.endpoint(), &etcd).await;
+    let mut written = Vec::new();
+    for number in 0..100 {
+        let key = format!("/k/{number:02}");
+        match store.write(put(&key, Expect::Absent, &"x".repeat(100_000))).await {
+            Ok(revision) => written.push((key, revision)),
+            Err(StoreError::Full) => return (etcd, store, written),
+            Err(other) => panic!("{other}"),
+        }
+    }
+    panic!("it takes more than its quota");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_etcd_takes_deletes_and_then_room_can_be_made() {
+    let (etcd, store, written) = full().await;
+    let mut tail = store.watch(written.last().unwrap().1).await.unwrap();
+    // A server that starts now has left no mark yet, and gets no lease for one.
+    let fresh = open_at(&etcd.endpoint(), &etcd).await;
+    for (store, (key, revision)) in [&store, &fresh].into_iter().zip(&written) {
+        let wrong = store.write(delete(key, Expect::At(revision.next()))).await;
+        let current = Some(*revision);
+        assert!(
+            matches!(wrong, Err(StoreError::Conflict { current: seen }) if seen == current),
+            "{wrong:?}"
+        );
+        let gone = store.write(delete(key, Expect::At(*revision))).await.unwrap();
+        assert_eq!(drained(&mut tail, 1).await, [format!("{key}=-@{gone}")]);
+        let again = store.write(delete(key, Expect::Any)).await;
+        assert!(
+            matches!(again, Err(StoreError::Conflict { current: None })),
+            "{again:?}"
+        );
+    }
+    let more = store.write(put("/k/more", Expect::Absent, "1")).await;
+    assert!(
+        matches!(more, Err(StoreError::Full)),
+        "room is made by its operator: {more:?}"
+    );
+    store.compact(store.revision().await.unwrap()).await.unwrap();
+    let alarms = etcd.ask(0, "maintenance/alarm", &json!({ "action": "GET" })).unwrap();
+    let member = &alarms["alarms"][0]["memberID"];
+    let disarm = json!({ "action": "DEACTIVATE", "memberID": member, "alarm": "NOSPACE" });
+    // What is compacted goes a little later.
+    let room = async {
+        loop {
+            etcd.ask(0, "maintenance/defragment", &json!({})).unwrap();
+            etcd.ask(0, "maintenance/alarm", &disarm).unwrap();
+            if store.write(put("/k/more", Expect::Any, "1")).await.is_ok() {
+                break;
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), room).await.unwrap();
 }
