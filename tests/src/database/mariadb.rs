@@ -1,6 +1,6 @@
 //! A MariaDB server.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 
@@ -107,6 +107,11 @@ impl SqlServer for MariaDb {
 }
 
 impl MariaDb {
+    /// Where it listens.
+    pub fn listens(&self) -> SocketAddr {
+        (self.address, self.port).into()
+    }
+
     /// It takes connections, and knows its users.
     fn answers(&self) -> bool {
         let output = self.client("mysql", "SELECT 1").output();

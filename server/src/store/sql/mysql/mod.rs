@@ -41,11 +41,12 @@ const TABLES: [&str; 4] = [
 ];
 
 /// For each connection. What another transaction commits is seen by the next statement, not by the next transaction: the
-/// heads must not be older than the lock. Nobody holds that for long: not who is stuck, not who is gone.
+/// heads must not be older than the lock. Nobody holds that for long: not who is stuck, not who is gone. MariaDB has a limit
+/// for transactions; elsewhere it must be the connection's, which is longer than [`super::writer`] leaves one alone.
 const SETTINGS: [&str; 4] = [
     "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
     "SET SESSION innodb_lock_wait_timeout = 8",
-    "SET SESSION wait_timeout = 30",
+    "SET SESSION wait_timeout = 12 /*M!100300 , wait_timeout = 30, idle_transaction_timeout = 5 */",
     "SET SESSION autocommit = 1",
 ];
 
