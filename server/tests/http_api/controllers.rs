@@ -89,3 +89,32 @@ async fn a_deployment_becomes_pods_and_a_namespace_goes_with_all_that_is_in_it()
     assert_eq!(admin.call("DELETE", lab, &[], "").await.code, 200);
     until(&admin, lab, "went", |answer| answer.code == 404).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_without_a_node_is_told_so_once() {
+    let mut rig = Rig::start().await;
+    let api = rig.api.clone();
+    server::scheduler::start(&api, &mut rig.tasks);
+    let admin = rig.administrator();
+    let pods = "/api/v1/namespaces/default/pods";
+    let counts = |answer: &Answer, pod: &str| -> Vec<u64> {
+        let events = answer.json();
+        let of_pod = events["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|event| event["reason"] == "FailedScheduling" && event["involvedObject"]["name"] == pod);
+        of_pod.map(|event| event["count"].as_u64().unwrap()).collect()
+    };
+    // What the first is told changes its status, which the scheduler sees before the second pod.
+    for pod in ["first", "second"] {
+        let pod = json!({"metadata": {"name": pod}, "spec": {"containers": [{"name": "main", "image": "example.org/web:1"}]}});
+        let made = admin.post(pods, &pod).await;
+        assert_eq!(made.code, 201, "{}", made.text());
+        let name = pod["metadata"]["name"].as_str().unwrap();
+        let told = |answer: &Answer| !counts(answer, name).is_empty();
+        until(&admin, "/api/v1/namespaces/default/events", "told of the pod", told).await;
+    }
+    let events = admin.get("/api/v1/namespaces/default/events").await;
+    assert_eq!(counts(&events, "first"), [1], "{}", events.text());
+}
