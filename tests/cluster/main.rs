@@ -36,7 +36,7 @@ fn a_cluster_is_started_joined_and_used() {
         kubectl.try_run(&["get", "--raw", "/readyz"]).is_ok()
     });
     walk::the_server_answers_as_kubernetes_does(&kubectl);
-    lab.start_agent("one", "server");
+    lab.start_agent_as_told("one", "server");
     let (url, token) = (lab.url("server"), lab.node_token("server"));
     let token = token.to_string_lossy();
     let told = [
@@ -45,7 +45,8 @@ fn a_cluster_is_started_joined_and_used() {
         ("K3S_NODE_NAME", "two"),
     ];
     lab.start_agent_in("two", &told);
-    walk::all_nodes_become_ready(&kubectl, &["server", "one", "two"]);
+    let nodes = ["server", "one", "two"].map(|name| (name, lab.address(name)));
+    walk::all_nodes_become_ready(&kubectl, &nodes);
     for (archive, image) in [(&archive, image::NAME), (&oci, image::OCI)] {
         lab.put_image("two", archive);
         walk::a_node_has_the_image(&kubectl, "two", image);

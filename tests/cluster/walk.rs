@@ -68,13 +68,15 @@ pub fn the_server_answers_as_kubernetes_does(kubectl: &Kubectl) {
     assert_eq!(service, "10.43.0.1");
 }
 
-pub fn all_nodes_become_ready(kubectl: &Kubectl, names: &[&str]) {
+/// `nodes`: their names and addresses.
+pub fn all_nodes_become_ready(kubectl: &Kubectl, nodes: &[(&str, String)]) {
     until("all nodes are ready", || {
-        let nodes = kubectl.run(&["get", "nodes", "--no-headers"]);
-        let ready = nodes
+        let printed = kubectl.run(&["get", "nodes", "--no-headers"]);
+        let ready = printed
             .lines()
             .filter(|line| line.split_whitespace().nth(1) == Some("Ready"));
-        ready.count() == names.len()
+        // The role is written by the server, beside the node's own first words.
+        ready.count() == nodes.len() && printed.contains("control-plane")
     });
     let wide = kubectl.run(&["get", "nodes", "-o", "wide"]);
     let header: Vec<&str> = wide
@@ -100,12 +102,52 @@ pub fn all_nodes_become_ready(kubectl: &Kubectl, names: &[&str]) {
             "CONTAINER-RUNTIME"
         ]
     );
+    for (name, address) in nodes {
+        let row = wide.lines().find(|line| line.split_whitespace().next() == Some(name));
+        let row: Vec<&str> = row.unwrap().split_whitespace().collect();
+        let role = if *name == "server" { "control-plane" } else { "<none>" };
+        assert_eq!((row[2], row[5], row[6]), (role, &**address, "<none>"), "{wide}");
+        assert!(row[4].starts_with("v1.36.") && row[4].contains("+k3s"), "{wide}");
+        a_node_is_described(&kubectl.run(&["describe", "node", name]), name, address);
+    }
     let ranges = kubectl.run(&["get", "nodes", "-o", "jsonpath={.items[*].spec.podCIDR}"]);
     assert_eq!(
         ranges.split_whitespace().collect::<BTreeSet<_>>().len(),
-        names.len(),
+        nodes.len(),
         "{ranges}"
     );
+}
+
+/// The sections that people look at, in kubectl's order.
+fn a_node_is_described(described: &str, name: &str, address: &str) {
+    let lease = format!("\nLease:\n  HolderIdentity:  {name}\n");
+    let addresses = format!("\nAddresses:\n  InternalIP:  {address}\n  Hostname:    {name}\n");
+    let mut rest = described;
+    for section in [
+        "Name: ",
+        "\nRoles: ",
+        "\nLabels: ",
+        "\nTaints:             <none>\nUnschedulable:      false\n",
+        &lease,
+        "\nConditions:\n",
+        "\n  Ready            True    ",
+        &addresses,
+        "\nCapacity:\n",
+        "\n  memory: ",
+        "\nAllocatable:\n",
+        "\nSystem Info:\n",
+        "\n  Kubelet Version:            v1.36.",
+        "\nPodCIDR: ",
+        "\nNon-terminated Pods:          (0 in total)\n",
+        "\nAllocated resources:\n",
+        "\nEvents: ",
+    ] {
+        // A line break may end one section and begin the next.
+        let Some(at) = rest.find(section) else {
+            panic!("{section:?} is not there, or not in order:\n{described}")
+        };
+        rest = &rest[at + section.len() - usize::from(section.ends_with('\n'))..];
+    }
 }
 
 /// An archive that comes while an agent runs is taken in.

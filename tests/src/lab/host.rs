@@ -175,6 +175,26 @@ impl Lab {
         );
     }
 
+    /// Starts an agent by the command that a server printed, with the token where it says the token is.
+    pub fn start_agent_as_told(&mut self, name: &str, server: &str) {
+        let mut told = String::new();
+        until("the server has said how to join", || {
+            let log = self.log(server);
+            let line = log.lines().find_map(|line| line.strip_prefix("  join        "));
+            let line = line.and_then(|line| line.split("    (as root").next());
+            told = line.unwrap_or_default().to_owned();
+            !told.is_empty()
+        });
+        let token = fs::read_to_string(self.node_token(server)).unwrap();
+        let told = told.replace("<the text of /var/lib/rancher/k3s/server/node-token>", token.trim());
+        let (program, arguments) = told.split_once(' ').unwrap();
+        let address = self.address(name);
+        let mut arguments: Vec<&str> = arguments.split(' ').collect();
+        // As the hosts of a lab have no names of their own.
+        arguments.extend(["--node-name", name, "--node-ip", &address]);
+        self.start(name, &binary(program), &arguments);
+    }
+
     /// Starts `k3s-agent` without a word on its command line, in this environment.
     pub fn start_agent_in(&mut self, name: &str, environment: &[(&str, &str)]) {
         self.start_in(name, &binary("k3s-agent"), &[], environment);
