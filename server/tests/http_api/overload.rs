@@ -163,3 +163,74 @@ async fn who_waits_gets_the_place_of_who_leaves() {
     assert_eq!(answer.code, 201, "{}", answer.text());
     assert_eq!(second.finish().await, "HTTP/1.1 201");
 }
+
+/// Asks for this over an open connection; the code of the answer.
+async fn asked(stream: &mut TlsStream<TcpStream>, path: &str, field: &str) -> String {
+    let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{field}\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    stream.read_exact(&mut body).await.unwrap();
+    head.split(' ').nth(1).unwrap().to_owned()
+}
+
+/// Whether the far end closes the connection, with or without a word.
+async fn closes(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> bool {
+    matches!(stream.read(&mut [0; 1]).await, Ok(0) | Err(_))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_connection_of_strangers_is_closed_for_one_too_many_and_no_other() {
+    let limits = Limits {
+        strangers: 3,
+        ..Limits::default()
+    };
+    let rig = Rig::with(Arc::new(Memory::new()), Settings::default(), limits).await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let made = rig.administrator().post(path, &json!({"spec": {}})).await.json();
+    let bearer = format!(
+        "authorization: Bearer {}\r\n",
+        made["status"]["token"].as_str().unwrap()
+    );
+    let nobody = rig.user(None);
+    // Known: by a certificate from the start, by a token since its first request.
+    let mut by_certificate = rig.administrator().connect().await;
+    assert_eq!(asked(&mut by_certificate, "/readyz", "").await, "200");
+    let mut by_token = nobody.connect().await;
+    assert_eq!(asked(&mut by_token, MAPS, &bearer).await, "403");
+    // Unknown: before a handshake, after it, and with requests that anyone may make or that are refused.
+    let mut silent = TcpStream::connect(rig.address).await.unwrap();
+    let mut shaken = nobody.connect().await;
+    let mut healthy = nobody.connect().await;
+    assert_eq!(asked(&mut healthy, "/healthz", "").await, "200");
+    assert_eq!(asked(&mut healthy, MAPS, "").await, "401");
+    assert_eq!(
+        asked(&mut shaken, "/healthz", "").await,
+        "200",
+        "there is room for three"
+    );
+
+    let mut fourth = nobody.connect().await;
+    let closed = tokio::time::timeout(PATIENCE, closes(&mut silent)).await;
+    assert!(closed.unwrap(), "the oldest, which has not even shaken hands");
+    let mut fifth = rig
+        .user(Some(rig.ended("system:admin", "system:masters")))
+        .connect()
+        .await;
+    let closed = tokio::time::timeout(PATIENCE, closes(&mut shaken)).await;
+    assert!(closed.unwrap(), "the next");
+    for (stream, field, code, who) in [
+        (&mut by_certificate, "", "200", "a certificate"),
+        (&mut by_token, bearer.as_str(), "403", "a token"),
+        (&mut healthy, "", "401", "the third"),
+        (&mut fourth, "", "401", "the fourth"),
+        (&mut fifth, "", "401", "the fifth, whose certificate counts for nothing"),
+    ] {
+        assert_eq!(asked(stream, MAPS, field).await, code, "{who}");
+    }
+}

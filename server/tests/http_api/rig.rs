@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use jiff::Timestamp;
+use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, date_time_ymd};
 use serde_json::json;
 use server::auth::bootstrap;
 use server::auth::guard::Authorizer;
@@ -157,6 +158,22 @@ impl Rig {
         let wanted = Wanted::client(name, groups);
         let chain = self.pki.sign_client(&wanted, key.pair(), Timestamp::now()).unwrap();
         (chain, key.pem().to_owned())
+    }
+
+    /// A client certificate that ran out long ago, and its key, PEM.
+    pub fn ended(&self, name: &str, group: &str) -> (String, String) {
+        let file = |name: &str| std::fs::read_to_string(self.dir.join("tls").join(name)).unwrap();
+        let authority = PrivateKey::from_pem(&file("client-ca.key")).unwrap();
+        let issuer = Issuer::from_ca_cert_pem(&file("client-ca.crt"), authority.pair()).unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.distinguished_name.push(DnType::OrganizationName, group);
+        (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let chain = params.signed_by(&key, &issuer).unwrap().pem();
+        (chain, key.serialize_pem())
     }
 
     /// The administrator's certificate and key.

@@ -1,6 +1,7 @@
 //! Who gets in, and who may do what.
 
 use serde_json::json;
+use server::join::pki::Own;
 
 use crate::rig::Rig;
 
@@ -39,6 +40,51 @@ async fn credentials_that_are_wrong_are_no_credentials() {
         "{}",
         down.text()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_names_nobody_is_refused_and_stands_in_no_tokens_way() {
+    let (rig, elsewhere) = (Rig::start().await, Rig::start().await);
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let made = rig.administrator().post(path, &json!({"spec": {}})).await.json();
+    let token = made["status"]["token"].as_str().unwrap().to_owned();
+    let serving = rig.pki.own(Own::Serving).unwrap();
+    for (certificate, what) in [
+        (elsewhere.admin(), "of another cluster"),
+        (rig.ended("system:admin", "system:masters"), "expired"),
+        (
+            (serving.chain.clone(), serving.key.pem().to_owned()),
+            "a serving certificate",
+        ),
+    ] {
+        for second_version in [false, true] {
+            let mut user = rig.user(Some(certificate.clone()));
+            user.second_version = second_version;
+            for path in [PODS, "/healthz"] {
+                let refusal = user.get(path).await.refusal();
+                let expected = (401, "Unauthorized".to_owned(), "Unauthorized".to_owned());
+                assert_eq!(refusal, expected, "{what}: {path}");
+            }
+            user.headers
+                .push(("authorization".to_owned(), format!("Bearer {token}")));
+            let refusal = user.get(PODS).await.refusal();
+            assert_eq!(refusal.0, 403, "{what}: the token says who it is: {refusal:?}");
+            assert!(
+                refusal.2.contains("system:serviceaccount:default:default"),
+                "{refusal:?}"
+            );
+            user.headers.pop();
+            user.headers
+                .push(("authorization".to_owned(), "Bearer nonsense".to_owned()));
+            assert_eq!(user.get(PODS).await.code, 401, "{what}");
+        }
+    }
+    // A good certificate goes before a token, good or not.
+    let mut admin = rig.administrator();
+    admin
+        .headers
+        .push(("authorization".to_owned(), "Bearer nonsense".to_owned()));
+    assert_eq!(admin.get(PODS).await.code, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

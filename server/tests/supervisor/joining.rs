@@ -1,7 +1,10 @@
 //! Who may join, and what each refusal says.
 
 use agent::join::JoinError;
+use http_body_util::BodyExt as _;
 use hyper::Method;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::KeyPair;
 use serde_json::{Value, json};
 use server::request::What;
@@ -34,6 +37,38 @@ async fn anyone_may_learn_whom_to_trust_and_nothing_else() {
             "{path}"
         );
     }
+    cluster.stop().await;
+}
+
+/// hyper ends a stream on which a body follows the answer to HEAD.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_for_with_head_has_its_headers_and_no_body_over_http_2_too() {
+    let cluster = Cluster::start("head").await;
+    std::fs::create_dir_all(cluster.dir.join("server/static")).unwrap();
+    std::fs::write(cluster.dir.join("server/static/x.tgz"), "a chart").unwrap();
+    let ca = cluster.file("tls/server-ca.crt").len();
+    let tls = cluster.connect(None, b"h2").await;
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.unwrap();
+    let asking = async move {
+        for (path, length) in [("/ping", 4), ("/cacerts", ca), ("/static/x.tgz", 7)] {
+            for (method, sent) in [(Method::HEAD, 0), (Method::GET, length)] {
+                let mut request = request(method.clone(), path, None, &[], b"");
+                *request.uri_mut() = format!("https://server{path}").parse().unwrap();
+                request.headers_mut().remove("host");
+                let answer = sender.send_request(request).await.unwrap();
+                assert_eq!(answer.status(), 200, "{method} {path}");
+                assert_eq!(
+                    answer.headers()["content-length"],
+                    length.to_string(),
+                    "{method} {path}"
+                );
+                let body = answer.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(body.len(), sent, "{method} {path}");
+            }
+        }
+    };
+    let (_, ended) = tokio::join!(asking, connection);
+    ended.unwrap();
     cluster.stop().await;
 }
 

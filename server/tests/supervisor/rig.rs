@@ -23,6 +23,7 @@ use server::request::{DeleteOptions, What};
 use server::run::Server;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 pub const PASSWORD: &str = "0123456789abcdef0123456789abcdef";
 pub const OTHER: &str = "fedcba9876543210fedcba9876543210";
@@ -84,7 +85,8 @@ impl Cluster {
         std::fs::read_to_string(self.dir.join("server").join(name)).unwrap()
     }
 
-    pub async fn send(&self, request: Request<Full<Bytes>>, as_node: Option<&Certificate>) -> Reply {
+    /// A connection over which that HTTP is spoken.
+    pub async fn connect(&self, as_node: Option<&Certificate>, alpn: &[u8]) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         for der in CertificateDer::pem_slice_iter(self.file("tls/server-ca.crt").as_bytes()) {
             roots.add(der.unwrap()).unwrap();
@@ -93,7 +95,7 @@ impl Cluster {
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots);
-        let config = match as_node {
+        let mut config = match as_node {
             None => config.with_no_client_auth(),
             Some(Certificate { chain, key }) => {
                 let chain = CertificateDer::pem_slice_iter(chain.as_bytes())
@@ -107,7 +109,12 @@ impl Cluster {
         let address: SocketAddr = self.server().address;
         let tcp = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("kubernetes").unwrap();
-        let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
+        config.alpn_protocols = vec![alpn.to_vec()];
+        TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()
+    }
+
+    pub async fn send(&self, request: Request<Full<Bytes>>, as_node: Option<&Certificate>) -> Reply {
+        let tls = self.connect(as_node, b"http/1.1").await;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.unwrap();
         let exchange = async move {
             let response = sender.send_request(request).await.unwrap();
