@@ -71,14 +71,13 @@ impl Controller for NodeLifecycle {
         let lost = silent >= GRACE;
         if lost {
             lose(&mut plan, &node, world.now());
+            // An agent that says itself that it is not ready goes on telling how its pods are.
+            mark_pods(&mut plan, world.on_node(&key.name), world.now());
         } else {
             plan.after(GRACE - silent);
         }
         let status = if lost { "Unknown" } else { ready_status(&node) };
         taint::put(&mut plan, &node, status, world.now());
-        if status != "True" {
-            mark_pods(&mut plan, world.on_node(&key.name), world.now());
-        }
         plan
     }
 }
@@ -250,14 +249,20 @@ mod tests {
     }
 
     #[test]
-    fn pods_of_a_node_that_is_not_ready_are_not_ready() {
+    fn pods_of_a_lost_node_are_not_ready_and_those_of_one_that_speaks_are_what_it_says() {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod", "spec": {"nodeName": "edge"},
             "metadata": {"name": "p", "namespace": "default", "uid": "u", "resourceVersion": "7"},
             "status": {"conditions": [{"type": "Ready", "status": "True"}]},
         });
-        let objects = Objects::new(vec![(What::NODES, node("False")), (What::PODS, pod)]);
-        let plan = plan(&NodeLifecycle::default(), &objects);
-        assert_eq!(statuses(&plan)[0][0]["status"], "False");
+        let controller = NodeLifecycle::default();
+        let mut objects = Objects::new(vec![(What::NODES, node("False")), (What::PODS, pod)]);
+        assert!(statuses(&plan(&controller, &objects)).is_empty());
+        objects.uptime += GRACE;
+        let lost = plan(&controller, &objects);
+        let of_pod = statuses(&lost)
+            .into_iter()
+            .find(|conditions| conditions.as_array().is_some_and(|all| all.len() == 1));
+        assert_eq!(of_pod.unwrap()[0]["status"], "False");
     }
 }
