@@ -60,7 +60,7 @@ pub fn a_server_is_interrupted_and_its_pods_go_on(kubectl: &Kubectl, lab: &mut L
     let counted = kubectl.run(&["logs", "counts"]);
     let expected: Vec<String> = (1..=counted.lines().count()).map(|n| n.to_string()).collect();
     assert_eq!(counted.lines().collect::<Vec<_>>(), expected, "no line is missing");
-    assert!(counted.len() as u64 > 50);
+    assert!(expected.len() >= 10, "{counted}");
     // That another pod starts shows that the new agent is at work.
     start(kubectl, &pod("fresh", host, "exec sleep 10000"));
     assert_eq!(identity(kubectl, "counts"), before);

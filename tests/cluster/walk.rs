@@ -140,7 +140,7 @@ fn a_node_is_described(described: &str, name: &str, address: &str) {
         "\nPodCIDR: ",
         "\nNon-terminated Pods:          (0 in total)\n",
         "\nAllocated resources:\n",
-        "\nEvents: ",
+        "\nEvents:",
     ] {
         // A line break may end one section and begin the next.
         let Some(at) = rest.find(section) else {
