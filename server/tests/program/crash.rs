@@ -168,12 +168,14 @@ async fn renew(admin: &Admin, told: &mut Vec<Told>) -> Option<()> {
     let lease = json!({"metadata": {"name": "lease"}, "spec": {"holderIdentity": "test"}});
     // It is there from the second life on, unless the first forgot it.
     connection.call("POST", LEASES, &lease).await?;
+    let path = format!("{LEASES}/lease");
+    let (_, mut lease) = connection.call("GET", &path, &Value::Null).await?;
     for transitions in 0_u64.. {
-        let change =
-            json!({"metadata": {"name": "lease"}, "spec": {"holderIdentity": "test", "leaseTransitions": transitions}});
-        let (code, answer) = connection.call("PUT", &format!("{LEASES}/lease"), &change).await?;
+        lease["spec"]["leaseTransitions"] = transitions.into();
+        let (code, answer) = connection.call("PUT", &path, &lease).await?;
         assert_eq!(code, 200, "{answer}");
         told.push(Told::Renewed(revision(&answer), transitions));
+        lease = answer;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     None
