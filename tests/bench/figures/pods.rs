@@ -63,6 +63,11 @@ pub async fn measure(cluster: &Cluster, agent: &str, table: &mut Table) {
     table.memory("agent after pods came and went: PSS", before, None);
     table.memory(&format!("agent with {WEIGHED} pods, shims included: PSS"), after, None);
     table.memory(
+        &format!("server with its node and those {WEIGHED} pods on the agent: PSS"),
+        process::pss(&process::of_program(&binary("k3s"))),
+        None,
+    );
+    table.memory(
         "each further pod: PSS",
         after.saturating_sub(before) / WEIGHED,
         Some(512 << 10),
