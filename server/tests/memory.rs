@@ -107,7 +107,7 @@ fn a_cached_object_takes_at_most_half_as_much_again_as_its_bytes() {
         let folder = world::Folder::new("memory");
         let server = world::start(folder.path()).await;
         let pattern = pods::pattern(&server.client).await;
-        // So that nobody writes to them when their node is not ready either.
+        // As those of a node that is away are.
         let unready = pattern.replace(
             r#""status":"True","type":"Ready""#,
             r#""status":"False","type":"Ready""#,

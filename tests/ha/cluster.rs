@@ -147,19 +147,19 @@ impl Cluster {
 
     /// Who leads, by a server's word.
     pub fn leader(&self, server: &str) -> Option<&'static str> {
-        let lease = |name: &str, path: &str| {
-            let path = format!("jsonpath={path}");
-            let arguments = ["-n", "kube-system", "get", "lease", name, "-o", &path];
-            self.at(server).try_run(&arguments).ok()
-        };
-        let holder = lease("k3s", "{.spec.holderIdentity}")?;
-        let (holder, _) = holder.split_once('_')?;
-        let address = lease(holder, r"{.metadata.annotations.amphipod\.io/address}")?;
-        let (address, _) = address.split_once(':')?;
-        self.servers
-            .iter()
-            .copied()
-            .find(|name| self.lab.address(name) == address)
+        let arguments = [
+            "-n",
+            "kube-system",
+            "get",
+            "lease",
+            "k3s",
+            "-o",
+            "jsonpath={.spec.holderIdentity}",
+        ];
+        let holder = self.at(server).try_run(&arguments).ok()?;
+        // Its name, and which of its lives.
+        let (holder, _) = holder.rsplit_once('_')?;
+        self.servers.iter().copied().find(|name| *name == holder)
     }
 
     /// Pods of the Deployment with their node, container and restarts, by a server's word: what no fault may change.

@@ -71,13 +71,15 @@ impl Controller for NodeLifecycle {
         let lost = silent >= GRACE;
         if lost {
             lose(&mut plan, &node, world.now());
-            // An agent that says itself that it is not ready goes on telling how its pods are.
-            mark_pods(&mut plan, world.on_node(&key.name), world.now());
         } else {
             plan.after(GRACE - silent);
         }
         let status = if lost { "Unknown" } else { ready_status(&node) };
         taint::put(&mut plan, &node, status, world.now());
+        if lost {
+            // An agent that says itself that it is not ready goes on telling how its pods are. Last: a plan ends with what fails.
+            mark_pods(&mut plan, world.on_node(&key.name), world.now());
+        }
         plan
     }
 }
