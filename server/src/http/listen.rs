@@ -20,6 +20,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
 use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch::Receiver;
@@ -135,6 +136,10 @@ async fn connection(stream: TcpStream, come: Come, tls: Arc<ServerConfig>, api: 
         Caller::Refused(why) => debug!(peer = %address, why, "a client certificate names nobody"),
         Caller::Nobody => {}
     }
+    let refused = match caller {
+        Caller::Refused(_) => chain.to_vec(),
+        Caller::Known(_) | Caller::Nobody => Vec::new(),
+    };
     let peer = Arc::new(Peer {
         address,
         caller,
@@ -145,7 +150,7 @@ async fn connection(stream: TcpStream, come: Come, tls: Arc<ServerConfig>, api: 
     let service = {
         let (upgrades, stop) = (upgrades.clone(), stop.clone());
         service_fn(move |mut request: Request<Incoming>| {
-            let (api, peer, stop) = (Arc::clone(&api), Arc::clone(&peer), stop.clone());
+            let (api, peer, stop) = (Arc::clone(&api), again(&peer, &judge, &refused), stop.clone());
             request.extensions_mut().insert(upgrades.clone());
             // On the heap only as long as it runs: hyper keeps room for it as long as the connection lives, which for a
             // watch is hours.
@@ -176,6 +181,25 @@ async fn connection(stream: TcpStream, come: Come, tls: Arc<ServerConfig>, api: 
     drop(serving);
     if let Some(job) = upgrades.take() {
         job.await;
+    }
+}
+
+/// Whoever has connected, judged anew by a chain that did not count: the clock may have been wrong, and a busy connection is
+/// never opened anew.
+fn again(peer: &Arc<Peer>, judge: &Judge, refused: &[CertificateDer<'static>]) -> Arc<Peer> {
+    if refused.is_empty() {
+        return Arc::clone(peer);
+    }
+    match judge.caller(refused, Timestamp::now()) {
+        caller @ Caller::Known(_) => {
+            peer.stranger.is_known();
+            Arc::new(Peer {
+                address: peer.address,
+                caller,
+                stranger: Arc::clone(&peer.stranger),
+            })
+        }
+        Caller::Refused(_) | Caller::Nobody => Arc::clone(peer),
     }
 }
 

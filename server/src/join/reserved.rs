@@ -18,36 +18,42 @@ pub struct Reserved {
     service: Option<IpAddr>,
     /// This server's node.
     node: String,
-    /// This server's, the operator's among them, and those that clients came to.
-    addresses: Vec<IpAddr>,
+    /// This server's, and those that clients came to.
+    own: Vec<IpAddr>,
+    /// Those of them that its machine has, and not a device before it.
+    here: Vec<IpAddr>,
+    /// The operator's (`--tls-san`): a load balancer's, for one.
+    said: Vec<IpAddr>,
 }
 
 impl Reserved {
-    /// On a server of these names.
-    pub fn new(names: &Names) -> Self {
+    /// On a server of these names. `is_here`: whether its machine has this address.
+    pub fn new(names: &Names, is_here: impl Fn(IpAddr) -> bool) -> Self {
         let cluster = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned);
         let full = format!("kubernetes.default.svc.{}", names.cluster_domain.to_ascii_lowercase());
         let extra = names.extra.iter().map(|name| name.to_ascii_lowercase());
-        let further = names.extra.iter().chain(&names.met);
-        let said: Vec<IpAddr> = further.filter_map(|name| name.parse().ok()).collect();
+        let met = names.met.iter().filter_map(|name| name.parse().ok());
+        let own: Vec<IpAddr> = names.addresses.iter().copied().chain(met).collect();
         Self {
             names: cluster.into_iter().chain([full]).chain(extra).collect(),
             service: names.service,
             node: names.node.to_ascii_lowercase(),
-            addresses: names.addresses.iter().copied().chain(said).collect(),
+            here: own.iter().copied().filter(|address| is_here(*address)).collect(),
+            own,
+            said: names.extra.iter().filter_map(|name| name.parse().ok()).collect(),
         }
     }
 
     /// Whether this node may have a serving certificate.
     ///
-    /// `servers`: addresses of all servers. `from`: where the request comes from; nobody else's packets have it, so a server's
-    /// own agent, and an agent beside it, may have that server's name and addresses.
+    /// `servers`: addresses of all servers. `from`: where the request comes from. A server's own agent, and an agent beside it,
+    /// may have that server's name and addresses. What comes through a load balancer comes from the balancer's.
     ///
     /// # Errors
     /// What the name or address is, and what to do.
     pub fn allows(&self, node: &Node, servers: &[IpAddr], from: IpAddr) -> Result<(), String> {
         let from = from.to_canonical();
-        let here = from.is_loopback() || self.addresses.contains(&from);
+        let here = from.is_loopback() || self.here.contains(&from);
         let (name, own) = (node.name.as_str(), node.name == self.node);
         if if own {
             !here
@@ -64,10 +70,11 @@ impl Reserved {
         for address in node.addresses.iter().copied().chain(named) {
             let address = address.to_canonical();
             let reserved = match address {
-                address if address.is_loopback() || address == from => false,
+                address if address.is_loopback() => false,
                 address if Some(address) == self.service => true,
-                address if self.addresses.contains(&address) => !here,
-                address => servers.contains(&address),
+                address if self.own.contains(&address) => !here,
+                address if servers.contains(&address) => address != from,
+                address => self.said.contains(&address),
             };
             if reserved {
                 return Err(format!(
@@ -85,14 +92,16 @@ mod tests {
     use super::*;
 
     fn reserved() -> Reserved {
-        Reserved::new(&Names {
+        let outside: IpAddr = "198.51.100.7".parse().unwrap();
+        let names = Names {
             node: "Box-1".to_owned(),
-            addresses: vec!["192.0.2.7".parse().unwrap(), "fd00::7".parse().unwrap()],
+            addresses: vec!["192.0.2.7".parse().unwrap(), "fd00::7".parse().unwrap(), outside],
             cluster_domain: "Cluster.local".to_owned(),
             service: Some("10.43.0.1".parse().unwrap()),
             extra: vec!["API.example.org".to_owned(), "192.0.2.100".to_owned()],
             ..Names::default()
-        })
+        };
+        Reserved::new(&names, |address| address != outside)
     }
 
     fn allows(name: &str, addresses: &[&str], from: &str) -> bool {
@@ -144,7 +153,12 @@ mod tests {
             ("192.0.2.7", "::1", true),
             ("fd00::7", "192.0.2.7", true),
             ("192.0.2.100", "192.0.2.9", false),
-            ("192.0.2.100", "192.0.2.100", true),
+            // The operator's load balancer's: all come from there.
+            ("192.0.2.100", "192.0.2.100", false),
+            ("192.0.2.7", "192.0.2.100", false),
+            // Advertised, but of a device that translates addresses.
+            ("198.51.100.7", "198.51.100.7", false),
+            ("198.51.100.7", "192.0.2.7", true),
             // Another server's.
             ("192.0.2.8", "192.0.2.9", false),
             ("192.0.2.8", "127.0.0.1", false),
@@ -160,7 +174,13 @@ mod tests {
 
     #[test]
     fn a_servers_own_name_is_for_its_own_node() {
-        for (from, allowed) in [("127.0.0.1", true), ("192.0.2.7", true), ("192.0.2.9", false)] {
+        for (from, allowed) in [
+            ("127.0.0.1", true),
+            ("192.0.2.7", true),
+            ("192.0.2.9", false),
+            ("192.0.2.100", false),
+            ("198.51.100.7", false),
+        ] {
             assert_eq!(allows("box-1", &[], from), allowed, "{from}");
         }
     }

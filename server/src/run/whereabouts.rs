@@ -48,21 +48,22 @@ impl Follower {
                  address once there is one (--advertise-address or --node-ip says which it is going to be)"
             );
         }
-        let mut behind = false;
+        let (mut behind, mut uncertain) = (false, false);
         loop {
             let looked_up = own != Addresses::Found(None);
             sleep(if looked_up && !behind { WITH } else { WITHOUT }).await;
             let now = own.again().await;
             let place = now.place(port);
-            if now != own {
-                // Clients that are sent to the address must find a certificate for it.
-                if let Err(error) = self.certify(&now).await {
+            if now != own || uncertain {
+                // Clients that are sent to the address should find a certificate for it; the first of them has it made otherwise.
+                let made = self.certify(&now).await;
+                if let Some(error) = made.as_ref().err().filter(|_| !uncertain) {
                     warn!(
-                        error = &error as &dyn Error,
-                        "cannot make a certificate for this machine's address"
+                        error = error as &dyn Error,
+                        "cannot make a certificate for this machine's address, trying on"
                     );
-                    continue;
                 }
+                uncertain = made.is_err();
                 if *self.place.borrow() != place {
                     info!(from = %self.place.borrow().address, to = %place.address, "this server is reached at another address now");
                     self.place.send_replace(place);

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use agent::join::address::is_here;
 use agent::wire::join::{NODE_IP, NODE_NAME, NODE_PASSWORD};
 use agent::wire::selector::is_dns_subdomain;
 use agent::wire::status::{Reason, Status};
@@ -12,12 +13,12 @@ use jiff::Timestamp;
 use rcgen::PublicKeyData as _;
 use tracing::info;
 
-use super::super::reserved::Reserved;
 use super::{Supervisor, body_of, header, plain};
 use crate::http::{Body, Peer};
 use crate::join::certificate::{key_hash, requested_key};
 use crate::join::issue::{Node, issue};
 use crate::join::register::{Claim, Refusal};
+use crate::join::reserved::Reserved;
 use crate::join::route::{Certificate, NODES_GROUP};
 use crate::peers;
 use crate::request::User;
@@ -58,7 +59,7 @@ impl Supervisor {
     async fn is_no_server(&self, node: &Node, peer: &Peer) -> Result<(), Status> {
         let servers = peers::present_endpoints(&self.parts.client).await?;
         let servers: Vec<IpAddr> = servers.iter().map(SocketAddr::ip).collect();
-        let allowed = Reserved::new(&self.parts.pki.names()).allows(node, &servers, peer.address.ip());
+        let allowed = Reserved::new(&self.parts.pki.names(), is_here).allows(node, &servers, peer.address.ip());
         allowed.map_err(|why| Status::failure(Reason::BadRequest, why))
     }
 
