@@ -16,7 +16,7 @@ pub fn a_pod_goes_outside_as_its_node(kubectl: &Kubectl, lab: &Lab, host: &str, 
     let at = listener.local_addr().unwrap();
     // Busybox ends with its input.
     let script = format!(
-        "(echo hello; sleep 2) | busybox nc {} {}; exec sleep 10000",
+        "(echo hello; sleep 60) | busybox nc {} {}; exec sleep 10000",
         at.ip(),
         at.port()
     );

@@ -8,7 +8,7 @@ use crate::watch::Watch;
 
 /// A Deployment of one pod, which takes a moment to end.
 fn deployment(name: &str) -> Value {
-    let script = "trap 'sleep 1; exit 0' TERM; while true; do sleep 0.2; done";
+    let script = "trap 'sleep 5; exit 0' TERM; while true; do sleep 0.2; done";
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
         "spec": {
@@ -21,6 +21,14 @@ fn deployment(name: &str) -> Value {
                 },
             },
         },
+    })
+}
+
+/// A pod that no node takes.
+fn marker() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "marker", "labels": {"app": "shown"}},
+        "spec": {"nodeSelector": {"none": "none"}, "containers": [{"name": "c", "image": image::NAME}]},
     })
 }
 
@@ -39,6 +47,10 @@ pub fn a_watch_shows_a_pod_from_its_birth_to_its_end(kubectl: &Kubectl) {
     // It waits for its volume for as long as the ConfigMap is not there.
     shown["spec"]["template"]["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "shown"}}]);
     shown["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    // Of one that goes nowhere the watch tells that it has begun.
+    apply(kubectl, &marker());
+    watch.until("the marker", |line| line.starts_with("marker "));
+    kubectl.run(&["delete", "pod", "marker"]);
     apply(kubectl, &shown);
     watch.until("ContainerCreating", |line| line.contains(" ContainerCreating "));
     kubectl.run(&["create", "configmap", "shown"]);
@@ -69,6 +81,7 @@ pub fn a_watch_shows_a_pod_from_its_birth_to_its_end(kubectl: &Kubectl) {
         ]
     );
     let mut rows: Vec<Vec<&str>> = lines[1..].iter().map(|line| cells(line)).collect();
+    rows.retain(|row| row[0] != "marker");
     for row in &mut rows {
         let age = row.remove(4);
         assert!(age.ends_with('s') || age.ends_with('m'), "{age}");

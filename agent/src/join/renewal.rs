@@ -17,6 +17,9 @@ pub fn windows(files: &Files) -> [Option<Window>; 2] {
     })
 }
 
+/// A third of a year, for which servers sign.
+const LONGEST: u64 = 122 * 86_400;
+
 /// Whether one of them is to be renewed: it cannot be read, a third of its time is left, or it begins later than it is, because
 /// a clock was ahead when it was signed.
 ///
@@ -29,9 +32,9 @@ pub fn is_due(own: &[Option<Window>], system: u64, floor: u64, told: u64) -> boo
     own.iter().any(|window| window.as_ref().is_none_or(due))
 }
 
-/// Less than a third of its time is left.
-const fn runs_out(window: Window, now: u64) -> bool {
-    window.until.saturating_sub(now) < window.until.saturating_sub(window.from) / 3
+/// Less than a third of its time is left, or less than 122 days: some K3s servers sign from when their authority begins.
+fn runs_out(window: Window, now: u64) -> bool {
+    window.until.saturating_sub(now) < (window.until.saturating_sub(window.from) / 3).min(LONGEST)
 }
 
 #[cfg(test)]
@@ -61,6 +64,14 @@ mod tests {
             }
         }
         assert!(is_due(&[Some(window), None], BEGIN, 0, 0), "one that cannot be read");
+        // As of an authority that is three years old.
+        let long = Some(Window {
+            from: BEGIN - 3 * 365 * DAY,
+            until: BEGIN + 365 * DAY,
+        });
+        for (day, due) in [(0, false), (242, false), (244, true)] {
+            assert_eq!(is_due(&[long; 2], BEGIN + day * DAY, 0, 0), due, "day {day}");
+        }
     }
 
     #[test]

@@ -21,7 +21,8 @@ pub async fn follow(config: &Config, ips: watch::Sender<Vec<IpAddr>>) {
     }
     let known = ips.borrow().first().copied();
     let found = find(config.server.host(), config.server.port()).await;
-    let mut known = known.map(|ip| found.filter(|found| found.ip() == ip).unwrap_or(Found::Routed(ip)));
+    // What the start found counts as long as there is nothing better: it may have been the address of a machine without a route.
+    let mut known = known.map(|ip| found.filter(|found| found.ip() == ip).unwrap_or(Found::Present(ip)));
     if known.is_none() {
         warn!("this machine has no address in a network yet: the node says so, and takes one once there is one");
     }

@@ -71,18 +71,22 @@ pub async fn keep(host: Arc<Host>, networks: Arc<dyn Networks>, network: watch::
         tracing::warn!(%error, "the node's range of pod addresses is not kept for the next start");
     }
     let mut ips = host.settings.node_ips.clone();
+    let mut annotated = true;
     loop {
         keeper.beat().await;
+        if !annotated {
+            annotated = annotate(&host).await;
+        }
         tokio::select! {
             () = sleep(BEAT) => {}
-            () = ips.changed() => annotate(&host).await,
+            () = ips.changed() => annotated = false,
         }
     }
 }
 
-/// Brings what the node's annotations say of its addresses up to date. What fails is made good at the next change or start:
-/// what others go by is in the status.
-async fn annotate(host: &Host) {
+/// Brings what the node's annotations say of its addresses up to date; what others go by is in the status. Returns whether it
+/// has.
+async fn annotate(host: &Host) -> bool {
     let path = format!("/api/v1/nodes/{}", host.settings.node_name);
     let annotated = async {
         let found = host.api.get(&path).await?;
@@ -91,9 +95,11 @@ async fn annotate(host: &Host) {
             None => Ok(()),
         }
     };
-    if let Err(error) = annotated.await {
-        tracing::warn!(%error, "the node's new addresses are in its status and not in its annotations");
+    let annotated = annotated.await;
+    if let Err(error) = &annotated {
+        tracing::warn!(%error, "the node's new addresses are in its status and not in its annotations, trying on");
     }
+    annotated.is_ok()
 }
 
 async fn start_network(networks: &dyn Networks, network: &watch::Sender<NetworkState>, range: &str) -> bool {
