@@ -7,7 +7,8 @@
 //! and has the transaction's number or not. If it has, that is the answer; if not, the write is sent again.
 //!
 //! An etcd that is full refuses every transaction that puts something, the mark too, and grants no lease. Deletes then go
-//! without a mark, or nobody could make room: one that is not answered stays in doubt.
+//! without a mark, or nobody could make room: one that is not answered stays in doubt. The last one for which there was
+//! room may be answered as those after it, although it happened: the mark says that too.
 //!
 //! Why not look for the write itself: another server may have written the same bytes from the same state, and only one of
 //! the two can be the one that did.
@@ -26,7 +27,7 @@ use super::grpc::Meaning;
 use super::link::Failure;
 use super::message::{Done, Headed as _, LeaseGrantRequest, LeaseGrantResponse, PutRequest, TxnResponse};
 use super::txn::{self, Outcome, Signature, Signer};
-use super::{keys, watch};
+use super::{keys, read, watch};
 use crate::store::{Change, StoreError, Write};
 
 /// For a write to be done. An election takes one or two seconds.
@@ -123,6 +124,11 @@ impl Writer {
                     None => continue,
                 }
             }
+            if is_full(&failure) {
+                let found = self.look(client, signature, since).await;
+                let found = found.map_err(|error| in_doubt(&write.key, &failure, &error))?;
+                return found.ok_or(StoreError::Full);
+            }
             let lost_lease = matches!(&failure, Failure::Said(status) if status.meaning() == Meaning::NoLease);
             if lost_lease {
                 // The mark's, once a day.
@@ -203,6 +209,15 @@ impl Writer {
         watch::find(client, &self.signer.mark, &sent.mark(), since, end, until).await
     }
 
+    /// Whether a transaction that was answered has happened all the same: etcd may carry out the one for which the room just
+    /// sufficed, and say that there is none.
+    async fn look(&self, client: &Client, sent: Signature, since: Revision) -> Result<Option<Revision>, StoreError> {
+        let _permit = self.doubters.acquire().await;
+        let end = read::revision(client).await?;
+        let until = Instant::now() + DOUBT;
+        watch::find(client, &self.signer.mark, &sent.mark(), since, end, until).await
+    }
+
     /// Moves the fence away from `fence` if it is still there; returns where to.
     async fn move_fence(&self, client: &Client, fence: Revision, until: Instant) -> Result<Revision, Failure> {
         let _permit = self.mover.acquire().await;
@@ -246,6 +261,10 @@ fn is_unclear(failure: &Failure) -> bool {
         Failure::Said(status) => status.meaning() == Meaning::Unclear,
         Failure::Unsent(_) | Failure::Closed => false,
     }
+}
+
+fn is_full(failure: &Failure) -> bool {
+    matches!(failure, Failure::Said(status) if status.meaning() == Meaning::Full)
 }
 
 fn in_doubt(key: &str, failure: &Failure, error: &StoreError) -> StoreError {
