@@ -5,6 +5,7 @@
 
 #![cfg(test)]
 
+mod elsewhere;
 mod ends;
 mod lives;
 mod machine;
