@@ -13,16 +13,16 @@
 
 #[path = "support/folder.rs"]
 mod folder;
+#[path = "support/join.rs"]
+mod join;
 
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent::balancer::Balancer;
-use agent::config::{Config, Secret, ServerUrl};
-use agent::join::{Address, Clock, Files, Identity, Joined, Joiner};
+use agent::join::Joined;
 use agent::tunnel::Tunnels;
 use agent::wire::object::set;
 use jiff::Timestamp;
@@ -56,7 +56,11 @@ async fn run() {
     let mut joining = JoinSet::new();
     for number in 0..AGENTS {
         let machine = machines.path().join(number.to_string());
-        joining.spawn(async move { join(&format!("node-{number}"), &machine, port).await });
+        joining.spawn(async move {
+            let node = format!("node-{number}");
+            let joined = join::join(&node, "secret", &machine, port).await;
+            joined.unwrap_or_else(|error| panic!("{node}: {error}"))
+        });
     }
     let joined = joining.join_all().await;
     println!(
@@ -140,23 +144,6 @@ impl Drop for Server {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-async fn join(node: &str, machine: &Path, port: u16) -> Joined {
-    let mut config = Config::new(ServerUrl::new("127.0.0.1", port), node);
-    config.token = Some(Secret::new("secret"));
-    let joiner = Joiner {
-        config: &config,
-        identity: &Identity::open(&machine.join("etc"), node, false).unwrap(),
-        files: &Files::create(machine.join("agent")).unwrap(),
-        address: Address {
-            host: "127.0.0.1".to_owned(),
-            port,
-            shown: config.server.to_string(),
-        },
-        clock: Arc::new(Clock::default()),
-    };
-    joiner.once().await.unwrap_or_else(|error| panic!("{node}: {error}"))
 }
 
 /// An agent without pods, for ever.

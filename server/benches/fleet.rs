@@ -13,6 +13,8 @@
     reason = "a figure that cannot be taken ends the run"
 )]
 
+#[path = "support/join.rs"]
+mod join;
 #[path = "support/pair.rs"]
 mod pair;
 #[path = "support/world.rs"]
@@ -22,8 +24,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent::config::{Config, Secret, ServerUrl};
-use agent::join::{Address, Clock, Files, Identity, Joiner};
 use server::run::Server;
 use server::tunnel::Sessions;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -66,9 +66,8 @@ async fn joins() {
         let (machine, port) = (machines.0.join(number.to_string()), server.address.port());
         joining.spawn(async move {
             let begun = Instant::now();
-            join(&format!("node-{number}"), &machine, port)
-                .await
-                .map(|()| begun.elapsed())
+            let joined = join::join(&format!("node-{number}"), "secret", &machine, port).await;
+            joined.map(|_| begun.elapsed()).map_err(|error| error.to_string())
         });
     }
     let results = joining.join_all().await;
@@ -94,23 +93,6 @@ async fn joins() {
 
 async fn stop(server: Server) {
     server.stop().await.unwrap();
-}
-
-async fn join(node: &str, machine: &std::path::Path, port: u16) -> Result<(), String> {
-    let mut config = Config::new(ServerUrl::new("127.0.0.1", port), node);
-    config.token = Some(Secret::new("secret"));
-    let joiner = Joiner {
-        config: &config,
-        identity: &Identity::open(&machine.join("etc"), node, false).unwrap(),
-        files: &Files::create(machine.join("agent")).unwrap(),
-        address: Address {
-            host: "127.0.0.1".to_owned(),
-            port,
-            shown: config.server.to_string(),
-        },
-        clock: Arc::new(Clock::default()),
-    };
-    joiner.once().await.map(drop).map_err(|error| error.to_string())
 }
 
 /// Bytes from a node to the server, as logs go: over TLS by itself, and through a tunnel over TLS of the same kind.

@@ -424,6 +424,15 @@ mod tests {
         assert_eq!(object["spec"]["containers"][0]["name"], "c");
     }
 
+    /// Names of the pods that are to go.
+    fn deleted(plan: &Plan) -> Vec<&str> {
+        let names = plan.actions.iter().filter_map(|action| match action {
+            Action::Delete { meta, .. } => Some(meta.name.as_str()),
+            _ => None,
+        });
+        names.collect()
+    }
+
     #[test]
     fn surplus_pods_go_unready_first() {
         let pods = [
@@ -432,15 +441,7 @@ mod tests {
             pod("c", Some("set-uid"), true),
         ];
         let plan = plan(set(2), &pods);
-        let deleted: Vec<&str> = plan
-            .actions
-            .iter()
-            .filter_map(|action| match action {
-                Action::Delete { meta, .. } => Some(meta.name.as_str()),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(deleted, ["b"]);
+        assert_eq!(deleted(&plan), ["b"]);
     }
 
     #[test]
@@ -471,15 +472,7 @@ mod tests {
             name: "web".into(),
         };
         let plan = ReplicaSets.plan(&Objects::new(world), &key);
-        let deleted: Vec<&str> = plan
-            .actions
-            .iter()
-            .filter_map(|action| match action {
-                Action::Delete { meta, .. } => Some(meta.name.as_str()),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(deleted, ["r"]);
+        assert_eq!(deleted(&plan), ["r"]);
     }
 
     #[test]

@@ -477,4 +477,4 @@ fn load_service_key(path: &Path) -> Result<String, PkiError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -139,18 +139,11 @@ mod tests {
     use crate::join::files::Scratch;
     use crate::join::key::PrivateKey;
     use crate::join::pki::Names;
+    use crate::join::pki::tests::names;
     use crate::request::User;
 
     fn pki(scratch: &Scratch) -> Pki {
-        let names = Names {
-            node: "box-1".to_owned(),
-            addresses: vec!["192.0.2.7".parse().unwrap()],
-            cluster_domain: "cluster.local".to_owned(),
-            service: Some("10.43.0.1".parse().unwrap()),
-            extra: vec!["api.example.org".to_owned()],
-            ..Names::default()
-        };
-        Pki::load_or_create(&scratch.0, &names, "2026-11-25T00:00:00Z".parse().unwrap()).unwrap()
+        Pki::load_or_create(&scratch.0, &names(), "2026-11-25T00:00:00Z".parse().unwrap()).unwrap()
     }
 
     fn unix(seconds: u64) -> UnixTime {

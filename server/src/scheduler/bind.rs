@@ -227,7 +227,7 @@ async fn explain(client: Client, meta: Meta, message: String) {
         };
         let seen = Meta::of(&pod);
         if seen.uid != meta.uid || !text(&pod, &["spec", "nodeName"]).is_empty() || says(&pod, &message) {
-            break;
+            return;
         }
         let condition = json!({
             "type": "PodScheduled",

@@ -1,7 +1,7 @@
 //! MariaDB, which stands for MySQL: the contract, and what is true when the database is away or has lost something.
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use server::store::endpoint::Tls;
@@ -9,8 +9,9 @@ use server::store::{Expect, OpenError};
 use tests::database::MariaDb;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::contract::{self, put};
 use crate::sql::{Common, Database, Fragile, is_refused, try_open};
@@ -63,13 +64,20 @@ async fn what_cannot_work_is_refused_at_once_and_without_the_password() {
 }
 
 /// A way to the database on which a client is stopped once it has sent `word`: it sends nothing more, and does not go.
-async fn stopping_at(word: &'static [u8], target: SocketAddr, tasks: &mut JoinSet<()>) -> SocketAddr {
+/// `stopped` is told of it.
+async fn stopping_at(
+    word: &'static [u8],
+    target: SocketAddr,
+    stopped: Arc<Notify>,
+    tasks: &mut JoinSet<()>,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tasks.spawn(async move {
         let mut ways = JoinSet::new();
         while let Ok((client, _)) = listener.accept().await {
             let server = TcpStream::connect(target).await.unwrap();
+            let stopped = Arc::clone(&stopped);
             ways.spawn(async move {
                 let ((mut asks, mut told), (mut answers, mut asked)) = (client.into_split(), server.into_split());
                 let mut buffer = vec![0; 64 << 10];
@@ -77,6 +85,7 @@ async fn stopping_at(word: &'static [u8], target: SocketAddr, tasks: &mut JoinSe
                     while let Ok(count @ 1..) = asks.read(&mut buffer).await {
                         asked.write_all(&buffer[..count]).await.unwrap_or_default();
                         if buffer[..count].windows(word.len()).any(|part| part == word) {
+                            stopped.notify_one();
                             return std::future::pending().await;
                         }
                     }
@@ -95,12 +104,15 @@ async fn a_server_that_is_stopped_while_it_holds_the_lock_does_not_hold_the_othe
     let database = database();
     let mut tasks = JoinSet::new();
     let own = database.server.listens();
-    let way = stopping_at(b"FOR UPDATE", own, &mut tasks).await;
+    let locked = Arc::new(Notify::new());
+    let way = stopping_at(b"FOR UPDATE", own, Arc::clone(&locked), &mut tasks).await;
     let endpoint = database.endpoint("");
     let other = try_open(&endpoint, &Tls::default()).await.unwrap();
     let through = endpoint.replace(&format!("({own})"), &format!("({way})"));
     let stopped = try_open(&through, &Tls::default()).await.unwrap();
     tasks.spawn(async move { drop(stopped.write(put("/a", Expect::Absent, "1")).await) });
+    timeout(Duration::from_secs(30), locked.notified()).await.unwrap();
+    // Until the database has it, too.
     sleep(Duration::from_secs(1)).await;
     // Longer than this nobody waits for the lock.
     let written = other.write(put("/b", Expect::Absent, "1")).await;

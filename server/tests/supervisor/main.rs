@@ -7,6 +7,8 @@
 
 mod agents;
 mod commands;
+#[path = "../../benches/support/join.rs"]
+mod join;
 mod joining;
 mod passwords;
 mod rig;

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent::config::ServerUrl;
-use agent::join::{Address, Files, Identity, JoinError, Joined, Joiner};
+use agent::join::{JoinError, Joined};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -240,21 +239,7 @@ pub fn basic(user: &str, password: &str) -> String {
 /// Joins as the agent does, once.
 pub async fn agent_joins(cluster: &Cluster, node: &str, machine: &str, token: &str) -> Result<Joined, JoinError> {
     let machine = cluster.dir.join(machine);
-    let address = cluster.server().address;
-    let mut config = agent::config::Config::new(ServerUrl::new("127.0.0.1", address.port()), node);
-    config.token = Some(agent::config::Secret::new(token));
-    let joiner = Joiner {
-        config: &config,
-        identity: &Identity::open(&machine.join("etc"), node, false).unwrap(),
-        files: &Files::create(machine.join("agent")).unwrap(),
-        address: Address {
-            host: "127.0.0.1".to_owned(),
-            port: address.port(),
-            shown: config.server.to_string(),
-        },
-        clock: Arc::default(),
-    };
-    joiner.once().await
+    crate::join::join(node, token, &machine, cluster.server().address.port()).await
 }
 
 /// The node's Secret once it is tied to its Node.

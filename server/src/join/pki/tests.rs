@@ -11,7 +11,8 @@ fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-fn names() -> Names {
+/// What a server may be called.
+pub fn names() -> Names {
     Names {
         node: "box-1".to_owned(),
         addresses: vec!["192.0.2.7".parse().unwrap()],
