@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::contract::{self, put};
-use crate::sql::{Common, Database, Fragile, is_refused, try_open};
+use crate::sql::{Common, Database, Fragile, clusters_of_k3s_are_refused, is_refused, try_open};
 use crate::trouble;
 
 fn database() -> Database<MariaDb> {
@@ -48,6 +48,11 @@ async fn the_certificate_is_verified_when_its_authority_is_named() {
     };
     let problem = try_open(&database.endpoint(""), &other).await.map(drop).unwrap_err();
     assert!(matches!(problem, OpenError::Refused { .. }), "{problem}");
+}
+
+#[tokio::test]
+async fn a_database_with_a_cluster_of_k3s_is_refused_and_left_as_it_is() {
+    clusters_of_k3s_are_refused(database(), "SHOW TABLES").await;
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use server::store::endpoint::Tls;
 use tests::database::Postgres;
 
 use crate::contract::{self, Backend};
-use crate::sql::{Common, Database, Fragile, is_refused, try_open};
+use crate::sql::{Common, Database, Fragile, clusters_of_k3s_are_refused, is_refused, try_open};
 use crate::trouble;
 
 fn database() -> Database<Postgres> {
@@ -49,6 +49,15 @@ async fn the_certificate_is_verified_when_its_authority_is_named() {
         try_open(&database.endpoint(""), &half).await,
         Err(OpenError::Refused { .. })
     ));
+}
+
+#[tokio::test]
+async fn a_database_with_a_cluster_of_k3s_is_refused_and_left_as_it_is() {
+    clusters_of_k3s_are_refused(
+        database(),
+        "SELECT tablename FROM pg_tables WHERE schemaname = 'public'",
+    )
+    .await;
 }
 
 #[tokio::test]

@@ -73,6 +73,18 @@ pub async fn is_refused(endpoint: &str, says: &str) {
     );
 }
 
+/// A database in which K3s keeps a cluster is left alone; one that was ours before goes on. `tables`: lists the tables, one a
+/// line.
+pub async fn clusters_of_k3s_are_refused<S: SqlServer>(database: Database<S>, tables: &str) {
+    database.open().await.close().await.unwrap();
+    database.sql("CREATE TABLE kine (id BIGINT PRIMARY KEY, name VARCHAR(630), deleted INTEGER)");
+    database.open().await.close().await.unwrap();
+    database.sql("DROP TABLE amphipod_log");
+    database.sql("DROP TABLE amphipod_mark");
+    is_refused(&database.endpoint(""), "table kine").await;
+    assert_eq!(database.sql(tables).trim(), "kine");
+}
+
 impl<S: SqlServer> Backend for Database<S> {
     fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
         async { try_open(&self.endpoint(""), &Tls::default()).await.unwrap() }.boxed()

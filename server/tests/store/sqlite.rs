@@ -189,6 +189,22 @@ fn a_file_that_is_damaged_or_not_ours_is_refused_and_left_alone() {
     }
 }
 
+#[test]
+fn no_file_is_made_beside_the_embedded_etcd_of_k3s() {
+    let file = File::new();
+    let etcd = file.0.join("etcd/member/wal");
+    std::fs::create_dir_all(&etcd).unwrap();
+    let problem = file.try_open().unwrap_err();
+    assert!(matches!(problem, OpenError::Foreign { .. }), "{problem}");
+    assert!(problem.to_string().contains("etcd holds something else"), "{problem}");
+    assert!(!file.path().exists());
+    // What is ours already goes on.
+    std::fs::remove_dir(&etcd).unwrap();
+    drop(file.open());
+    std::fs::create_dir(&etcd).unwrap();
+    drop(file.open());
+}
+
 #[tokio::test]
 async fn the_file_is_for_its_owner_and_stays_small() {
     use std::os::unix::fs::PermissionsExt;

@@ -16,6 +16,9 @@ use super::super::{Entry, Event, OpenError, Range, StoreError};
 /// What `amphipod_mark` says of its own form; another number is another program's.
 pub const FORMAT: i64 = 1;
 
+/// The table of K3s' own datastore layer, in which its clusters stand (kine `pkg/drivers`, v0.16).
+pub const OTHERS: &str = "kine";
+
 /// Why a statement did nothing, or perhaps did.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Fault {
@@ -147,6 +150,17 @@ pub enum PrepareError {
     Later(Fault),
     /// It will not.
     Never(OpenError),
+}
+
+/// The database of this name has [`OTHERS`] and no log of ours: whoever names it means the cluster in there, and would get an
+/// empty one beside it.
+pub fn of_others(database: &str) -> PrepareError {
+    PrepareError::Never(OpenError::Refused {
+        detail: format!(
+            "database {database:?} holds a cluster of K3s (table {OTHERS}), which this server cannot read; nothing in it was \
+             changed. Name a database of its own at the end of --datastore-endpoint, which is made if it is not there"
+        ),
+    })
 }
 
 /// The keys of a range, as bytes: from the first, inclusive, up to the second, exclusive; without the second to the end.

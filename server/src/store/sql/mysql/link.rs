@@ -44,6 +44,12 @@ impl Mysql {
         first(&sets).map(|row| column(row, 0)).transpose()
     }
 
+    /// Whether the database has a table of this name, which is a word.
+    pub async fn has_table(&mut self, name: &str) -> Result<bool, Error> {
+        let sets = self.run(&format!("SHOW TABLES LIKE '{name}'")).await?;
+        Ok(first(&sets).is_some())
+    }
+
     /// Runs statements, and returns the rows of each.
     pub async fn run(&mut self, text: &str) -> Result<Vec<Vec<SqlRow>>, Error> {
         let mut result = self.0.query_iter(text).await?;

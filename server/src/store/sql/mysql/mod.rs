@@ -13,7 +13,7 @@ use mysql_async::{ClientIdentity, Conn, DriverError, Error, Opts, OptsBuilder, S
 use super::super::OpenError;
 use super::super::endpoint::{self, Place, Tls};
 use super::super::tls;
-use super::database::{Database, FORMAT, Fault, PrepareError};
+use super::database::{Database, FORMAT, Fault, OTHERS, PrepareError, of_others};
 use super::shared::Shared;
 use link::{Mysql as Link, code, fault};
 
@@ -195,6 +195,9 @@ impl Database for Server {
             Ok(Some(found)) => found,
             Err(error) if code(&error) != Some(NO_TABLE) => return Err(judge(&error)),
             Ok(None) | Err(_) => {
+                if link.has_table(OTHERS).await.map_err(|error| judge(&error))? {
+                    return Err(of_others(&self.name));
+                }
                 for text in TABLES {
                     link.run(text).await.map_err(|error| judge(&error))?;
                 }

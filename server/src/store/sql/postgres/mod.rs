@@ -15,7 +15,7 @@ use tokio_postgres::{Client, Config};
 
 use super::super::OpenError;
 use super::super::endpoint::{self, Place, Tls};
-use super::database::{Database, FORMAT, Fault, PrepareError};
+use super::database::{Database, FORMAT, Fault, OTHERS, PrepareError, of_others};
 use super::shared::Shared;
 use link::{Postgres as Link, fault};
 use tls::{Encryption, Mode};
@@ -165,6 +165,9 @@ impl Database for Server {
         let found = match format(link.client()).await.map_err(|error| judge(&error))? {
             Some(found) => found,
             None => {
+                if has_table(link.client(), OTHERS).await.map_err(|error| judge(&error))? {
+                    return Err(of_others(self.config.get_dbname().unwrap_or_default()));
+                }
                 // Two servers that make the same table at once disturb each other (PostgreSQL's catalogue is not
                 // locked for IF NOT EXISTS): one is told so, and finds it the next time.
                 link.client()
@@ -190,6 +193,12 @@ async fn format(client: &Client) -> Result<Option<i64>, tokio_postgres::Error> {
         Err(error) if is(&error, &[SqlState::UNDEFINED_TABLE]) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether it is where our own tables would be looked for.
+async fn has_table(client: &Client, name: &str) -> Result<bool, tokio_postgres::Error> {
+    let query = "SELECT to_regclass($1::text) IS NOT NULL";
+    client.query_one(query, &[&name]).await?.try_get(0)
 }
 
 fn is(error: &tokio_postgres::Error, codes: &[SqlState]) -> bool {

@@ -128,6 +128,7 @@ impl Sqlite {
     /// [`OpenError`]; the file is as it was.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let lock = place::lock(path)?;
+        place::is_free(path)?;
         let (log, repair) = recover::open(path)?;
         Self::start(path, log, lock, repair)
     }

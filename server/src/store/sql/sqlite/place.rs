@@ -56,6 +56,27 @@ pub fn lock(path: &Path) -> Result<Lock, OpenError> {
     }
 }
 
+/// Whether a new file may be made here: not beside the embedded etcd of a K3s server (`--cluster-init`), whose cluster would
+/// seem to be empty.
+///
+/// Source: K3s v1.36, `pkg/etcd` (`walDir`).
+pub fn is_free(path: &Path) -> Result<(), OpenError> {
+    let etcd = parent(path).join("etcd");
+    let present = |path: &Path| {
+        path.try_exists().map_err(|source| OpenError::File {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    if present(&etcd.join("member/wal"))? && !present(path)? && !present(&with(path, ".ready"))? {
+        return Err(OpenError::Foreign {
+            path: etcd,
+            detail: "the cluster of a K3s server with embedded etcd".to_owned(),
+        });
+    }
+    Ok(())
+}
+
 /// Why a replacement did not come to its end.
 #[derive(Debug)]
 pub enum Unplaced {
