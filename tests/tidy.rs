@@ -14,13 +14,14 @@ mod tests {
         ("wire", &[]),
         ("sys", &[]),
         ("dial", &[]),
+        ("trouble", &[]),
         ("api", &["dial"]),
         ("balancer", &["dial"]),
         ("tunnel", &["balancer", "api", "dial"]),
-        ("join", &["api", "balancer", "config"]),
+        ("join", &["api", "balancer", "config", "trouble"]),
         ("runtime", &["sys"]),
         ("podnet", &["sys"]),
-        ("kubelet", &["api", "runtime", "podnet", "sys"]),
+        ("kubelet", &["api", "runtime", "podnet", "sys", "trouble"]),
     ];
 
     /// Module of the server, and what of ours it may import.

@@ -18,6 +18,7 @@ pub mod runtime;
 mod scratch;
 #[expect(unsafe_code, reason = "system calls live here and nowhere else")]
 pub mod sys;
+mod trouble;
 pub mod tunnel;
 pub mod units;
 pub mod wire;

@@ -6,7 +6,9 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
+use super::clock;
 use super::ports::{Api, ApiFailure, Change};
+use crate::trouble::Trouble;
 use crate::wire::object::text;
 
 /// After a failure; doubles up to [`LONGEST_DELAY`].
@@ -29,13 +31,16 @@ pub enum Update {
 /// Sends updates until nobody takes them.
 pub async fn feed(api: &dyn Api, node_name: &str, to: mpsc::Sender<Update>) {
     let selector = format!("fieldSelector=spec.nodeName%3D{node_name}");
-    let mut delay = FIRST_DELAY;
+    let (mut delay, mut trouble) = (FIRST_DELAY, Trouble::default());
     loop {
-        match follow(api, &selector, &to, &mut delay).await {
+        match follow(api, &selector, &to, &mut delay, &mut trouble).await {
             Ok(()) => {}
             Err(End::Closed) => return,
             Err(End::Failed(error)) => {
-                tracing::warn!(%error, retry_ms = delay.as_millis(), "pods are not followed");
+                match trouble.is_news(clock::now()) {
+                    true => tracing::warn!(%error, retry_ms = delay.as_millis(), "pods are not followed"),
+                    false => tracing::debug!(%error, retry_ms = delay.as_millis(), "pods are not followed"),
+                }
                 sleep(delay).await;
                 delay = (delay * 2).min(LONGEST_DELAY);
             }
@@ -55,7 +60,13 @@ impl From<ApiFailure> for End {
 }
 
 /// Lists, then watches for as long as that works. `Ok`: list again.
-async fn follow(api: &dyn Api, selector: &str, to: &mpsc::Sender<Update>, delay: &mut Duration) -> Result<(), End> {
+async fn follow(
+    api: &dyn Api,
+    selector: &str,
+    to: &mpsc::Sender<Update>,
+    delay: &mut Duration,
+    trouble: &mut Trouble,
+) -> Result<(), End> {
     let send = |update| async { to.send(update).await.map_err(|_| End::Closed) };
     // Who is not listed is ended: a past in which he was not there yet would do that to the living.
     let mut list = api.list(&format!("/api/v1/pods?{selector}")).await?;
@@ -66,6 +77,7 @@ async fn follow(api: &dyn Api, selector: &str, to: &mpsc::Sender<Update>, delay:
     };
     send(Update::All(items)).await?;
     *delay = FIRST_DELAY;
+    trouble.ends();
     loop {
         let path = format!(
             "/api/v1/pods?{selector}&watch=1&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={WATCH_SECONDS}"

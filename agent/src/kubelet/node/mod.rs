@@ -19,10 +19,12 @@ pub use self::machine::{Disk, Machine};
 pub use self::object::{KUBELET_VERSION, allocatable};
 
 use self::object::Observed;
+use super::clock;
 use super::disk::{read_json, write_json};
 use super::event::About;
 use super::host::{Host, NetworkState};
 use super::ports::{ApiFailure, Change, Networks};
+use crate::trouble::Trouble;
 use crate::wire::object::{list, text};
 
 /// How often the lease is renewed and the status looked at: Kubernetes' `nodeStatusUpdateFrequency`.
@@ -118,14 +120,17 @@ async fn start_network(networks: &dyn Networks, network: &watch::Sender<NetworkS
 
 /// Creates the Node, or brings up to date the one that is there; tries for ever. Returns it.
 async fn register(host: &Host) -> Value {
-    let mut delay = FIRST_DELAY;
+    let (mut delay, mut trouble) = (FIRST_DELAY, Trouble::default());
     loop {
         match try_register(host).await {
             Ok(node) => {
                 tracing::info!(node = host.settings.node_name, "node is registered");
                 return node;
             }
-            Err(error) => tracing::warn!(%error, retry_ms = delay.as_millis(), "node is not registered yet"),
+            Err(error) if trouble.is_news(clock::now()) => {
+                tracing::warn!(%error, retry_ms = delay.as_millis(), "node is not registered yet");
+            }
+            Err(error) => tracing::debug!(%error, retry_ms = delay.as_millis(), "node is not registered yet"),
         }
         sleep(delay).await;
         delay = (delay * 2).min(LONGEST_DELAY);
@@ -202,6 +207,9 @@ struct Keeper {
     told: Value,
     told_at: Option<Instant>,
     alive_at: Instant,
+    /// Why lease and status do not get through has been said.
+    unrenewed: Trouble,
+    untold: Trouble,
 }
 
 impl Keeper {
@@ -214,6 +222,8 @@ impl Keeper {
             told,
             told_at: None,
             alive_at: Instant::now(),
+            unrenewed: Trouble::default(),
+            untold: Trouble::default(),
         }
     }
 
@@ -224,8 +234,12 @@ impl Keeper {
                     self.told_at = None;
                 }
                 self.alive_at = Instant::now();
+                self.unrenewed.ends();
             }
-            Err(error) => tracing::warn!(%error, "the node's lease is not renewed"),
+            Err(error) if self.unrenewed.is_news(clock::now()) => {
+                tracing::warn!(%error, "the node's lease is not renewed");
+            }
+            Err(error) => tracing::debug!(%error, "the node's lease is not renewed"),
         }
         let observed = observe(&self.host).await;
         let status = object::status(&self.host.settings, &observed, &self.told, Timestamp::now());
@@ -238,7 +252,10 @@ impl Keeper {
         match self.host.api.patch(&path, &body).await {
             Ok(_) => self.has_told(status),
             Err(error) => {
-                tracing::warn!(%error, "the node's status is not reported");
+                match self.untold.is_news(clock::now()) {
+                    true => tracing::warn!(%error, "the node's status is not reported"),
+                    false => tracing::debug!(%error, "the node's status is not reported"),
+                }
                 self.told_at = None;
             }
         }
@@ -260,6 +277,7 @@ impl Keeper {
         }
         self.told = status;
         self.told_at = Some(Instant::now());
+        self.untold.ends();
     }
 }
 

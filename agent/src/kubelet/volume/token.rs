@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::kubelet::ports::{Api, ApiFailure};
+use crate::trouble::Trouble;
 use crate::wire::object;
 use crate::wire::pod::{Pod, TokenProjection, Volume};
 
@@ -20,6 +21,7 @@ const LONGEST_KEPT: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone, Debug, Default)]
 pub struct Tokens {
     held: Vec<Held>,
+    unrenewed: Trouble,
 }
 
 #[derive(Clone)]
@@ -61,6 +63,7 @@ impl Tokens {
     /// [`ApiFailure`] when the server refuses a token that the pod does not have at all. With no server in reach a pod
     /// starts without: whom would it show it to.
     pub async fn renew(&mut self, api: &dyn Api, pod: &Pod, now: Instant) -> Result<(), ApiFailure> {
+        let mut all = true;
         let projected = pod.spec.volumes.iter().filter_map(|volume| volume.projected.as_ref());
         for source in projected
             .flat_map(|it| &it.sources)
@@ -78,8 +81,17 @@ impl Tokens {
                 Err(ApiFailure::Status(status)) if self.text(source).is_none() => {
                     return Err(ApiFailure::Status(status));
                 }
-                Err(error) => tracing::warn!(pod = %pod.key(), %error, "service account token is not renewed yet"),
+                Err(error) => {
+                    all = false;
+                    match self.unrenewed.is_news(now) {
+                        true => tracing::warn!(pod = %pod.key(), %error, "service account token is not renewed yet"),
+                        false => tracing::debug!(pod = %pod.key(), %error, "service account token is not renewed yet"),
+                    }
+                }
             }
+        }
+        if all {
+            self.unrenewed.ends();
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Whole lives of pods on a node that is played: the agent from the API's list to its last report, without a process.
 
 mod adopt;
+mod alone;
 mod end;
 mod restart;
 mod start;
