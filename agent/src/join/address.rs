@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use nix::ifaddrs::getifaddrs;
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::net::if_::InterfaceFlags;
 use tokio::net::UdpSocket;
 
@@ -51,9 +51,16 @@ pub fn settle(before: Option<Found>, now: Option<Found>, is_here: impl Fn(IpAddr
     }
 }
 
-/// Whether this machine has this address now.
+/// Whether an interface of this machine has this address now. A socket could be bound to others, too, where the kernel is told to
+/// let it (`ip_nonlocal_bind`, which machines have that hand an address over between them).
 pub fn is_here(ip: IpAddr) -> bool {
-    std::net::UdpSocket::bind((ip, 0)).is_ok()
+    let all = getifaddrs().into_iter().flatten();
+    let has = |found: InterfaceAddress| {
+        let address = found.address?;
+        let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
+    };
+    all.filter_map(has).any(|it| it == ip)
 }
 
 /// Asks the routing table; nothing is sent.
