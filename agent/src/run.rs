@@ -4,6 +4,7 @@
 //! joined before starts its pods from what is on disk and joins again, for fresh certificates, beside that.
 
 mod addresses;
+mod authorities;
 mod certificates;
 mod images;
 mod renew;
@@ -78,12 +79,18 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
             || balancer.trouble(),
             node_ips.clone(),
         );
+        let trusting = authorities::run(
+            async || joiner.authorities().await,
+            |tls| joined.client.replace_tls(tls),
+            balancer.changes(),
+        );
         let kubelet = run_kubelet(&config, &joined, node_ips, &joiner.clock, runtime, &mut shutdown);
         tokio::select! {
             ended = kubelet => ended,
             () = renewing => Ok(()),
             () = watching => Ok(()),
             () = following => Ok(()),
+            () = trusting => Ok(()),
         }
     };
     info!(node = identity.node_name, "agent stops; pods go on");

@@ -3,7 +3,7 @@
 //!
 //! Order and files: protocol 2.1, 2.2, 2.6.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -16,9 +16,12 @@ use super::files::{Certificate, Files};
 use super::identity::Identity;
 use super::key::KeyError;
 use super::trust::{Shown, TrustError};
-use crate::wire::join::{ClusterConfig, ca_hash};
+use crate::wire::join::{ClusterConfig, ca_hash, certificates};
 use crate::wire::object::set;
 use crate::wire::token::Token;
+
+/// In the kept settings: the CA hash of the token that the kept CA was judged by.
+const JUDGED_BY: &str = "CaHash";
 
 /// What an enrolment stands on.
 pub trait Ground {
@@ -143,10 +146,13 @@ impl<G: Ground> Enrolment<'_, G> {
     /// Whom to trust: the CA that the token pins (`expected`); else that of an earlier enrolment; else, if there is a token at
     /// all and there never was a CA, that of whoever answers.
     async fn ca(&self, expected: Option<&str>, has_token: bool) -> Result<Bytes, JoinError> {
-        if expected.is_some() {
-            return authority::fetch(self.ground, expected).await;
-        }
         let path = self.files.server_ca();
+        if let Some(hash) = expected {
+            return match authority::fetch(self.ground, expected).await {
+                Err(refused @ JoinError::CaHash { .. }) => self.proved_before(hash, &path).await.ok_or(refused),
+                other => other,
+            };
+        }
         let lost = |missing| JoinError::LostCa {
             path: path.clone(),
             missing,
@@ -172,6 +178,57 @@ impl<G: Ground> Enrolment<'_, G> {
         self.ground.link(&kept, None, None).map_err(|_| lost(false))?;
         authority::recognize(self.ground, &kept, &path).await?;
         Ok(kept.into())
+    }
+
+    /// The kept CA, if it was judged by this hash once and the server is of it: then the cluster has other CAs now than when the
+    /// token was written down.
+    async fn proved_before(&self, hash: &str, path: &Path) -> Option<Bytes> {
+        self.kept_settings()?
+            .get(JUDGED_BY)?
+            .as_str()
+            .filter(|by| *by == hash)?;
+        let kept = self.read(path)?;
+        authority::recognize(self.ground, &kept, path).await.ok()?;
+        Some(kept.into())
+    }
+
+    /// Takes over the CA bundles as the cluster has them now, if they have grown, and answers whether they have. Who is asked is
+    /// proved by the CA that is kept. What a bundle has lost is left to the next enrolment: on another server it may still be in
+    /// use.
+    pub async fn authorities(&self) -> Result<bool, JoinError> {
+        let path = self.files.server_ca();
+        let kept = self.read(&path).ok_or_else(|| JoinError::LostCa {
+            path: path.clone(),
+            missing: true,
+        })?;
+        let (chain, key) = self.pair(Certificate::ClientKubelet).ok_or(JoinError::NoCredential)?;
+        let shown = Shown {
+            chain: &chain,
+            key: &key,
+        };
+        let link = self.ground.link(&kept, Some(shown), None)?;
+        let mut grown = false;
+        for (route, path) in self.bundles() {
+            let pem = self.ground.get(&link, route).await?;
+            if has_grown(&self.read(&path).unwrap_or_default(), &pem) {
+                self.take_over(&path, &pem)?;
+                grown = true;
+            }
+        }
+        Ok(grown)
+    }
+
+    /// Routes of CA bundles, and where they are kept.
+    fn bundles(&self) -> [(&'static str, PathBuf); 2] {
+        [
+            ("client-ca.crt", self.files.client_ca()),
+            ("server-ca.crt", self.files.server_ca()),
+        ]
+    }
+
+    fn take_over(&self, path: &Path, bundle: &[u8]) -> Result<(), JoinError> {
+        self.ground.link(bundle, None, None)?;
+        Ok(self.files.write_on(self.ground.disk(), path, bundle)?)
     }
 
     fn read(&self, path: &Path) -> Option<Vec<u8>> {
@@ -213,13 +270,8 @@ impl<G: Ground> Enrolment<'_, G> {
             path: "config".into(),
             reason: error.to_string(),
         })?;
-        for (route, path) in [
-            ("client-ca.crt", self.files.client_ca()),
-            ("server-ca.crt", self.files.server_ca()),
-        ] {
-            let pem = self.ground.get(link, route).await?;
-            self.ground.link(&pem, None, None)?;
-            self.files.write_on(disk, &path, &pem)?;
+        for (route, path) in self.bundles() {
+            self.take_over(&path, &self.ground.get(link, route).await?)?;
         }
         for which in Certificate::ALL {
             self.certificate(identity, link, which).await?;
@@ -229,6 +281,10 @@ impl<G: Ground> Enrolment<'_, G> {
         let mut kept = ClusterConfig::from_json(&settings).to_json();
         set(&mut kept, &["Server"], self.server.as_str());
         set(&mut kept, &["NodeName"], identity.node_name.as_str());
+        let token = self.token.and_then(|token| Token::parse(token).ok());
+        if let Some(hash) = token.and_then(|token| token.ca_hash) {
+            set(&mut kept, &[JUDGED_BY], hash);
+        }
         let text = kept.to_string().into_bytes();
         self.files.write_on(disk, &self.files.settings(), &text)?;
         Ok(settings)
@@ -250,6 +306,12 @@ impl<G: Ground> Enrolment<'_, G> {
         self.files.write_on(disk, &self.files.cert(which), chain.as_bytes())?;
         Ok(())
     }
+}
+
+/// Whether a bundle has all certificates of the one before, and more.
+fn has_grown(before: &[u8], now: &[u8]) -> bool {
+    let (before, now) = (certificates(before), certificates(now));
+    before.iter().all(|known| now.contains(known)) && now.iter().any(|new| !before.contains(new))
 }
 
 /// Certificates and, from a server that knows no requests, the key that it made.

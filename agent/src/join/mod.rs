@@ -14,6 +14,8 @@ pub mod expiry;
 mod files;
 mod identity;
 mod key;
+#[cfg(test)]
+mod played;
 mod renewal;
 pub mod services;
 #[cfg(test)]
@@ -22,12 +24,13 @@ mod supervisor;
 pub mod trust;
 
 use std::fs;
+use std::mem::discriminant;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub use self::clock::Clock;
 pub(crate) use self::durable::replace;
@@ -42,12 +45,16 @@ use self::supervisor::Network;
 use self::trust::Shown;
 use crate::api::{Client, Endpoint};
 use crate::config::{Config, Secret};
+use crate::trouble::Trouble;
 use crate::wire::join::ClusterConfig;
 
 /// The first pause after a failed join; it doubles.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause.
 const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// So many failures are told one by one; a month without a server is not.
+const LOUD_ATTEMPTS: u32 = 10;
 
 /// What a join leaves behind.
 #[derive(Clone)]
@@ -90,9 +97,24 @@ impl Joiner<'_> {
     /// Joins; tries until it works. `trouble` says why the balancer reaches no server; `astray` is called when what answered
     /// may be no server of the cluster, so that the next attempt goes elsewhere.
     pub async fn join(&self, trouble: impl Fn() -> Option<String>, astray: impl Fn()) -> Joined {
-        let mut attempt = 0;
+        self.persist(async || self.once().await, trouble, astray).await
+    }
+
+    /// As [`Self::join`], for a node that runs: `ips` says at each attempt which addresses it has registered, so that certificate
+    /// and Node name the same.
+    pub async fn renew(&self, ips: impl Fn() -> Vec<IpAddr>, trouble: impl Fn() -> Option<String>) -> Joined {
+        self.persist(async || self.once_at(ips()).await, trouble, || ()).await
+    }
+
+    async fn persist(
+        &self,
+        once: impl AsyncFn() -> Result<Joined, JoinError>,
+        trouble: impl Fn() -> Option<String>,
+        astray: impl Fn(),
+    ) -> Joined {
+        let (mut attempt, mut spoken, mut kind) = (0, Trouble::default(), None);
         loop {
-            match self.once().await {
+            match once().await {
                 Ok(joined) => return joined,
                 Err(error) => {
                     if error.is_astray() {
@@ -105,7 +127,12 @@ impl Joiner<'_> {
                         }
                         (error, _) => error,
                     };
-                    warn!(node = self.identity.node_name, error = %error, retry_s = pause.as_secs(), "cannot join the cluster");
+                    let (node, retry_s) = (&self.identity.node_name, pause.as_secs());
+                    let other = kind.replace(discriminant(&error)) != kind;
+                    match other || attempt < LOUD_ATTEMPTS || spoken.is_news(Instant::now()) {
+                        true => warn!(node, error = %error, retry_s, "cannot join the cluster"),
+                        false => debug!(node, error = %error, retry_s, "cannot join the cluster"),
+                    }
                     attempt += 1;
                     tokio::time::sleep(pause).await;
                 }
@@ -118,7 +145,10 @@ impl Joiner<'_> {
     /// # Errors
     /// [`JoinError`].
     pub async fn once(&self) -> Result<Joined, JoinError> {
-        let ips = self.node_ips().await;
+        self.once_at(self.node_ips().await).await
+    }
+
+    async fn once_at(&self, ips: Vec<IpAddr>) -> Result<Joined, JoinError> {
         let told = ips.iter().chain(&self.config.node_external_ips);
         let told: Vec<_> = told.map(IpAddr::to_string).collect();
         let network = self.network();
@@ -129,6 +159,17 @@ impl Joiner<'_> {
             "joined the cluster"
         );
         self.joined(&settings, ips)
+    }
+
+    /// Takes over the authorities that the cluster has gained since the last join, and answers how to trust them too; `None`
+    /// where there is nothing new. Only a server whom the known ones prove is believed.
+    ///
+    /// # Errors
+    /// [`JoinError`].
+    pub async fn authorities(&self) -> Result<Option<Arc<rustls::ClientConfig>>, JoinError> {
+        let network = self.network();
+        let grown = self.enrolment(&network, String::new()).authorities().await?;
+        Ok(if grown { self.client()?.endpoint().tls } else { None })
     }
 
     fn network(&self) -> Network<'_> {

@@ -29,7 +29,7 @@ pub async fn run(
     let mut refusals = client.refusals();
     loop {
         if due {
-            let joined = joiner.join(&trouble, || ()).await;
+            let joined = joiner.renew(|| ips.now(), &trouble).await;
             if let Some(tls) = joined.client.endpoint().tls {
                 client.replace_tls(tls);
             }
