@@ -54,12 +54,13 @@ fn of_kind<'a>(all: &'a [Value], condition: &Value) -> Option<&'a Value> {
     all.iter().find(|it| text(it, &["type"]) == text(condition, &["type"]))
 }
 
-/// Those that differ. A merge would leave the reason of yesterday's state with today's: what is no more is named.
+/// Those that differ, but for what another has written of the binding. A merge would leave the reason of yesterday's state with
+/// today's: what is no more is named.
 fn conditions(old: &Value, new: &Value) -> Vec<Value> {
     let mut changed = Vec::new();
     for wanted in list(new, &[]) {
         match (of_kind(list(old, &[]), wanted), wanted) {
-            (Some(known), wanted) if known == wanted => {}
+            (Some(known), wanted) if known == wanted || text(wanted, &["type"]) == OF_SCHEDULER => {}
             (Some(Value::Object(known)), Value::Object(wanted)) => {
                 let mut patch = lacking(known, wanted);
                 patch.extend(wanted.clone());
@@ -137,5 +138,18 @@ mod tests {
         let turned = json!({"type": "Ready", "status": "True", "lastTransitionTime": "2", "reason": null});
         assert_eq!(difference(&old, &new), json!({"conditions": [turned]}));
         assert_eq!(difference(&new, &new), json!({}));
+    }
+
+    #[test]
+    fn what_another_has_written_of_the_binding_is_not_written_over() {
+        let theirs = condition("PodScheduled", "False", "1");
+        let ours = [condition("PodScheduled", "True", "2"), condition("Ready", "True", "2")];
+        let (old, new) = (status(&[theirs]), status(&ours));
+        assert_eq!(difference(&old, &new), json!({"conditions": [ours[1]]}));
+        assert_eq!(
+            difference(&status(&[]), &new),
+            json!({"conditions": ours}),
+            "nobody has"
+        );
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
@@ -20,7 +21,7 @@ use super::translate::log_dir;
 use super::volume;
 use super::worker::{Desired, work};
 use crate::wire::object::{self, Meta};
-use crate::wire::pod::{Pod, RestartPolicy};
+use crate::wire::pod::{Pod, PodStatus, RestartPolicy};
 
 /// Updates read ahead of the workers.
 const QUEUE: usize = 64;
@@ -168,8 +169,18 @@ impl Pods {
         }
         match self.workers.get(&meta.uid) {
             Some(handle) => {
-                let known = Pod::clone(&handle.desired.borrow().pod);
-                self.want(Arc::new(Pod { meta, ..known }), false);
+                let mut pod = Pod::clone(&handle.desired.borrow().pod);
+                // A version stands for a status: one whose status cannot be read has not been seen.
+                let status = PodStatus::deserialize(&object["status"]);
+                let version = status.is_err().then(|| pod.meta.resource_version.clone());
+                pod.meta = Meta {
+                    resource_version: version.unwrap_or(meta.resource_version.clone()),
+                    ..meta
+                };
+                pod.status = status.unwrap_or(pod.status);
+                let pod = Arc::new(pod);
+                self.want(pod.clone(), false);
+                self.host.reports.heard(&pod);
             }
             // It was never run here: its object is all there is of it.
             None => {

@@ -94,6 +94,26 @@ async fn conditions_of_others_stay_and_start_no_quarrel() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_status_is_put_right_also_while_a_pod_that_cannot_be_read_ends() {
+    let rig = Rig::start();
+    *rig.fake.obedient.lock().unwrap() = false;
+    rig.run("web", one("Always", json!({})));
+    rig.until("it is ready", ready).await;
+    tokio::time::sleep(seconds(1)).await;
+    let condition = json!({"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let change = json!({
+        "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 60},
+        "spec": {"terminationGracePeriodSeconds": "soon"},
+        "status": {"conditions": [condition]},
+    });
+    rig.api.change(&path("web"), &change);
+    let took = rig.until("it is ready again", ready).await;
+    assert!(took < seconds(50), "{took:?}");
+    assert_eq!(rig.signals(), ["c 15"]);
+    rig.until_gone("web").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_disagrees_for_ever_is_answered_ever_more_seldom() {
     let rig = Rig::start();
     rig.run("web", one("Always", json!({})));
