@@ -80,6 +80,8 @@ pub struct Seen {
     pub unhealthy: bool,
     /// When it is killed, if it was asked to end.
     pub kill_at: Option<Instant>,
+    /// Asked to end, and told that its turn to get the signal has come.
+    pub in_turn: bool,
     /// Not to be started before: back-off after an end, or after a failed start (image, config).
     pub not_before: Option<Instant>,
 }
@@ -108,8 +110,11 @@ pub enum Action {
     SetUp,
     /// Start the next attempt of a container.
     Start(usize),
-    /// Ask one container to end: it is unhealthy, or the pod stops. Once more if it has less time than it was told.
+    /// Ask one container to end: it is unhealthy, or the pod stops. Once more if it has less time than it was told. A sidecar of
+    /// a pod that stops runs its hook, and gets its signal at its turn or when the time is up.
     End(usize),
+    /// All that a sidecar serves have ended.
+    Turn(usize),
     /// Kill one container: its time is up.
     Kill(usize),
     /// Remove sandbox and network and volumes.
@@ -200,30 +205,38 @@ fn any_running(seen: &PodSeen) -> bool {
 fn stopping(seen: &PodSeen, deadline: Instant, news: bool, now: Instant) -> (Life, Plan) {
     let same = Life::Stopping { deadline };
     match (any_running(seen), seen.remains, seen.wanted) {
-        (true, _, _) => (same, end(seen, deadline, news, now)),
+        (true, _, _) => (same, end(seen, news, now)),
         (false, true, _) => (same, Plan::only(Action::TearDown)),
         (false, false, Wanted::Delete { .. }) => (Life::Gone, Plan::only(Action::Farewell)),
         (false, false, Wanted::Run | Wanted::End { .. }) => (Life::Finished, Plan::default()),
     }
 }
 
-/// Asks all that run to end, sidecars once they are alone or the others have used up the time; each is killed when its own
-/// time is up, which is later than the deadline for one that was asked just before it.
-fn end(seen: &PodSeen, deadline: Instant, news: bool, now: Instant) -> Plan {
-    let running = |it: &Seen| it.state == State::Running;
-    let alone = !seen.containers.iter().any(|it| running(it) && it.role != Role::Sidecar);
+/// Asks all that run to end; each is killed when its own time is up, which is later than the deadline for one that got its
+/// signal just before it. The turn of a sidecar has come once none that was started after it runs.
+///
+/// Source: Kubernetes v1.36, `pkg/kubelet/kuberuntime` `killContainer`, `newTerminationOrdering`.
+fn end(seen: &PodSeen, news: bool, now: Instant) -> Plan {
     let mut plan = Plan::default();
-    for (index, it) in seen.containers.iter().enumerate().filter(|(_, it)| running(it)) {
-        let its_turn = alone || now >= deadline || it.role != Role::Sidecar;
+    let mut later_run = false;
+    for (index, it) in seen.containers.iter().enumerate().rev() {
+        if it.state != State::Running {
+            continue;
+        }
         match it.kill_at {
             Some(at) if now >= at => {
                 plan.actions.push(Action::Kill(index));
                 plan.wait_until(now + KILL_RETRY);
             }
-            None if !its_turn => plan.wait_until(deadline),
-            Some(at) if !(news && its_turn) => plan.wait_until(at),
+            Some(at) if !news => {
+                if it.role == Role::Sidecar && !it.in_turn && !later_run {
+                    plan.actions.push(Action::Turn(index));
+                }
+                plan.wait_until(at);
+            }
             None | Some(_) => plan.actions.push(Action::End(index)),
         }
+        later_run = true;
     }
     plan
 }
@@ -296,6 +309,7 @@ mod tests {
             started,
             unhealthy: false,
             kill_at: None,
+            in_turn: false,
             not_before: None,
         }
     }
@@ -429,25 +443,27 @@ mod tests {
     }
 
     #[test]
-    fn sidecars_end_after_the_containers_they_serve() {
+    fn sidecars_have_their_turn_after_the_containers_they_serve_the_last_first() {
         let now = Instant::now();
         let containers = vec![
+            container(Role::Sidecar, State::Running),
             container(Role::Sidecar, State::Running),
             container(Role::Main, State::Running),
         ];
         let mut it = seen(DELETE, RestartPolicy::Always, containers);
         let (life, plan) = Life::Live.step(&it, now);
-        assert_eq!(plan.actions, [Action::End(1)]);
-        it.containers[1].kill_at = Some(now + Duration::from_secs(32));
+        assert_eq!(plan.actions, [Action::End(2), Action::End(1), Action::End(0)]);
+        for container in &mut it.containers {
+            container.kill_at = Some(now + Duration::from_secs(32));
+        }
         assert_eq!(life.step(&it, now).1.actions, []);
-        let late = now + Duration::from_secs(30);
-        assert_eq!(
-            life.step(&it, late).1.actions,
-            [Action::End(0)],
-            "the others have used up the time, and are about to be killed"
-        );
-        it.containers[1].state = State::Exited { code: 0 };
-        assert_eq!(life.step(&it, now).1.actions, [Action::End(0)]);
+        for (ended, turn) in [(2, Some(1)), (1, Some(0)), (0, None)] {
+            it.containers[ended].state = State::Exited { code: 0 };
+            let Some(next) = turn else { continue };
+            assert_eq!(life.step(&it, now).1.actions, [Action::Turn(next)]);
+            it.containers[next].in_turn = true;
+            assert_eq!(life.step(&it, now).1.actions, [], "told once");
+        }
     }
 
     #[test]
@@ -506,6 +522,7 @@ mod tests {
             started: started && state == State::Running,
             unhealthy,
             kill_at: None,
+            in_turn: false,
             not_before: None,
         })
     }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -209,10 +209,14 @@ impl Rig {
         self.fake.behaviour.lock().unwrap().insert(command.into(), behaviour);
     }
 
+    /// Where a file of a pod's folder is.
+    pub fn path(&self, name: &str, path: &str) -> PathBuf {
+        self.settings.root.join("pods").join(name).join(path)
+    }
+
     /// What is in a file of a pod's folder.
     pub fn file(&self, name: &str, path: &str) -> String {
-        let folder = self.settings.root.join("pods").join(name);
-        std::fs::read_to_string(folder.join(path)).unwrap_or_default()
+        std::fs::read_to_string(self.path(name, path)).unwrap_or_default()
     }
 
     /// Waits until something is so; how long that took.

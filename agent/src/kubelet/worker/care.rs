@@ -1,9 +1,12 @@
 //! What a worker remembers of one container beside its processes: back-off, probes, failures. No I/O.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::kubelet::pod::{Role, Seen, State};
@@ -41,6 +44,15 @@ pub enum Hook {
     Failed,
 }
 
+/// What a worker and the task that asks an attempt to end tell each other.
+#[derive(Debug, Default)]
+pub struct Parting {
+    /// The `preStop` hook has come to its end.
+    pub hook_done: AtomicBool,
+    /// The turn has come.
+    pub turn: Notify,
+}
+
 /// What a worker remembers of one container.
 #[derive(Clone, Debug, Default)]
 pub struct Care {
@@ -58,6 +70,10 @@ pub struct Care {
     pub kill_at: Option<Instant>,
     /// What asks it: the `preStop` hook and the signal.
     pub asking: Option<AbortHandle>,
+    /// What it and whoever asks it tell each other.
+    pub parting: Arc<Parting>,
+    /// Its turn to get the signal has come.
+    pub in_turn: bool,
     /// Why the next attempt does not start.
     pub failure: Option<Failure>,
     /// An attempt that the runtime refused and has no record of.
@@ -91,6 +107,8 @@ impl Care {
         if number != self.attempt {
             self.attempt = number;
             self.kill_at = None;
+            self.parting = Arc::default();
+            self.in_turn = false;
             self.probes = newest
                 .map(|attempt| probes(it, attempt, before, now, wall))
                 .unwrap_or_default();
@@ -142,6 +160,7 @@ impl Care {
             started: self.started(running),
             unhealthy: running && (self.hook == Hook::Failed || self.probes.given_up().is_some()),
             kill_at: self.kill_at,
+            in_turn: self.in_turn,
             not_before: due.max(self.failure.as_ref().map(|it| it.not_before)),
         }
     }

@@ -1,22 +1,27 @@
 //! Ends containers: hook, signal, and the kill when time is up. Also their last words.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
-use super::care::Hook;
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::time::timeout_at;
+
+use super::care::{Hook, Parting, role};
 use super::{Done, RETRY, Worker};
-use crate::kubelet::act::{Target, act};
+use crate::kubelet::act::act;
 use crate::kubelet::clock;
 use crate::kubelet::disk::{self, blocking};
 use crate::kubelet::event::About;
 use crate::kubelet::log_file;
-use crate::kubelet::pod::Life;
+use crate::kubelet::pod::{Life, Role};
 use crate::kubelet::ports::{Attempt, Containers};
 use crate::kubelet::status::newest;
 use crate::kubelet::translate::log_path;
 use crate::kubelet::volume;
 use crate::kubelet::volume::mounts::message_file;
-use crate::wire::pod::{Container, Handler};
+use crate::wire::pod::Container;
 
 /// Between signal and kill at least, whatever was asked and however long the `preStop` hook took: a process that heeds the
 /// signal is not killed. Source: Kubernetes v1.36, `pkg/kubelet/kuberuntime` `killContainer`, `minimumGracePeriodInSeconds`.
@@ -28,7 +33,7 @@ const LONGEST_FROM_LOG: u64 = 2048;
 const LINES_FROM_LOG: usize = 80;
 
 impl Worker {
-    /// Asks a container to end: `preStop`, then its stop signal.
+    /// Asks a container to end: `preStop`, then (a sidecar: in its turn, or when the time is up) its stop signal.
     pub(super) fn end(&mut self, index: usize, attempts: &[Attempt], now: Instant) -> bool {
         let pod = self.pod.clone();
         let Some(it) = pod.all_containers().nth(index) else {
@@ -38,37 +43,64 @@ impl Worker {
             return false;
         };
         let (grace, message) = self.terms(it, now);
-        let deleted = matches!(self.life, Life::Stopping { .. }) && !self.past_deadline;
-        let no_time = grace.is_zero() || deleted && self.asked_grace() <= 0;
+        let stops = matches!(self.life, Life::Stopping { .. });
+        let waits = stops && role(&pod, index) == Role::Sidecar;
         self.host.events.normal(About::container(&pod, it), "Killing", message);
         let (target, signal) = (self.target(&it.name), running.stop_signal);
         let hook = it.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone());
-        let hook = hook.filter(|_| !no_time);
+        let hook = hook.filter(|_| !grace.is_zero());
+        let until = now + grace;
         let kill_at = match hook {
-            Some(_) => now + grace + SHORTEST, // no hook ends later than that; when it has, `told` knows better
-            None => now + grace.max(SHORTEST),
+            None if !waits => now + grace.max(SHORTEST),
+            // No signal comes later than `until`; when it has come, `told` knows better.
+            None | Some(_) => until + SHORTEST,
         };
+        let Some(care) = self.cares.get_mut(&it.name) else {
+            return false;
+        };
+        let (waits, parting) = (waits && !care.in_turn, care.parting.clone());
         let (events, about, attempt) = (self.host.events.clone(), About::container(&pod, it), running.attempt);
         let note = hook_note(&self.host.settings.root, &pod.meta.uid, &it.name, attempt);
         let asking = self.background.spawn(async move {
+            let mut writing = None;
             if let Some(hook) = hook
-                && let Err(why) = pre_stop(&target, &hook, grace, note).await
+                && !was_run(&parting, &note).await
             {
-                events.warning(about, "FailedPreStopHook", format!("PreStopHook failed: {why}"));
+                let left = until.saturating_duration_since(clock::now());
+                if let Err(why) = act(&target, &hook, left).await {
+                    events.warning(about, "FailedPreStopHook", format!("PreStopHook failed: {why}"));
+                }
+                parting.hook_done.store(true, Ordering::Relaxed);
+                writing = Some(write(note));
+            }
+            if waits {
+                // Late or in time: now it is asked.
+                let _ = timeout_at(until.into(), parting.turn.notified()).await;
             }
             let (uid, name) = (&target.pod.meta.uid, &target.container);
             if let Err(error) = target.containers.signal(uid, name, signal).await {
                 tracing::warn!(pod = %target.pod.key(), container = name, %error, "a container is not told to end");
             }
-            Done::Told(target.container, attempt, now + grace)
-        });
-        if let Some(care) = self.cares.get_mut(&it.name) {
-            care.kill_at = Some(kill_at);
-            if let Some(before) = care.asking.replace(asking) {
-                before.abort(); // it would give the container more time than it now has
+            if let Some(writing) = writing {
+                written(writing.await);
             }
+            Done::Told(target.container, attempt, until)
+        });
+        care.kill_at = Some(kill_at);
+        if let Some(before) = care.asking.replace(asking) {
+            before.abort(); // it would give the container more time than it now has
         }
         true
+    }
+
+    /// Lets a sidecar have its signal.
+    pub(super) fn turn_has_come(&mut self, index: usize) -> bool {
+        let it = self.pod.all_containers().nth(index);
+        if let Some(care) = it.and_then(|it| self.cares.get_mut(&it.name)) {
+            care.in_turn = true;
+            care.parting.turn.notify_one();
+        }
+        false
     }
 
     /// Takes note that a container has its signal: its grace goes on, and is not over at once.
@@ -134,24 +166,31 @@ impl Worker {
     }
 }
 
-/// Runs a `preStop` hook unless it has run: an agent that restarts while a container ends asks the container to end once
-/// more, and the note tells it what has been done. A hook that the restart cut off runs again, as Kubernetes has it.
-async fn pre_stop(target: &Target, hook: &Handler, grace: Duration, note: PathBuf) -> Result<(), String> {
-    let known = note.clone();
-    if blocking(move || known.try_exists()).await.unwrap_or(false) {
-        return Ok(());
-    }
-    let result = act(target, hook, grace).await;
-    let kept = blocking(move || {
+/// Whether the `preStop` hook of this attempt has come to its end: an agent that restarts while a container ends asks it to end
+/// once more, and the note on disk tells it what has been done.
+async fn was_run(parting: &Parting, note: &Path) -> bool {
+    let known = note.to_owned();
+    parting.hook_done.load(Ordering::Relaxed) || blocking(move || known.try_exists()).await.unwrap_or(false)
+}
+
+/// Begins to write the note. Nobody waits for it before the signal: a slow card would use up the time to heed it.
+///
+/// The order of the two is free. An agent that dies before the note is durable runs the hook again, as Kubernetes does with one
+/// that was cut off; one that dies before the signal sends it when it is back. Either way the grace begins once with each agent,
+/// and its end needs no note.
+fn write(note: PathBuf) -> JoinHandle<io::Result<()>> {
+    spawn_blocking(move || {
         if let Some(folder) = note.parent() {
-            std::fs::create_dir_all(folder)?;
+            fs::create_dir_all(folder)?;
         }
         disk::replace(&note, b"", 0o600)
-    });
-    if let Err(error) = kept.await {
-        tracing::warn!(pod = %target.pod.key(), %error, "an agent that restarts now runs a preStop hook again");
+    })
+}
+
+fn written(result: Result<io::Result<()>, JoinError>) {
+    if let Err(error) = result.map_err(io::Error::other).flatten() {
+        tracing::warn!(%error, "an agent that restarts now runs a preStop hook again");
     }
-    result
 }
 
 /// The file that is there once the `preStop` hook of an attempt has come to its end.
@@ -171,7 +210,7 @@ async fn last_words(file: PathBuf, log: Option<PathBuf>) -> String {
     let read = blocking(move || {
         use std::io::Read as _;
         let mut text = Vec::new();
-        if let Ok(file) = std::fs::File::open(file) {
+        if let Ok(file) = fs::File::open(file) {
             file.take(LONGEST_MESSAGE).read_to_end(&mut text)?;
         }
         match log {

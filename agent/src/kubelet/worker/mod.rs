@@ -138,11 +138,8 @@ impl Worker {
             host,
             gone: desired.gone,
             kept: desired.kept,
-            life: if desired.pod.is_terminal() {
-                Life::Finished
-            } else {
-                Life::Live
-            },
+            // Also one that is over: it may have been declared so while the agent was away, and its processes run on.
+            life: Life::Live,
             pod: desired.pod,
             latest,
             cares: BTreeMap::new(),
@@ -199,6 +196,7 @@ impl Worker {
                 Action::SetUp => self.set_up(state.as_ref(), now).await,
                 Action::Start(index) => self.start(index, &attempts, now).await,
                 Action::End(index) => self.end(index, &attempts, now),
+                Action::Turn(index) => self.turn_has_come(index),
                 Action::Kill(index) => self.kill(index).await,
                 Action::TearDown => self.tear_down(now).await,
                 Action::Farewell => {
@@ -235,7 +233,8 @@ impl Worker {
         }
         let limit = self.pod.spec.active_deadline_seconds;
         let limit = limit.and_then(|it| u64::try_from(it).ok()).map(Duration::from_secs);
-        self.past_deadline |= self.life == Life::Live && limit.is_some_and(|limit| now >= self.began + limit);
+        let lives = self.life == Life::Live && !self.pod.is_terminal();
+        self.past_deadline |= lives && limit.is_some_and(|limit| now >= self.began + limit);
     }
 
     fn wanted(&self) -> Wanted {

@@ -33,23 +33,38 @@ async fn who_does_not_end_in_time_is_killed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_given_no_time_is_asked_all_the_same_and_killed_two_seconds_later() {
+async fn who_is_given_no_time_has_a_second_for_the_hook_and_two_after_the_signal() {
     for obedient in [true, false] {
         let rig = Rig::start();
         *rig.fake.obedient.lock().unwrap() = obedient;
+        rig.behave("farewell", 0, seconds(60));
         let mut spec = polite();
         spec["terminationGracePeriodSeconds"] = json!(0);
         rig.run("web", spec);
         rig.until("it runs", |rig| rig.phase("web") == "Running").await;
         // Such a deletion takes the object away at once.
         rig.delete("web", 0);
-        rig.until("it is asked", |rig| rig.signals() == ["c 15"]).await;
+        let took = rig.until("it is asked", |rig| rig.signals() == ["c 15"]).await;
+        assert!(about(took, seconds(1)), "its preStop hook has a second: {took:?}");
+        assert_eq!(rig.commands(), ["c farewell"]);
         let took = rig.until("it is over", |rig| rig.fake.state("web").is_none()).await;
         let expected: &[&str] = if obedient { &["c 15"] } else { &["c 15", "c 9"] };
         assert_eq!(rig.signals(), expected);
         assert!(about(took, seconds(if obedient { 0 } else { 2 })), "{took:?}");
-        assert_eq!(rig.commands(), [""; 0], "there is no time for a preStop hook");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_without_a_grace_that_is_restarted_has_no_time_for_its_hook() {
+    let rig = Rig::start();
+    let probe = json!({"exec": {"command": ["check"]}, "periodSeconds": 1, "failureThreshold": 1});
+    let container = json!({"livenessProbe": probe, "lifecycle": {"preStop": exec("farewell")}});
+    rig.behave("check", 1, Duration::ZERO);
+    let mut spec = one("Always", container);
+    spec["terminationGracePeriodSeconds"] = json!(0);
+    rig.run("web", spec);
+    rig.until("it is restarted", |rig| rig.restarts("web", "c") == 1).await;
+    assert!(!rig.commands().contains(&"c farewell".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -158,6 +173,63 @@ async fn sidecars_are_asked_also_when_the_others_use_up_the_time() {
     let mut signals = rig.signals();
     signals.sort();
     assert_eq!(signals, ["c 15", "c 9", "s 15", "s 9"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_hook_of_a_sidecar_runs_at_once_and_its_signal_waits_for_its_turn() {
+    // How long the hook lasts, whether the other heeds its signal, and when the sidecar has its own.
+    for (lasts, heeds, signalled) in [(3, true, 3), (3, false, 10), (0, true, 0), (60, true, 10)] {
+        let rig = Rig::start();
+        rig.behave("bye", 0, seconds(lasts));
+        *rig.fake.obedient.lock().unwrap() = heeds;
+        let sidecar = json!({"restartPolicy": "Always", "lifecycle": {"preStop": exec("bye")}});
+        let spec = json!({"initContainers": [named("s", sidecar)], "containers": [named("c", json!({}))]});
+        rig.run("web", spec);
+        rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+        rig.delete("web", 10);
+        let case = format!("a hook of {lasts} s, heeding: {heeds}");
+        let took = rig.until(&case, |rig| rig.commands() == ["s bye"]).await;
+        assert!(about(took, seconds(0)), "{case}: {took:?}");
+        let took = rig.until(&case, |rig| rig.signals().contains(&"s 15".into())).await;
+        assert!(about(took, seconds(signalled)), "{case}: {took:?}");
+        let took = rig.until_gone("web").await;
+        assert!(about(took, seconds(if heeds { 0 } else { 2 })), "{case}: {took:?}");
+        assert_eq!(rig.commands(), ["s bye"], "{case}: once");
+        assert_eq!(rig.signals().contains(&"s 9".into()), !heeds, "{case}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn sidecars_end_in_the_reverse_of_their_order() {
+    let rig = Rig::start();
+    let sidecar = |name| named(name, json!({"restartPolicy": "Always"}));
+    let spec = json!({"initContainers": [sidecar("s"), sidecar("t")], "containers": [named("c", json!({}))]});
+    rig.run("web", spec);
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    rig.delete("web", 30);
+    rig.until_gone("web").await;
+    assert_eq!(rig.signals(), ["c 15", "t 15", "s 15"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_stands_still_keeps_no_signal_back() {
+    let rig = Rig::start();
+    rig.run("web", polite());
+    rig.until("it runs", |rig| rig.phase("web") == "Running").await;
+    // Whoever opens a pipe to write waits for a reader: so does the note that the hook has run.
+    let pipe = rig.path("web", "hooks/c-0.pre-stop.tmp");
+    std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    rig.delete("web", 30);
+    let begun = std::time::Instant::now();
+    // The paused clock stands while a thread waits for the disk.
+    while rig.signals().is_empty() && begun.elapsed() < seconds(10) {
+        tokio::task::yield_now().await;
+    }
+    let signals = rig.signals();
+    drop(std::fs::File::open(&pipe).unwrap());
+    assert_eq!(signals, ["c 15"]);
+    rig.until_gone("web").await;
 }
 
 #[tokio::test(start_paused = true)]

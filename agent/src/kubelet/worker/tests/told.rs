@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{exec, one, seconds};
+use super::{about, exec, one, seconds};
 use crate::kubelet::testing::node::{Rig, path};
 use crate::wire::object::list;
 
@@ -163,4 +163,38 @@ async fn a_pod_that_somebody_declares_failed_ends_and_stays_so() {
     assert_eq!((rig.phase("web").as_str(), rig.started().len()), ("Failed", 1));
     assert_eq!(rig.pod("web")["status"]["reason"], "NodeLost");
     assert!(!ready(&rig));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_was_declared_failed_has_its_grace_from_an_agent_that_starts_again() {
+    for noticed in [true, false] {
+        let mut rig = Rig::start();
+        *rig.fake.obedient.lock().unwrap() = false;
+        let mut spec = one("Always", json!({}));
+        spec["terminationGracePeriodSeconds"] = json!(20);
+        spec["activeDeadlineSeconds"] = json!(100);
+        rig.run("web", spec);
+        rig.until("it is ready", ready).await;
+        tokio::time::sleep(seconds(1)).await;
+        let failed = json!({"status": {"phase": "Failed", "reason": "NodeLost"}});
+        if noticed {
+            rig.api.change(&path("web"), &failed);
+            rig.until("it is asked", |rig| rig.signals() == ["c 15"]).await;
+            tokio::time::sleep(seconds(5)).await;
+            rig.agent_dies().await;
+        } else {
+            rig.agent_dies().await;
+            rig.api.change(&path("web"), &failed);
+        }
+        tokio::time::sleep(seconds(200)).await;
+        rig.fake.signals.lock().unwrap().clear();
+        rig.agent_starts();
+        rig.until("it is asked", |rig| rig.signals() == ["c 15"]).await;
+        let took = rig.until("it is killed", |rig| rig.signals() == ["c 15", "c 9"]).await;
+        assert!(about(took, seconds(20)), "{took:?}, noticed: {noticed}");
+        rig.until("nothing runs", |rig| rig.fake.state("web").is_none()).await;
+        tokio::time::sleep(seconds(1)).await;
+        assert_eq!((rig.phase("web").as_str(), rig.started().len()), ("Failed", 1));
+        assert_eq!(rig.pod("web")["status"]["reason"], "NodeLost", "and not its deadline");
+    }
 }
