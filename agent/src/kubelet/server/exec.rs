@@ -19,8 +19,12 @@ use crate::kubelet::ports::Attempt;
 use crate::kubelet::status::newest;
 use crate::runtime::ExecSpec;
 
-/// A client that has heard how it ended has gone by then.
-pub const FAREWELL: Duration = Duration::from_secs(5);
+/// A client that has heard how it ended goes. Until then it is heard out: who closes while input comes that nobody reads sends a
+/// reset, which takes away what is still on its way to the client. One that reads slowly has megabytes on their way, in the
+/// buffers of the kernel and the tunnel.
+pub const FAREWELL: Duration = Duration::from_secs(120);
+/// One that is silent so long is not waited for: a close without unread input takes nothing away.
+pub const SILENCE: Duration = Duration::from_secs(5);
 
 /// What is joined with a client.
 #[derive(Clone, Debug)]
@@ -73,10 +77,9 @@ pub async fn by_websocket(port: Arc<Port>, joining: Joining, protocol: Protocol,
     let (to, from) = websocket::open(upgraded).await.split();
     let (mut ear, mut mouth) = (Listening { protocol, from }, Speaking(to));
     run(&port, joining, &mut ear, &mut mouth).await;
-    // Closing before the client has would cut off what is still on its way to it.
     let leaving = async {
         websocket::close(&mut mouth.0).await;
-        while websocket::next(&mut ear.from).await.is_some() {}
+        while let Ok(Some(_)) = timeout(SILENCE, websocket::next(&mut ear.from)).await {}
     };
     let _ = timeout(FAREWELL, leaving).await;
 }

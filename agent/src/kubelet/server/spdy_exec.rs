@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::Port;
 use super::channel::{Heard, Said, resize};
-use super::exec::{FAREWELL, Joining, run};
+use super::exec::{Joining, run};
 use super::route::Streams;
 use super::spdy::frame::{self, Encoder};
 use super::spdy::header::value;
@@ -82,8 +82,7 @@ pub async fn serve(port: Arc<Port>, joining: Joining, upgraded: Upgraded) {
         ear.source
     };
     let (source, ()) = tokio::join!(serving, sink.run());
-    // Closing while there is input that nobody has read would cut off what is still on its way to the client.
-    let _ = timeout(FAREWELL, source.drain()).await;
+    source.drain().await;
 }
 
 /// Waits for the client to open all streams.

@@ -9,9 +9,11 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
 use super::frame::{Decoder, Heard};
+use crate::kubelet::server::exec::{FAREWELL, SILENCE};
 use crate::kubelet::server::websocket::{self, Socket};
 
 /// Read at once.
@@ -94,9 +96,10 @@ impl Source {
         }
     }
 
-    /// Drops what still comes, until the client closes.
+    /// Hears a client out that has been told all: drops what still comes until it closes, is silent, or has had its time.
     pub async fn drain(mut self) {
-        while self.read().await.is_some() {}
+        let hearing = async { while let Ok(Some(_)) = timeout(SILENCE, self.read()).await {} };
+        let _ = timeout(FAREWELL, hearing).await;
     }
 
     async fn more(&mut self) -> Option<()> {
@@ -141,6 +144,53 @@ impl Sink {
                 to.flush().await
             }
             To::WebSocket(to) => to.send(Message::Binary(frame)).await.map_err(io::Error::other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::time::Duration;
+
+    use tokio::io::duplex;
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_still_sends_is_heard_out_and_a_silent_one_is_left() {
+        let pause = Duration::from_secs(1);
+        for (sends, closes, expected) in [
+            (60, true, pause * 60),
+            (0, false, SILENCE),
+            (3, false, pause * 2 + SILENCE),
+            (u32::MAX, false, FAREWELL),
+        ] {
+            let (mut client, node) = duplex(64);
+            let (source, _sink, _queue) = bare(node);
+            let begun = Instant::now();
+            let sending = async move {
+                for number in 0..sends {
+                    if number > 0 {
+                        sleep(pause).await;
+                    }
+                    client.write_all(b"more").await.unwrap();
+                }
+                if closes {
+                    sleep(pause).await;
+                    drop(client);
+                }
+                pending::<()>().await;
+            };
+            let took = tokio::select! {
+                () = source.drain() => begun.elapsed(),
+                () = sending => Duration::ZERO,
+            };
+            assert!(
+                took.abs_diff(expected) < Duration::from_millis(10),
+                "{sends} pieces: {took:?}"
+            );
         }
     }
 }
