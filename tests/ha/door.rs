@@ -1,10 +1,13 @@
 //! The API of one server, asked over bare HTTPS: status, headers and body as they come.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
 use agent::api::{ApiError, Client, Endpoint, WatchStream};
 use agent::join::trust::{self, Shown};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Request};
@@ -23,6 +26,8 @@ pub const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 pub struct Door {
     pub name: String,
     endpoint: Endpoint,
+    /// What an agent says that comes with the token.
+    token: String,
 }
 
 /// What a server answered.
@@ -50,19 +55,36 @@ impl Door {
             port: 6443,
             tls: Some(tls),
         };
+        let token = fs::read_to_string(lab.node_token(server)).unwrap();
+        // With the authorities' hash before it.
+        let credential = token.trim().rsplit_once("::").unwrap().1;
+        let token = format!("Basic {}", STANDARD.encode(credential));
         let name = name.to_owned();
-        Self { name, endpoint }
+        Self { name, endpoint, token }
     }
 
     /// Asks on a connection of its own. `Err`: no answer came, whatever became of the request.
     pub async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, String> {
+        self.ask_as(None, method, path, body).await
+    }
+
+    async fn ask_as(
+        &self,
+        authorization: Option<&str>,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, String> {
         let asking = async {
             let mut link = self.endpoint.connect().await.map_err(|error| error.to_string())?;
-            let request = Request::builder()
+            let mut request = Request::builder()
                 .method(method)
                 .uri(path)
                 .header("host", self.endpoint.authority())
                 .header("content-type", "application/json");
+            if let Some(authorization) = authorization {
+                request = request.header("authorization", authorization);
+            }
             let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
             let answer = link.ask(request.body(Full::new(body)).unwrap()).await;
             answer.map_err(|failure| failure.error.to_string())
@@ -98,6 +120,16 @@ impl Door {
         self.ask(Method::DELETE, &format!("{MAPS}/{name}"), None).await
     }
 
+    /// The addresses of the servers that agents are told of, without ports.
+    pub async fn servers(&self) -> Result<BTreeSet<String>, String> {
+        let token = Some(self.token.as_str());
+        let answer = self.ask_as(token, Method::GET, "/v1-k3s/apiservers", None).await?;
+        let all = answer.body.as_array().filter(|_| answer.code == 200);
+        let all = all.ok_or_else(|| format!("{}: {}", answer.code, answer.body))?.iter();
+        let hosts = all.filter_map(|one| Some(one.as_str()?.rsplit_once(':')?.0.to_owned()));
+        Ok(hosts.collect())
+    }
+
     /// The newest revision.
     pub async fn revision(&self) -> Result<u64, String> {
         let list = self.ask(Method::GET, &format!("{MAPS}?limit=1"), None).await?;
@@ -111,8 +143,15 @@ impl Door {
 
     /// The same, for who wants to know why not.
     pub async fn open_watch(&self, from: u64) -> Result<WatchStream, ApiError> {
-        let path = format!("{MAPS}?watch=1&allowWatchBookmarks=true&resourceVersion={from}");
-        Client::new(self.endpoint.clone()).watch(&path).await
+        self.follow(&format!(
+            "{MAPS}?watch=1&allowWatchBookmarks=true&resourceVersion={from}"
+        ))
+        .await
+    }
+
+    /// Opens any watch; `path` holds the query.
+    pub async fn follow(&self, path: &str) -> Result<WatchStream, ApiError> {
+        Client::new(self.endpoint.clone()).watch(path).await
     }
 }
 

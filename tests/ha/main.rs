@@ -17,6 +17,7 @@ mod network;
 mod outage;
 mod promotion;
 mod steps;
+mod takeover;
 mod watcher;
 
 use cluster::Cluster;

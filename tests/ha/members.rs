@@ -1,11 +1,14 @@
 //! One of three members of etcd is killed, stands still or loses the others: the other two are enough.
 
-use tests::lab::within;
+use std::thread;
+use std::time::Instant;
+
+use tests::lab::within_of;
 
 use crate::cluster::{Cluster, now};
 use crate::load::Load;
 use crate::outage::{HEALED, all_is_well};
-use crate::steps::agents_work;
+use crate::steps::{MOVE, agents_work_within};
 
 /// What happens to a member.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,32 +33,40 @@ pub fn a_member_is_lost(cluster: &mut Cluster, how: Loss) {
     let load = Load::start(&cluster.doors, phase);
     let members = cluster.database.members();
     let leader = members.leader().unwrap();
+    let begun = Instant::now();
     match how {
         Loss::Killed => members.kill((leader + 1) % members.size()).unwrap(),
         Loss::Stalled => members.pause(leader).unwrap(),
         Loss::CutOff => members.cut_off(leader).unwrap(),
     }
-    let on = load.goes_on(HEALED);
+    let (on, worked) = thread::scope(|scope| {
+        let on = scope.spawn(|| load.goes_on(HEALED));
+        let worked = agents_work_within(HEALED, begun, cluster, first, phase);
+        (on.join().unwrap(), worked)
+    });
     if how == Loss::CutOff {
-        within(HEALED, "another member leads", || members.leader().unwrap() != leader);
+        let members = cluster.database.members();
+        within_of(HEALED, begun, "another member leads", || {
+            members.leader().unwrap() != leader
+        });
     }
     for name in cluster.servers.clone() {
         let (door, map) = (cluster.door(name), format!("without-{phase}-{name}"));
-        within(HEALED, "every server writes", || {
+        within_of(HEALED, begun, "every server writes", || {
             let code = now(door.create(&map, 1)).map(|answer| answer.code);
             matches!(code, Ok(201 | 409)) // in doubt first, and it had happened
         });
     }
-    let worked = agents_work(cluster, first, phase);
     load.goes_on(HEALED);
     let members = cluster.database.members();
+    let healed = Instant::now();
     match how {
         Loss::Killed => members.start_again((leader + 1) % members.size()).unwrap(),
         Loss::Stalled => members.resume(leader).unwrap(),
         Loss::CutOff => members.mend().unwrap(),
     }
-    let back = load.goes_on(HEALED);
-    all_is_well(cluster);
+    let back = load.goes_on(MOVE);
+    all_is_well(cluster, healed);
     let verdict = load.end();
     assert_eq!(verdict.broken(), 0, "a watch ended: {verdict}");
     assert_eq!(cluster.pods(first), before);

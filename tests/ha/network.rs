@@ -4,12 +4,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use tests::lab::{Direction, Proxy, Weather, until, within};
+use tests::lab::{Direction, Proxy, Weather, until, within_of};
 
 use crate::cluster::{AGENTS, Cluster};
 use crate::load::Load;
 use crate::outage::{HEALED, all_is_well};
-use crate::steps::{agents_work, agents_work_within};
+use crate::steps::{MOVE, agents_work, agents_work_within};
 
 /// As between two towns, on a bad day.
 const SLOW: Weather = Weather {
@@ -52,8 +52,6 @@ const LOST: u32 = 10;
 const HERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 /// For pods on agents that are far away.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Until an agent is ready after its network has healed: the promise to people.
-const READY: Duration = Duration::from_secs(10);
 /// Connections that break before it counts as a bad day.
 const CUTS: usize = 20;
 
@@ -79,9 +77,10 @@ pub fn the_way_to_the_datastore_is_bad(cluster: &mut Cluster) {
         // Longer than a server waits for its database (`server/src/store/sql/connector.rs`).
         sleep(Duration::from_secs(11));
     }
+    let healed = Instant::now();
     set(cluster, Weather::default());
     let back = load.goes_on(HEALED);
-    all_is_well(cluster);
+    all_is_well(cluster, healed);
     let verdict = load.end();
     assert_eq!(verdict.broken(), 0, "a watch ended: {verdict}");
     assert_eq!(cluster.pods(cluster.servers[0]), before);
@@ -126,24 +125,33 @@ pub fn the_way_to_the_servers_is_bad(cluster: &mut Cluster) {
     let heard = begun.elapsed();
     let mut worked = Duration::ZERO;
     for round in 0..3 {
-        worked = worked.max(agents_work_within(PATIENCE, cluster, server, &format!("far-{round}")));
+        worked = worked.max(agents_work_within(
+            PATIENCE,
+            Instant::now(),
+            cluster,
+            server,
+            &format!("far-{round}"),
+        ));
         assert_eq!(cluster.ready_nodes(server), 1 + AGENTS.len());
     }
+    let healed = Instant::now();
     for agent in AGENTS {
         cluster.lab.lose_nothing(agent);
         cluster.lab.lead_straight(agent);
     }
     drop(proxies); // that cuts what is open
-    let ready = within(READY, "agents work at once", || {
+    let heard_again = within_of(MOVE, healed, "commands run at once", || {
         let said = cluster
             .at(server)
             .try_run(&["exec", &on(&before, AGENTS[0]), "--", "echo", "near"]);
         said.is_ok_and(|said| said == "near\n")
     });
-    all_is_well(cluster);
+    let ready = agents_work_within(MOVE, healed, cluster, server, "near");
+    all_is_well(cluster, healed);
     assert_eq!(cluster.pods(server), before);
     eprintln!(
-        "far agents: commands through every server after {heard:?}, worked within {worked:?}; straight again after {ready:?}"
+        "far agents: commands through every server after {heard:?}, worked within {worked:?}; straight again, commands after \
+         {heard_again:?}, worked after {ready:?}"
     );
 }
 

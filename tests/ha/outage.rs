@@ -1,19 +1,26 @@
 //! The datastore goes, or a server's way to it, or a server stands still: what goes on, what waits, and that all of it heals.
 
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use tests::lab::{until, within};
+use tests::lab::{until, within_of};
 
 use crate::cluster::{AGENTS, Cluster, now};
 use crate::load::Load;
-use crate::steps::{TAKEOVER, agents_work, agents_work_within};
+use crate::steps::{MOVE, agents_work_within};
+use crate::takeover::takes_place;
 
 /// Longer than a lead lasts and a Lease counts (`server/src/peers`).
 const LONG: Duration = Duration::from_secs(13);
-/// Until an agent gives up connections through which nothing comes any more (`docs/server-died.md`: 20 s), and until it works.
+/// Until an agent has given up connections through which nothing comes any more (`docs/server-died.md`: 20 s), and works.
 const SILENT: Duration = Duration::from_secs(25);
-/// Until everything is as before, once the cause is gone.
+/// Until agents work through the others, when a server is cut off from its database: that lets go of what the server had locked
+/// after 10 s (`server/src/store/sql/postgres/link.rs`), and nobody writes before.
+const HELD: Duration = Duration::from_secs(20);
+/// Until a node says again that it is ready, when it has been silent for too long meanwhile: an attempt to renew its Lease that
+/// falls into the void may last for 10 s, and the next one comes 10 s later (`agent/src/kubelet/node`).
+pub const BACK: Duration = Duration::from_secs(25);
+/// Until everything is as before, once the cause is gone; agents are back sooner ([`MOVE`]).
 pub const HEALED: Duration = Duration::from_secs(20);
 
 /// How a datastore goes away.
@@ -54,18 +61,25 @@ pub fn the_datastore_is_away(cluster: &mut Cluster, how: Away) {
     for name in cluster.servers.iter().chain(&AGENTS) {
         assert!(cluster.lab.runs(name), "{name} has ended");
     }
+    let mut healed = Instant::now();
     match how {
-        Away::Killed => cluster.database.start_again(),
+        Away::Killed => {
+            cluster.database.start_again();
+            healed = Instant::now();
+        }
         Away::Paused => cluster.database.resume(),
     }
-    let back = load.goes_on(HEALED);
-    all_is_well(cluster);
+    let (back, worked) = thread::scope(|scope| {
+        let back = scope.spawn(|| load.goes_on(HEALED));
+        let worked = agents_work_within(MOVE, healed, cluster, cluster.servers[1], phase);
+        all_is_well(cluster, healed);
+        (back.join().unwrap(), worked)
+    });
     let verdict = load.end();
     assert!(verdict.doubts > 0, "nothing was on its way: {verdict}");
     assert_eq!(verdict.broken(), 0, "a watch ended: {verdict}");
     assert_eq!(cluster.pods(cluster.servers[0]), before);
-    agents_work(cluster, cluster.servers[1], phase);
-    eprintln!("{phase}: writes went on {back:?} after it was back: {verdict}");
+    eprintln!("{phase}: writes went on {back:?} after it was back, agents worked after {worked:?}: {verdict}");
 }
 
 /// What happens to a server.
@@ -89,13 +103,25 @@ pub fn the_leader_is_cut_off(cluster: &mut Cluster, how: Cut) {
         Cut::FromDatastore => "cut-off",
     };
     let load = Load::start(&cluster.doors, phase);
-    match how {
-        Cut::Stalled => cluster.lab.pause(away),
-        Cut::FromDatastore => cluster.lab.cut_backdoor(away),
-    }
-    load.goes_on(HEALED);
-    within(TAKEOVER, "another server leads, alone in the endpoints", || {
-        cluster.endpoints(others[0]) == others && cluster.leader(others[0]).is_some_and(|leader| leader != away)
+    let begun = Instant::now();
+    let agents = match how {
+        // To them it is a machine that says nothing any more.
+        Cut::Stalled => {
+            cluster.lab.pause(away);
+            SILENT
+        }
+        // It tells them; the others may have to wait for its lock.
+        Cut::FromDatastore => {
+            cluster.lab.cut_backdoor(away);
+            HELD
+        }
+    };
+    let (worked, taken) = thread::scope(|scope| {
+        let taken = scope.spawn(|| takes_place(cluster, away, begun));
+        let writing = scope.spawn(|| load.goes_on(HEALED));
+        let worked = agents_work_within(agents, begun, cluster, others[0], &format!("without-{phase}"));
+        writing.join().unwrap();
+        (worked, taken.join().unwrap())
     });
     if how == Cut::FromDatastore {
         now(async {
@@ -105,14 +131,16 @@ pub fn the_leader_is_cut_off(cluster: &mut Cluster, how: Cut) {
             assert_eq!(refused.code, 503, "{}", refused.body);
         });
     }
+    let healed = Instant::now();
     match how {
         Cut::Stalled => cluster.lab.resume(away),
         Cut::FromDatastore => cluster.lab.mend_backdoor(away),
     }
-    within(HEALED, "it is back among the servers", || {
+    let again = agents_work_within(MOVE, healed, cluster, others[0], phase);
+    all_is_well(cluster, healed);
+    let back = within_of(HEALED, healed, "it is back among the servers", || {
         cluster.endpoints(others[0]) == cluster.servers
     });
-    all_is_well(cluster);
     load.goes_on(HEALED);
     let verdict = load.end();
     assert_eq!(cluster.pods(others[0]), before);
@@ -121,8 +149,10 @@ pub fn the_leader_is_cut_off(cluster: &mut Cluster, how: Cut) {
         leader.is_some_and(|leader| leader != away),
         "it took the lead back: {leader:?}"
     );
-    agents_work(cluster, others[0], phase);
-    eprintln!("{phase}: {verdict}");
+    eprintln!(
+        "{phase}: agents worked after {worked:?}, {taken}; healed, agents worked after {again:?}, in the endpoints after \
+         {back:?}: {verdict}"
+    );
 }
 
 /// An agent's packets to a server get lost, both ways: it works through another one, and its pods are reached through every
@@ -133,27 +163,34 @@ pub fn an_agent_is_cut_off_from_a_server(cluster: &Cluster) {
     let before = cluster.pods(others[0]);
     let pod = before.iter().find(|pod| pod.contains(&format!(" {agent} "))).unwrap();
     let pod = pod.split_whitespace().next().unwrap();
-    cluster.lab.part(agent, lost);
     let begun = Instant::now();
-    for name in &cluster.servers {
-        let words = ["exec", pod, "--", "echo", name];
-        until("its pods are reached through every server", || {
-            cluster.at(name).try_run(&words).is_ok_and(|said| said.trim() == *name)
-        });
-    }
-    let reached = begun.elapsed();
-    let worked = agents_work_within(SILENT, cluster, others[0], "parted");
-    all_is_well(cluster);
+    cluster.lab.part(agent, lost);
+    let (reached, worked) = thread::scope(|scope| {
+        let worked = scope.spawn(|| agents_work_within(SILENT, begun, cluster, others[0], "parted"));
+        let mut reached = Duration::ZERO;
+        for name in &cluster.servers {
+            let words = ["exec", pod, "--", "echo", name];
+            reached = within_of(SILENT, begun, "its pods are reached through every server", || {
+                cluster.at(name).try_run(&words).is_ok_and(|said| said.trim() == *name)
+            });
+        }
+        (reached, worked.join().unwrap())
+    });
+    all_is_well(cluster, Instant::now());
+    let healed = Instant::now();
     cluster.lab.reunite(agent, lost);
-    all_is_well(cluster);
+    let again = agents_work_within(MOVE, healed, cluster, lost, "reunited");
+    all_is_well(cluster, healed);
     assert_eq!(cluster.pods(lost), before);
-    eprintln!("parted: reached through every server after {reached:?}, agents worked after {worked:?}");
+    eprintln!(
+        "parted: reached through every server after {reached:?}, agents worked after {worked:?}; healed, after {again:?}"
+    );
 }
 
-/// Every server says that every node is ready.
-pub fn all_is_well(cluster: &Cluster) {
+/// Every server says that every node is ready, soon after all has healed.
+pub fn all_is_well(cluster: &Cluster, healed: Instant) {
     for name in &cluster.servers {
-        within(HEALED, "all nodes are ready", || {
+        within_of(BACK, healed, "all nodes are ready", || {
             cluster.ready_nodes(name) == 1 + AGENTS.len()
         });
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent::api::WatchKind;
 use hyper::Method;
@@ -21,7 +21,7 @@ use crate::cluster::{Cluster, now};
 use crate::door::{Door, MAPS, revision};
 use crate::load::Load;
 use crate::outage::{HEALED, all_is_well};
-use crate::steps::agents_work;
+use crate::steps::{MOVE, agents_work_within};
 
 const NAP: Duration = Duration::from_millis(20);
 /// While the standby gets nothing any more.
@@ -56,20 +56,28 @@ pub fn a_standby_that_was_behind_takes_over(cluster: &mut Cluster) {
     standby.promote();
     let kept = newest(&standby);
     let (server, way) = cluster.database.behind_a_proxy();
+    let healed = Instant::now();
     way.lead_to(Some(standby.listens()));
     *server = standby;
-    load.writes(20);
-    all_is_well(cluster);
+    let worked = thread::scope(|scope| {
+        let writing = scope.spawn(|| load.writes(20));
+        let worked = agents_work_within(MOVE, healed, cluster, cluster.servers[1], "promoted");
+        all_is_well(cluster, healed);
+        writing.join().unwrap();
+        worked
+    });
     let story = load.end();
     let lost = story.judge(kept);
     assert!(lost > 0, "nothing was lost: the standby was not behind");
     assert_eq!(cluster.pods(cluster.servers[0]), before);
-    agents_work(cluster, cluster.servers[1], "promoted");
     // And all is as on any other day.
     let load = Load::start(&cluster.doors, "promoted");
     load.goes_on(HEALED);
     let verdict = load.end();
-    eprintln!("standby promoted at revision {kept}: {lost} acknowledged writes lost, {story}; afterwards {verdict}");
+    eprintln!(
+        "standby promoted at revision {kept}: agents worked after {worked:?}, {lost} acknowledged writes lost, {story}; \
+         afterwards {verdict}"
+    );
 }
 
 /// Writers and watchers under way.

@@ -24,13 +24,25 @@ pub fn until(what: &str, is_so: impl FnMut() -> bool) {
 }
 
 /// Asks again until it is so, which somebody was promised to be soon. Returns how long that took.
-pub fn within(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < limit, "waited {limit:?} in vain until {what}");
+pub fn within(limit: Duration, what: &str, is_so: impl FnMut() -> bool) -> Duration {
+    within_of(limit, Instant::now(), what, is_so)
+}
+
+/// The same; the promise counts from `begun` on, when a fault began or ended, whatever was looked at meanwhile. An answer that
+/// comes too late counts for nothing.
+pub fn within_of(limit: Duration, begun: Instant, what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
+    loop {
+        let so = is_so();
+        let took = begun.elapsed();
+        assert!(
+            took < limit,
+            "{took:?} have passed, promised were {limit:?}, until {what}"
+        );
+        if so {
+            return took;
+        }
         sleep(Duration::from_millis(100));
     }
-    begun.elapsed()
 }
 
 struct Host {

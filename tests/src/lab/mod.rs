@@ -17,6 +17,6 @@ mod kubectl;
 mod proxy;
 
 pub use faults::BACKYARD;
-pub use host::{Lab, binary, until, within};
+pub use host::{Lab, binary, until, within, within_of};
 pub use kubectl::Kubectl;
 pub use proxy::{Direction, Proxy, Weather};
