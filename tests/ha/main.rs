@@ -7,6 +7,7 @@
 
 #![cfg(test)]
 
+mod chronicle;
 mod cluster;
 mod database;
 mod door;
@@ -15,6 +16,7 @@ mod load;
 mod members;
 mod network;
 mod outage;
+mod pause;
 mod promotion;
 mod steps;
 mod takeover;
@@ -23,7 +25,7 @@ mod watcher;
 use cluster::Cluster;
 use database::Database;
 use members::Loss;
-use outage::{Away, Cut};
+use outage::Away;
 
 #[test]
 fn on_postgresql_a_cluster_survives() {
@@ -38,8 +40,8 @@ fn on_postgresql_a_cluster_survives() {
     steps::the_load_balancer_is_taken_away(&mut cluster);
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
     outage::the_datastore_is_away(&mut cluster, Away::Paused);
-    outage::the_leader_is_cut_off(&mut cluster, Cut::Stalled);
-    outage::the_leader_is_cut_off(&mut cluster, Cut::FromDatastore);
+    pause::the_leader_is_paused_at_work(&cluster);
+    outage::the_leader_is_cut_off_from_the_datastore(&cluster);
     network::the_way_to_the_datastore_is_bad(&mut cluster);
     promotion::a_standby_that_was_behind_takes_over(&mut cluster);
     cluster.stop();
@@ -55,7 +57,7 @@ fn on_mariadb_a_cluster_survives() {
     steps::a_deployment_runs(&cluster);
     steps::the_leader_is_killed(&mut cluster);
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
-    outage::the_leader_is_cut_off(&mut cluster, Cut::Stalled);
+    pause::the_leader_is_paused_at_work(&cluster);
     outage::an_agent_is_cut_off_from_a_server(&cluster);
     network::the_way_to_the_servers_is_bad(&mut cluster);
     cluster.stop();
@@ -74,6 +76,6 @@ fn on_etcd_a_cluster_survives() {
     members::a_member_is_lost(&mut cluster, Loss::CutOff);
     steps::the_leader_is_killed(&mut cluster);
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
-    outage::the_leader_is_cut_off(&mut cluster, Cut::FromDatastore);
+    outage::the_leader_is_cut_off_from_the_datastore(&cluster);
     cluster.stop();
 }

@@ -13,7 +13,7 @@ use crate::takeover::takes_place;
 /// Longer than a lead lasts and a Lease counts (`server/src/peers`).
 const LONG: Duration = Duration::from_secs(13);
 /// Until an agent has given up connections through which nothing comes any more (`docs/server-died.md`: 20 s), and works.
-const SILENT: Duration = Duration::from_secs(25);
+pub const SILENT: Duration = Duration::from_secs(25);
 /// Until agents work through the others, when a server is cut off from its database: that lets go of what the server had locked
 /// after 10 s (`server/src/store/sql/postgres/link.rs`), and nobody writes before.
 const HELD: Duration = Duration::from_secs(20);
@@ -82,61 +82,32 @@ pub fn the_datastore_is_away(cluster: &mut Cluster, how: Away) {
     eprintln!("{phase}: writes went on {back:?} after it was back, agents worked after {worked:?}: {verdict}");
 }
 
-/// What happens to a server.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Cut {
-    /// It stands still.
-    Stalled,
-    /// Its packets to the datastore get lost; it is reached, and reaches all others.
-    FromDatastore,
-}
-
-/// The leader is cut off for longer than its lead lasts: another one takes over, it does no harm when it is back, and in
-/// between its clients are told.
-pub fn the_leader_is_cut_off(cluster: &mut Cluster, how: Cut) {
+/// The leader's packets to the datastore get lost, for longer than its lead lasts; it is reached, and reaches all others. Another
+/// one takes over, and in between its clients are told.
+pub fn the_leader_is_cut_off_from_the_datastore(cluster: &Cluster) {
     until("somebody leads", || cluster.leader(cluster.servers[0]).is_some());
     let away = cluster.leader(cluster.servers[0]).unwrap();
     let others = cluster.others(away);
     let before = cluster.pods(others[0]);
-    let phase = match how {
-        Cut::Stalled => "stalled",
-        Cut::FromDatastore => "cut-off",
-    };
-    let load = Load::start(&cluster.doors, phase);
+    let load = Load::start(&cluster.doors, "cut-off");
     let begun = Instant::now();
-    let agents = match how {
-        // To them it is a machine that says nothing any more.
-        Cut::Stalled => {
-            cluster.lab.pause(away);
-            SILENT
-        }
-        // It tells them; the others may have to wait for its lock.
-        Cut::FromDatastore => {
-            cluster.lab.cut_backdoor(away);
-            HELD
-        }
-    };
+    cluster.lab.cut_backdoor(away);
     let (worked, taken) = thread::scope(|scope| {
         let taken = scope.spawn(|| takes_place(cluster, away, begun));
         let writing = scope.spawn(|| load.goes_on(HEALED));
-        let worked = agents_work_within(agents, begun, cluster, others[0], &format!("without-{phase}"));
+        let worked = agents_work_within(HELD, begun, cluster, others[0], "without-cut-off");
         writing.join().unwrap();
         (worked, taken.join().unwrap())
     });
-    if how == Cut::FromDatastore {
-        now(async {
-            let read = cluster.door(away).read(&format!("by-{away}")).await.unwrap();
-            assert_eq!((read.code, read.stale), (200, true), "{}", read.body);
-            let refused = cluster.door(away).create("refused", 1).await.unwrap();
-            assert_eq!(refused.code, 503, "{}", refused.body);
-        });
-    }
+    now(async {
+        let read = cluster.door(away).read(&format!("by-{away}")).await.unwrap();
+        assert_eq!((read.code, read.stale), (200, true), "{}", read.body);
+        let refused = cluster.door(away).create("refused", 1).await.unwrap();
+        assert_eq!(refused.code, 503, "{}", refused.body);
+    });
     let healed = Instant::now();
-    match how {
-        Cut::Stalled => cluster.lab.resume(away),
-        Cut::FromDatastore => cluster.lab.mend_backdoor(away),
-    }
-    let again = agents_work_within(MOVE, healed, cluster, others[0], phase);
+    cluster.lab.mend_backdoor(away);
+    let again = agents_work_within(MOVE, healed, cluster, others[0], "cut-off");
     all_is_well(cluster, healed);
     let back = within_of(HEALED, healed, "it is back among the servers", || {
         cluster.endpoints(others[0]) == cluster.servers
@@ -150,7 +121,7 @@ pub fn the_leader_is_cut_off(cluster: &mut Cluster, how: Cut) {
         "it took the lead back: {leader:?}"
     );
     eprintln!(
-        "{phase}: agents worked after {worked:?}, {taken}; healed, agents worked after {again:?}, in the endpoints after \
+        "cut-off: agents worked after {worked:?}, {taken}; healed, agents worked after {again:?}, in the endpoints after \
          {back:?}: {verdict}"
     );
 }
