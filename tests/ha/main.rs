@@ -58,6 +58,7 @@ fn on_mariadb_a_cluster_survives() {
     steps::the_leader_is_killed(&mut cluster);
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
     pause::the_leader_is_paused_at_work(&cluster);
+    outage::the_leader_is_cut_off_from_the_datastore(&cluster);
     outage::an_agent_is_cut_off_from_a_server(&cluster);
     network::the_way_to_the_servers_is_bad(&mut cluster);
     cluster.stop();
