@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tests::lab::{Kubectl, Lab, image, until};
@@ -25,6 +25,8 @@ pub struct Cluster {
     kubectls: BTreeMap<&'static str, Kubectl>,
     /// The way into each server.
     pub doors: Vec<Door>,
+    /// The image of pods.
+    pub archive: PathBuf,
 }
 
 impl Cluster {
@@ -46,6 +48,7 @@ impl Cluster {
             servers,
             kubectls,
             doors: Vec::new(),
+            archive,
         };
         cluster.start_balancer();
         for name in cluster.servers.clone() {
@@ -128,10 +131,14 @@ impl Cluster {
         self.servers.iter().copied().filter(|other| *other != name).collect()
     }
 
-    /// How many nodes are ready, by a server's word.
+    /// How many nodes are ready, by a server's word: those of the first server and of [`AGENTS`], no others.
     pub fn ready_nodes(&self, server: &str) -> usize {
         let nodes = self.at(server).try_run(&["get", "nodes", "--no-headers"]);
-        let ready = |line: &&str| line.split_whitespace().nth(1) == Some("Ready");
+        let ready = |line: &&str| {
+            let mut words = line.split_whitespace();
+            let name = words.next().unwrap_or_default();
+            (name == self.servers[0] || AGENTS.contains(&name)) && words.next() == Some("Ready")
+        };
         nodes.map_or(0, |nodes| nodes.lines().filter(ready).count())
     }
 

@@ -11,6 +11,7 @@ mod chronicle;
 mod cluster;
 mod database;
 mod door;
+mod island;
 mod judge;
 mod load;
 mod members;
@@ -24,6 +25,7 @@ mod watcher;
 
 use cluster::Cluster;
 use database::Database;
+use island::Island;
 use members::Loss;
 use outage::Away;
 
@@ -72,9 +74,11 @@ fn on_etcd_a_cluster_survives() {
     let mut cluster = Cluster::start(&["a", "b"], Database::etcd);
     steps::they_are_one_cluster(&cluster);
     steps::a_deployment_runs(&cluster);
+    let island = Island::cut_off(&mut cluster);
     members::a_member_is_lost(&mut cluster, Loss::Killed);
     members::a_member_is_lost(&mut cluster, Loss::Stalled);
     members::a_member_is_lost(&mut cluster, Loss::CutOff);
+    island.comes_back(&mut cluster);
     steps::the_leader_is_killed(&mut cluster);
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
     outage::the_leader_is_cut_off_from_the_datastore(&cluster);
