@@ -137,5 +137,7 @@ mod tests {
     fn what_this_machine_has_is_known() {
         assert!(is_here([127, 0, 0, 1].into()));
         assert!(!is_here([192, 0, 2, 1].into()), "an address for documentation");
+        let bindable = IpAddr::from([127, 0, 0, 5]);
+        assert!(std::net::UdpSocket::bind((bindable, 0)).is_ok() && !is_here(bindable));
     }
 }

@@ -84,6 +84,11 @@ async fn conditions_of_others_stay_and_start_no_quarrel() {
     ]);
     rig.api.change(&path("web"), &json!({"status": {"conditions": theirs}}));
     rig.until("its gate opens", ready).await;
+    let scheduled = condition(&rig, "PodScheduled");
+    assert_eq!(
+        (&scheduled["status"], &scheduled["reason"]),
+        (&json!("False"), &json!("Strange"))
+    );
     let patches = rig.api.patches("web");
     rig.api.change(&path("web"), &json!({"status": {"conditions": theirs}}));
     tokio::time::sleep(seconds(600)).await;
