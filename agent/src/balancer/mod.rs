@@ -2,7 +2,8 @@
 //!
 //! `choice.rs` decides; this is the shell: it accepts, dials (the next server too when one is slow to answer), copies, and
 //! ends the connections of a server that is gone.
-//! TLS goes through it untouched. The health of servers is told by the tunnels (`report`) and by its own dials.
+//! TLS goes through it untouched. The health of servers is told by the tunnels (`report`) and by its own dials. The kernel of
+//! a machine whose server stands still accepts connections for it: so a dial asks the server's tunnel as well (`Pulse`).
 
 mod choice;
 #[cfg(test)]
@@ -14,13 +15,14 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{KeepAlive, TcpKeepIdle, TcpKeepInterval, TcpUserTimeout};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use self::choice::{Choice, Dialed};
@@ -35,6 +37,13 @@ const PROBE_EVERY_S: u32 = 5;
 /// Connections through the port at once; the agent itself has about five.
 const CONNECTIONS: usize = 256;
 
+/// How long a connection waits for its server's tunnel before it is used without: no sign of life is no proof, and there may be
+/// no better way.
+const PULSE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Asks a server for a sign of life, through its tunnel; resolves when it has given one.
+pub type Pulse = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// The balancer. Clones are the same one.
 #[derive(Clone)]
 pub struct Balancer(Arc<Inner>);
@@ -44,6 +53,8 @@ struct Inner {
     resolve: Resolve,
     /// Why the last dial of all servers failed.
     trouble: Mutex<Option<String>>,
+    /// Of the servers that a tunnel stands to.
+    pulses: Mutex<HashMap<String, Pulse>>,
     /// Ends the connections of a server: they wait for a change.
     cuts: Mutex<HashMap<String, watch::Sender<()>>>,
     changed: watch::Sender<()>,
@@ -60,6 +71,7 @@ impl Balancer {
             choice: Mutex::new(Choice::new(default, remembered, seed)),
             resolve,
             trouble: Mutex::default(),
+            pulses: Mutex::default(),
             cuts: Mutex::default(),
             changed: watch::Sender::new(()),
         }))
@@ -113,6 +125,15 @@ impl Balancer {
         }
     }
 
+    /// A tunnel to a server stands, and can be asked for a sign of life until the returned value is dropped.
+    pub fn feel(&self, address: &str, pulse: Pulse) -> Felt {
+        lock(&self.0.pulses).insert(address.to_owned(), pulse);
+        Felt {
+            balancer: self.clone(),
+            address: address.to_owned(),
+        }
+    }
+
     /// A server says that it cannot write, until [`Balancer::report`] says that it is up.
     pub fn unready(&self, address: &str) {
         let elsewhere = lock(&self.0.choice).unready(address);
@@ -133,6 +154,12 @@ impl Balancer {
     /// The servers that a tunnel is wanted to.
     pub fn addresses(&self) -> Vec<String> {
         lock(&self.0.choice).addresses()
+    }
+
+    /// The ways of a new connection.
+    #[cfg(test)]
+    pub fn order(&self) -> Vec<String> {
+        lock(&self.0.choice).order()
     }
 
     /// Notices of [`Balancer::set`], and of a server that can be reached again.
@@ -163,10 +190,17 @@ impl Balancer {
     /// The first server that answers.
     async fn dial(&self) -> Option<(TcpStream, watch::Receiver<()>)> {
         let order = lock(&self.0.choice).order();
+        let only_way = order.len() == 1;
         let dials = order.into_iter().map(|address| async move {
             let cut = self.cuts(&address);
-            match open(&self.0.resolve, &address).await {
-                Ok(server) => {
+            let alive = async {
+                if !only_way {
+                    self.sign_of_life(&address).await;
+                }
+                Ok(())
+            };
+            match tokio::try_join!(open(&self.0.resolve, &address), alive) {
+                Ok((server, ())) => {
                     self.dialed(&address);
                     Ok((server, cut))
                 }
@@ -184,6 +218,14 @@ impl Balancer {
         debug!(error = failures, "all servers failed");
         *lock(&self.0.trouble) = Some(failures);
         None
+    }
+
+    /// Waits until the tunnel of a server has told that it lives; not at all without a tunnel, and [`PULSE_LIMIT`] at most.
+    async fn sign_of_life(&self, address: &str) {
+        let pulse = lock(&self.0.pulses).get(address).cloned();
+        if let Some(pulse) = pulse {
+            let _ = timeout(PULSE_LIMIT, pulse()).await;
+        }
     }
 
     fn dialed(&self, address: &str) {
@@ -206,6 +248,18 @@ impl Balancer {
         if let Some(sender) = lock(&self.0.cuts).get(address) {
             sender.send_replace(());
         }
+    }
+}
+
+/// A tunnel that can be asked for a sign of life, see [`Balancer::feel`].
+pub struct Felt {
+    balancer: Balancer,
+    address: String,
+}
+
+impl Drop for Felt {
+    fn drop(&mut self) {
+        lock(&self.balancer.0.pulses).remove(&self.address);
     }
 }
 
@@ -292,6 +346,37 @@ mod tests {
             let name = timeout(dial::LIMIT / 2, through.read_u8()).await;
             assert_eq!(name.expect("long before the dial of the first is given up").unwrap(), 2);
         }
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_server_that_stands_still_does_not_keep_a_connection_from_the_next() {
+        let mut tasks = JoinSet::new();
+        let (still, b) = (server(1, &mut tasks).await, server(2, &mut tasks).await);
+        let balancer = Balancer::new(&still, &[still.clone(), b.clone()], 0);
+        let (moves, moving) = watch::channel(true);
+        let pulse: Pulse = Arc::new(move || {
+            let mut moving = moving.clone();
+            Box::pin(async move { drop(moving.wait_for(|moving| *moving).await) })
+        });
+        let felt = balancer.feel(&still, pulse);
+        let _other = balancer.feel(&b, Arc::new(|| Box::pin(std::future::ready(()))));
+        balancer.report(&still, true);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap();
+        tasks.spawn(balancer.clone().serve(listener));
+        let name = async || TcpStream::connect(port).await.unwrap().read_u8().await.unwrap();
+        assert_eq!(name().await, 1);
+        moves.send_replace(false);
+        assert_eq!(timeout(PULSE_LIMIT / 2, name()).await.expect("after the head start"), 2);
+        moves.send_replace(true);
+        assert_eq!(name().await, 2, "what works stays in use");
+        // A way that is the only one is taken, whatever its tunnel says.
+        balancer.set(std::slice::from_ref(&still));
+        moves.send_replace(false);
+        assert_eq!(name().await, 1);
+        drop(felt);
+        assert!(lock(&balancer.0.pulses).get(&still).is_none());
         tasks.shutdown().await;
     }
 

@@ -1,4 +1,4 @@
-//! The choice of servers in a simulated network: servers that die with and without a word, come back, join and leave the
+//! The choice of servers in a simulated network: servers that die with and without a word, stand still, come back, join and leave the
 //! cluster; a registration address before them; tunnels and connections of one agent. Ten thousand seeds.
 //!
 //! What must hold, whatever happens: the configured address is always among the ways; a dial finds a server that works
@@ -19,6 +19,9 @@ const SERVERS: [&str; 4] = ["a:6443", "b:6443", "c:6443", "d:6443"];
 const SILENCE: u64 = 20_000;
 const RETRY: u64 = 15_000;
 const ROUND_TRIP: u64 = 50;
+/// How long a dial waits for the tunnel of a server that accepts, and when connections leave one whose tunnel stays silent.
+const PULSE: u64 = 2_000;
+const PATIENCE: u64 = 3_000;
 
 /// How a machine answers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -28,6 +31,8 @@ enum Machine {
     Refuses,
     /// The machine or the way to it is gone.
     Silent,
+    /// The process stands still: the kernel accepts, and nothing answers.
+    Frozen,
 }
 
 struct Tunnel {
@@ -108,11 +113,7 @@ impl World {
     }
 
     fn fail(&mut self) {
-        let how = if self.random.once_in(2) {
-            Machine::Refuses
-        } else {
-            Machine::Silent
-        };
+        let how = [Machine::Refuses, Machine::Silent, Machine::Frozen][self.random.next(3)];
         match self.random.next(SERVERS.len() + 1) {
             0 => self.vip = how,
             index => self.machines[index - 1] = how,
@@ -212,7 +213,7 @@ impl World {
                 false
             }
             Machine::Refuses => true,
-            Machine::Silent => *tunnel.given_up.get_or_insert(now + SILENCE) <= now,
+            Machine::Silent | Machine::Frozen => *tunnel.given_up.get_or_insert(now + SILENCE) <= now,
         };
         if broken {
             tunnel.stands = false;
@@ -250,6 +251,12 @@ impl World {
                 Machine::Works => (true, begin + ROUND_TRIP),
                 Machine::Refuses => (false, begin + ROUND_TRIP),
                 Machine::Silent => (false, begin + dial_limit),
+                // Without a tunnel nothing tells it from one that works.
+                Machine::Frozen if !self.has_tunnel(address) => (true, begin + ROUND_TRIP),
+                Machine::Frozen => {
+                    self.doubt(address);
+                    (true, begin + if order.len() > 1 { PULSE } else { ROUND_TRIP })
+                }
             };
             answers.push((at, worked, address.clone()));
             // The next begins after the head start, or once nobody is being dialed any more.
@@ -265,13 +272,18 @@ impl World {
         // Of all ways there are, not only of those that were tried.
         let mut ways = self.choice.addresses();
         ways.push(self.default.to_owned());
-        let works = ways.iter().any(|address| self.machine(address) == Machine::Works);
-        assert_eq!(winner.is_some(), works, "a server that works is found");
+        let is = |how| ways.iter().any(|address| self.machine(address) == how);
+        let (works, frozen) = (is(Machine::Works), is(Machine::Frozen));
+        assert_eq!(winner.is_some(), works || frozen, "a server that works is found");
         let (at, _, address) = winner?;
-        assert!(
-            at <= head_start * (order.len() as u64 - 1) + ROUND_TRIP,
-            "after {at} ms"
-        );
+        if works {
+            let known = self.machine(&address) != Machine::Frozen || !self.has_tunnel(&address);
+            assert!(known, "{address} stands still, and its tunnel told so");
+            assert!(
+                at <= head_start * (order.len() as u64 - 1) + ROUND_TRIP,
+                "after {at} ms"
+            );
+        }
         if let Some(sticky) = self
             .sticky
             .take()
@@ -291,6 +303,21 @@ impl World {
         self.connections.push(address.clone());
         self.sticky = Some(address.clone());
         Some(address)
+    }
+
+    fn has_tunnel(&self, address: &str) -> bool {
+        self.tunnels
+            .iter()
+            .any(|tunnel| tunnel.address == address && tunnel.stands)
+    }
+
+    /// A dial has asked its tunnel, and the tunnel says nothing.
+    fn doubt(&mut self, address: &str) {
+        let until = self.now + PATIENCE;
+        for tunnel in self.tunnels.iter_mut().filter(|tunnel| tunnel.address == address) {
+            let given_up = tunnel.given_up.get_or_insert(until);
+            *given_up = until.min(*given_up);
+        }
     }
 
     fn check_ways(&self) {

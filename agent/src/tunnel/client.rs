@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
@@ -21,7 +22,7 @@ use super::session::Role;
 use super::stream::{Opened, Stream, Tunnel};
 use super::{allow, link};
 use crate::api::Client;
-use crate::balancer::Balancer;
+use crate::balancer::{Balancer, Pulse};
 use crate::dial;
 use crate::wire::join::PREFIX;
 use crate::wire::standing::Standing;
@@ -42,6 +43,9 @@ const ASK_FIRST: Duration = Duration::from_secs(5);
 const ASK_SPREAD: Duration = Duration::from_millis(500);
 /// So long a tunnel to a server that the cluster names no more may go on for the streams in it.
 const LINGER: Duration = Duration::from_secs(60);
+/// A server that a connection was wanted to and that gives no sign of life for so long stands still, or cannot be reached: other
+/// ways are better. Longer than a bad link takes for a word again and again.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How often it is looked whether streams have ended.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -230,14 +234,13 @@ impl Tunnels {
         let mut streams = JoinSet::new();
         let port = self.kubelet_port;
         let mut known = None;
+        let ready = AtomicBool::new(true);
         let said = |word: &[u8]| {
             let Some(standing) = Standing::decode(word) else {
                 return;
             };
-            match standing.ready {
-                true => self.balancer.report(address, true),
-                false => self.balancer.unready(address),
-            }
+            ready.store(standing.ready, Ordering::Relaxed);
+            stands(&self.balancer, address, standing.ready);
             if known.replace(standing.servers) != Some(standing.servers) {
                 news.notify_one();
             }
@@ -257,11 +260,54 @@ impl Tunnels {
                 }
             }
         };
+        let asked = Arc::new(Notify::new());
+        let _felt = self.balancer.feel(address, pulse(&tunnel, &asked));
         tokio::select! {
             error = link::run_hearing(socket, &tunnel, taken, said) => error,
             never = end(&tunnel, leave) => match never {},
+            never = leave_when_still(&self.balancer, address, &tunnel, &asked, &ready) => match never {},
         }
     }
+}
+
+/// When the balancer asks for a sign of life and none comes, connections go elsewhere until one does. `ready`: what the server has
+/// said of itself.
+async fn leave_when_still(
+    balancer: &Balancer,
+    address: &str,
+    tunnel: &Tunnel,
+    asked: &Notify,
+    ready: &AtomicBool,
+) -> Infallible {
+    loop {
+        asked.notified().await;
+        if timeout(PATIENCE, tunnel.answers()).await.is_ok() {
+            continue;
+        }
+        warn!(
+            peer = address,
+            "the server stands still; connections go to others where there are any"
+        );
+        balancer.report(address, false);
+        tunnel.answers().await;
+        stands(balancer, address, ready.load(Ordering::Relaxed));
+    }
+}
+
+fn stands(balancer: &Balancer, address: &str, ready: bool) {
+    match ready {
+        true => balancer.report(address, true),
+        false => balancer.unready(address),
+    }
+}
+
+fn pulse(tunnel: &Tunnel, asked: &Arc<Notify>) -> Pulse {
+    let (tunnel, asked) = (tunnel.clone(), Arc::clone(asked));
+    Arc::new(move || {
+        asked.notify_one();
+        let tunnel = tunnel.clone();
+        Box::pin(async move { tunnel.answers().await })
+    })
 }
 
 /// Ends a tunnel when it is not wanted any more, and does not come to be wanted again meanwhile.
@@ -324,9 +370,47 @@ async fn carry(stream: Stream, target: SocketAddr) {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt as _;
     use serde_json::json;
+    use tokio_tungstenite::WebSocketStream;
+    use tokio_tungstenite::tungstenite::protocol;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_stands_still_is_left_and_taken_back_when_it_moves() {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let near = WebSocketStream::from_raw_socket(near, protocol::Role::Client, None).await;
+        let mut far = WebSocketStream::from_raw_socket(far, protocol::Role::Server, None).await;
+        let balancer = Balancer::new("a:1", &["a:1".to_owned(), "b:1".to_owned()], 0);
+        balancer.report("a:1", true);
+        let first = |balancer: &Balancer| balancer.order()[0].clone();
+        let (tunnel, asked, ready) = (
+            Tunnel::new(Role::Listener, 1),
+            Arc::new(Notify::new()),
+            AtomicBool::new(true),
+        );
+        let pulse = pulse(&tunnel, &asked);
+        // Whoever reads answers pings.
+        let mut moves = async || while far.next().await.is_some() {};
+        let story = async {
+            tokio::select! {
+                () = pulse() => {}
+                () = moves() => panic!("the tunnel ended"),
+            }
+            let _ = timeout(PATIENCE, moves()).await;
+            assert_eq!(first(&balancer), "a:1");
+            assert!(timeout(PATIENCE * 2, pulse()).await.is_err(), "it stands still");
+            assert_eq!(first(&balancer), "b:1");
+            let _ = timeout(PATIENCE, moves()).await;
+            assert_eq!(first(&balancer), "a:1");
+        };
+        tokio::select! {
+            error = link::run(near, &tunnel, |_| {}) => panic!("{error}"),
+            never = leave_when_still(&balancer, "a:1", &tunnel, &asked, &ready) => match never {},
+            () = story => {}
+        }
+    }
 
     #[test]
     fn servers_are_sorted_and_take_the_supervisors_port() {

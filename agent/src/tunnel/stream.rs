@@ -23,6 +23,8 @@ pub struct Tunnel(Arc<Shared>);
 struct Shared {
     inner: Mutex<Inner>,
     output: Notify,
+    /// Anything was heard.
+    heard: Notify,
 }
 
 struct Inner {
@@ -75,6 +77,7 @@ impl Tunnel {
         Self(Arc::new(Shared {
             inner,
             output: Notify::new(),
+            heard: Notify::new(),
         }))
     }
 
@@ -97,6 +100,13 @@ impl Tunnel {
     pub fn say(&self, word: impl Into<Bytes>) {
         self.lock().word = Some(word.into());
         self.0.output.notify_one();
+    }
+
+    /// Pings the peer and resolves at the first sign of life from then on; never, if the tunnel ends before.
+    pub async fn answers(&self) {
+        let heard = self.0.heard.notified();
+        self.say(Bytes::new());
+        heard.await;
     }
 
     /// Ends the tunnel with a close frame, once what waits to be sent is.
@@ -148,11 +158,14 @@ impl Tunnel {
             }
         }
         self.notify(&inner);
+        drop(inner);
+        self.0.heard.notify_waiters();
         Ok(opened)
     }
 
     pub(super) fn heard(&self) {
         self.lock().session.heard(now());
+        self.0.heard.notify_waiters();
     }
 
     /// The next frame to send.
