@@ -35,6 +35,22 @@ pub struct Planned {
     undo: Undo,
 }
 
+/// What a write comes to: one change, or two that belong together.
+#[derive(Debug)]
+pub struct Plan {
+    /// Of the write's own key.
+    pub first: Planned,
+    /// Of the other key.
+    pub second: Option<Planned>,
+}
+
+impl Plan {
+    /// The newest revision then.
+    pub fn newest(&self) -> Revision {
+        self.second.as_ref().unwrap_or(&self.first).event.revision
+    }
+}
+
 #[derive(Debug)]
 struct Undo {
     key: Arc<str>,
@@ -71,20 +87,40 @@ impl Heads {
         self.replace(Arc::clone(&head.key), Some(head));
     }
 
-    /// Decides on a write and applies it as revision `revision`.
+    /// Decides on a write and applies it as the revisions after `newest`: one, and of a [`Change::Move`] two.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when what the write expects is not so; nothing has changed then.
-    pub fn plan(&mut self, write: &Write, revision: Revision, now: Instant) -> Result<Planned, StoreError> {
+    pub fn plan(&mut self, write: &Write, newest: Revision, now: Instant) -> Result<Plan, StoreError> {
+        let first = self.plan_key(write, newest.next(), now)?;
+        let Change::Move { from, at, .. } = &write.change else {
+            return Ok(Plan { first, second: None });
+        };
+        let removal = Write {
+            key: Arc::clone(from),
+            expect: Expect::At(*at),
+            change: Change::Delete,
+            ttl: None,
+            durability: Durability::Durable,
+        };
+        match self.plan_key(&removal, newest.next().next(), now) {
+            Ok(second) => Ok(Plan {
+                first,
+                second: Some(second),
+            }),
+            Err(error) => {
+                self.undo(vec![first]);
+                Err(error)
+            }
+        }
+    }
+
+    /// Decides on one key.
+    fn plan_key(&mut self, write: &Write, revision: Revision, now: Instant) -> Result<Planned, StoreError> {
         let before = self.by_key.get(&*write.key).cloned();
         let current = before.as_ref().map(|head| head.revision);
-        let expected = match write.expect {
-            Expect::Absent => current.is_none(),
-            Expect::At(revision) => current == Some(revision),
-            Expect::Any => true,
-        };
         let nothing_to_delete = write.change == Change::Delete && current.is_none();
-        if !expected || nothing_to_delete {
+        if !write.expect.holds(current) || nothing_to_delete {
             return Err(StoreError::Conflict { current });
         }
         let key = before
@@ -93,14 +129,14 @@ impl Heads {
         let created = before.as_ref().map_or(revision, |head| head.created);
         let previous = before.as_ref().map_or(Revision::ZERO, |head| head.stored);
         let (value, after) = match &write.change {
-            Change::Put(value) => {
+            Change::Put(value) | Change::Move { value, .. } => {
                 let head = Head {
                     key: Arc::clone(&key),
                     revision,
                     created,
-                    stored: match write.durability {
-                        Durability::Durable => revision,
-                        Durability::Volatile => previous,
+                    stored: match write.is_durable() {
+                        true => revision,
+                        false => previous,
                     },
                     expires: write.ttl.and_then(|ttl| now.checked_add(ttl)),
                 };
@@ -180,27 +216,74 @@ mod tests {
         }
     }
 
+    fn moved(key: &str, expect: Expect, from: &str, at: Revision) -> Write {
+        Write {
+            change: Change::Move {
+                from: from.into(),
+                at,
+                value: Bytes::from_static(b"m"),
+            },
+            durability: Durability::Volatile,
+            ..write(key, expect, None)
+        }
+    }
+
     #[test]
     fn a_batch_taken_back_leaves_everything_as_it_was() {
         let (mut heads, now) = (Heads::default(), Instant::now());
         let one = Revision::new(1);
-        heads.plan(&write("a", Expect::Absent, Some("1")), one, now).unwrap();
+        heads
+            .plan(&write("a", Expect::Absent, Some("1")), Revision::ZERO, now)
+            .unwrap();
         let mut with_ttl = write("a", Expect::At(one), Some("2"));
         with_ttl.ttl = Some(Duration::from_secs(5));
-        let batch = vec![
-            heads.plan(&with_ttl, Revision::new(2), now).unwrap(),
-            heads
-                .plan(&write("b", Expect::Absent, Some("x")), Revision::new(3), now)
-                .unwrap(),
-            heads
-                .plan(&write("a", Expect::Any, None), Revision::new(4), now)
-                .unwrap(),
-        ];
-        assert_eq!((heads.len(), heads.get("a").is_none()), (1, true));
+        let mut batch = Vec::new();
+        for (write, newest) in [
+            (with_ttl, 1),
+            (write("b", Expect::Absent, Some("x")), 2),
+            (moved("c", Expect::Absent, "b", Revision::new(3)), 3),
+            (write("a", Expect::Any, None), 5),
+        ] {
+            let plan = heads.plan(&write, Revision::new(newest), now).unwrap();
+            batch.push(plan.first);
+            batch.extend(plan.second);
+        }
+        assert_eq!((batch.len(), heads.len(), heads.get("c").is_some()), (5, 1, true));
         heads.undo(batch);
         assert_eq!(heads.len(), 1);
         assert_eq!(heads.get("a").map(|head| head.revision), Some(one));
         assert_eq!(heads.next_expiry(), None);
+    }
+
+    #[test]
+    fn a_move_is_two_changes_or_none() {
+        let (mut heads, now, revision) = (Heads::default(), Instant::now(), Revision::new);
+        for (key, newest) in [("a", 0), ("b", 1)] {
+            heads
+                .plan(&write(key, Expect::Absent, Some("1")), revision(newest), now)
+                .unwrap();
+        }
+        for (refused, current) in [
+            (moved("b", Expect::Absent, "a", revision(1)), Some(revision(2))),
+            (moved("c", Expect::At(revision(2)), "a", revision(1)), None),
+            (moved("c", Expect::Absent, "a", revision(2)), Some(revision(1))),
+            (moved("c", Expect::Absent, "none", revision(1)), None),
+        ] {
+            let error = heads.plan(&refused, revision(2), now).unwrap_err();
+            assert!(
+                matches!(error, StoreError::Conflict { current: seen } if seen == current),
+                "{error:?}"
+            );
+            assert_eq!((heads.len(), heads.get("c").is_none()), (2, true), "{refused:?}");
+        }
+        let plan = heads
+            .plan(&moved("c", Expect::Absent, "a", revision(1)), revision(2), now)
+            .unwrap();
+        let second = plan.second.as_ref().unwrap();
+        assert_eq!((&*plan.first.event.key, plan.first.event.revision), ("c", revision(3)));
+        assert_eq!((&*second.event.key, second.event.revision), ("a", revision(4)));
+        assert_eq!((second.previous, plan.newest()), (revision(1), revision(4)));
+        assert!(heads.get("a").is_none() && heads.get("c").is_some_and(|head| head.stored == revision(3)));
     }
 
     #[test]
@@ -209,7 +292,7 @@ mod tests {
         for (revision, ttl) in [(1, 10), (2, 60)] {
             let mut write = write("a", Expect::Any, Some("1"));
             write.ttl = Some(Duration::from_secs(ttl));
-            heads.plan(&write, Revision::new(revision), now).unwrap();
+            heads.plan(&write, Revision::new(revision - 1), now).unwrap();
         }
         assert!(heads.expired(now + Duration::from_secs(59), 9).is_empty());
         assert_eq!(heads.expired(now + Duration::from_secs(60), 9).len(), 1);

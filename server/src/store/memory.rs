@@ -44,11 +44,14 @@ impl Memory {
 
 impl Log {
     fn write(&mut self, write: &Write, now: Instant) -> Result<Revision, StoreError> {
-        let revision = self.revision.next();
-        let planned = self.heads.plan(write, revision, now)?;
-        self.revision = revision;
-        self.events.insert(revision, planned.event.clone());
-        self.tails.send(vec![planned.event]);
+        let plan = self.heads.plan(write, self.revision, now)?;
+        self.revision = plan.newest();
+        let revision = plan.first.event.revision;
+        let events = [Some(plan.first), plan.second].into_iter().flatten();
+        let events: Vec<Event> = events.map(|planned| planned.event).collect();
+        self.events
+            .extend(events.iter().map(|event| (event.revision, event.clone())));
+        self.tails.send(events);
         Ok(revision)
     }
 

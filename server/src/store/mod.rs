@@ -38,6 +38,17 @@ pub enum Expect {
     Any,
 }
 
+impl Expect {
+    /// Whether a key whose last write is `current` (`None`: no such key) is as expected.
+    fn holds(self, current: Option<Revision>) -> bool {
+        match self {
+            Self::Absent => current.is_none(),
+            Self::At(revision) => current == Some(revision),
+            Self::Any => true,
+        }
+    }
+}
+
 /// What a write does.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Change {
@@ -45,6 +56,16 @@ pub enum Change {
     Put(Bytes),
     /// Removes the key.
     Delete,
+    /// Sets the value, and removes another key in the same transaction: both happen or neither, and always durably.
+    /// Watchers see the value set, then the other key removed: with the same revision (etcd) or the next one (all others).
+    Move {
+        /// The other key.
+        from: Arc<str>,
+        /// Its last write must be this one.
+        at: Revision,
+        /// What is set.
+        value: Bytes,
+    },
 }
 
 /// When a write reaches the disk.
@@ -69,6 +90,21 @@ pub struct Write {
     pub ttl: Option<Duration>,
     /// How soon on disk.
     pub durability: Durability,
+}
+
+impl Write {
+    /// Bytes of the value that it sets.
+    fn size(&self) -> usize {
+        match &self.change {
+            Change::Put(value) | Change::Move { value, .. } => value.len(),
+            Change::Delete => 0,
+        }
+    }
+
+    /// Whether it is on disk before it is acknowledged, where a store tells the two apart.
+    fn is_durable(&self) -> bool {
+        self.durability == Durability::Durable || matches!(self.change, Change::Move { .. })
+    }
 }
 
 /// A key's state.
@@ -139,7 +175,7 @@ pub enum StoreError {
     /// Read again, then decide.
     #[error("the key is at another revision")]
     Conflict {
-        /// The key's last write, if it exists.
+        /// The key's last write, if it exists; of [`Change::Move`]'s other key, if the first one is as expected.
         current: Option<Revision>,
     },
     /// Begin anew from the present state.
@@ -187,7 +223,7 @@ pub type Tail = mpsc::Receiver<Arc<[Event]>>;
 /// The contract. All methods can be called from any task; dropping a future before it is ready may or may not have
 /// written, and never leaves the store half done.
 pub trait Store: Send + Sync + 'static {
-    /// Writes, and answers with the revision once it is as durable as asked.
+    /// Writes, and answers with the key's new revision once it is as durable as asked.
     fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>>;
 
     /// One key, as of now.

@@ -14,6 +14,11 @@ use futures_util::future::BoxFuture;
 use server::store::{Change, Durability, Entry, Event, Expect, Range, Store, StoreError, Tail, Write};
 use tokio::task::JoinSet;
 
+pub use crate::moves::{
+    a_key_becomes_another_one_in_one_transaction, a_move_that_lost_the_race_for_either_key_changes_nothing, moved,
+    of_servers_that_move_one_key_at_once_one_does,
+};
+
 /// Longer than anything here takes; what never comes fails the test instead of the run.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -41,6 +46,8 @@ macro_rules! of_all {
     ($backend:expr) => {
         crate::contract::checks!($backend;
             writes_are_compared_and_swapped,
+            a_key_becomes_another_one_in_one_transaction,
+            a_move_that_lost_the_race_for_either_key_changes_nothing,
             the_past_can_be_listed,
             a_watch_misses_and_repeats_nothing,
             what_is_compacted_is_said_to_be,
@@ -66,6 +73,7 @@ macro_rules! of_shared {
         crate::contract::checks!($backend;
             what_one_server_wrote_the_other_reads_at_once,
             servers_that_write_at_once_lose_no_update,
+            of_servers_that_move_one_key_at_once_one_does,
             every_watch_shows_the_writes_of_all_servers,
             a_key_expires_once_whoever_sees_it,
             what_one_server_compacted_is_gone_for_the_other,
@@ -370,6 +378,20 @@ pub async fn a_clean_stop_and_a_start_change_nothing(backend: &dyn Backend) {
     assert!(matches!(conflict, StoreError::Conflict { current } if current == Some(third)));
     let next = store.write(put("/r/a", Expect::At(third), "3")).await.unwrap();
     assert_eq!(next, fourth.next());
+    let moved = store
+        .write(moved("/r/c", Expect::Absent, "4", "/r/a", next))
+        .await
+        .unwrap();
+    let newest = store.revision().await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    let store = backend.open().await;
+    assert_eq!(state(&*store, "/", None).await.unwrap(), [format!("/r/c=4@{moved}")]);
+    assert_eq!(store.revision().await.unwrap(), newest);
+    assert_eq!(
+        store.write(put("/r/d", Expect::Absent, "5")).await.unwrap(),
+        newest.next()
+    );
 }
 
 pub async fn what_one_server_wrote_the_other_reads_at_once(backend: &dyn Backend) {

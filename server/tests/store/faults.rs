@@ -133,7 +133,7 @@ impl Desk {
     async fn write(&self, write: Write, deeds: &mut Deeds) -> Result<Revision, StoreError> {
         let key = write.key.to_string();
         let value = match &write.change {
-            Change::Put(value) => Some(number(value)),
+            Change::Put(value) | Change::Move { value, .. } => Some(number(value)),
             Change::Delete => None,
         };
         let change = value.map_or(history::Change::Delete, history::Change::Put);

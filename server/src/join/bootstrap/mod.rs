@@ -18,6 +18,7 @@ use std::time::Duration;
 use agent::units::Revision;
 use agent::wire::join::ca_hash;
 use agent::wire::token::{Secret, Token};
+use bytes::Bytes;
 use jiff::Timestamp;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::time::sleep;
@@ -250,11 +251,15 @@ async fn share(
     Ok(true)
 }
 
-/// The new one first: a crash in between leaves two good records.
+/// Seals a record with another secret, under its key and in the place of `from`.
 async fn move_to(store: &dyn Store, from: &Entry, record: &Record, secret: &Secret) -> Result<(), BootstrapError> {
     let key = record::key(secret);
-    create(store, &key, record, secret).await?;
-    remove(store, from).await?;
+    let change = Change::Move {
+        from: from.key.clone(),
+        at: from.revision,
+        value: sealed(&key, record, secret)?,
+    };
+    write(store, &key, Expect::Absent, change).await?;
     Ok(())
 }
 
@@ -323,29 +328,32 @@ async fn put_at(
     record: &Record,
     secret: &Secret,
 ) -> Result<Revision, BootstrapError> {
+    let change = Change::Put(sealed(key, record, secret)?);
+    Ok(write(store, key, expect, change).await?)
+}
+
+fn sealed(key: &str, record: &Record, secret: &Secret) -> Result<Bytes, BootstrapError> {
     let sealed = record.seal(secret, chance()?).map_err(|why| BootstrapError::Record {
         key: key.to_owned(),
         why,
     })?;
-    let write = Write {
-        key: key.into(),
-        expect,
-        change: Change::Put(sealed.into()),
-        ttl: None,
-        durability: Durability::Durable,
-    };
-    Ok(store.write(write).await?)
+    Ok(sealed.into())
 }
 
 async fn remove(store: &dyn Store, entry: &Entry) -> Result<(), StoreError> {
+    let expect = Expect::At(entry.revision);
+    write(store, &entry.key, expect, Change::Delete).await.map(drop)
+}
+
+async fn write(store: &dyn Store, key: &str, expect: Expect, change: Change) -> Result<Revision, StoreError> {
     let write = Write {
-        key: entry.key.clone(),
-        expect: Expect::At(entry.revision),
-        change: Change::Delete,
+        key: key.into(),
+        expect,
+        change,
         ttl: None,
         durability: Durability::Durable,
     };
-    store.write(write).await.map(drop)
+    store.write(write).await
 }
 
 /// The hash of the authority in the token.

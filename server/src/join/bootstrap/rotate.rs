@@ -1,10 +1,9 @@
 //! The token becomes another one: the record goes from the old token's key to the new one's, sealed anew.
 //!
-//! Two keys and no transaction over both, so it is made of writes that can be cut off anywhere. The new record is put
-//! first, the old one is removed at the revision that was read: **that removal is the rotation**. Of two servers that rotate
-//! at once one removes it; the other takes its new record back. The next token lies on disk before anything is written
-//! ([`Passwd::prepare`](super::passwd::Passwd::prepare)), so a server that died in between finishes, or forgets, what it
-//! began ([`resume`]). A new record is touched by nobody but who made it as long as there is an older one.
+//! One transaction moves it: there is one record at any time, and of two servers that rotate at once one does. The next
+//! token lies on disk before that ([`Passwd::prepare`](super::passwd::Passwd::prepare)), so a server that died over it sees
+//! in the datastore whether it did ([`resume`]). Here no record is ever removed by itself: K3s moves one by a write and a
+//! removal, and may die in between or be about to remove the other.
 
 use std::path::Path;
 
@@ -13,8 +12,8 @@ use jiff::Timestamp;
 use tracing::info;
 
 use super::super::passwd::{self, Given};
-use super::{BootstrapError, create, disk, find, opened, record, records, remove};
-use crate::store::{Store, StoreError};
+use super::{BootstrapError, disk, find, move_to, opened, record, records};
+use crate::store::{Entry, Store, StoreError};
 
 /// What has become of a rotation that was cut off.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -43,8 +42,7 @@ pub async fn rotate(
 ) -> Result<(), BootstrapError> {
     let present = records(store).await?;
     let found = find(&present, old, &Given::default()).ok_or(BootstrapError::WrongToken)?;
-    let key = record::key(new);
-    if key == *found.entry.key {
+    if record::key(new) == *found.entry.key {
         return Ok(());
     }
     let record = opened(&found)?;
@@ -54,21 +52,14 @@ pub async fn rotate(
         .and_then(|agents| passwd::with_agent_secret(passwords, new, &agents))
         .unwrap_or_else(|| passwords.to_owned());
     let record = disk::with_passwords(record, &passwords, now);
-    match create(store, &key, &record, new).await {
-        Err(BootstrapError::Store(StoreError::Conflict { .. })) => return Err(BootstrapError::Raced),
-        other => other?,
-    };
-    match remove(store, found.entry).await {
-        Ok(()) => Ok(()),
-        Err(StoreError::Conflict { .. }) => {
-            take_back(store, &key).await?;
-            Err(BootstrapError::Raced)
-        }
-        Err(error) => Err(error.into()),
+    match move_to(store, found.entry, &record, new).await {
+        Err(BootstrapError::Store(StoreError::Conflict { .. })) => Err(BootstrapError::Raced),
+        done => done,
     }
 }
 
-/// Finishes a rotation of this server's that was cut off, or forgets it, by what the datastore holds.
+/// Finishes a rotation of this server's that was cut off, or forgets it, by what the datastore holds. Nothing is written
+/// there.
 ///
 /// # Errors
 /// When datastore or disk do not answer; it can be called again.
@@ -77,26 +68,8 @@ pub async fn resume(store: &dyn Store, dir: &Path) -> Result<Outcome, BootstrapE
         return Ok(Outcome::None);
     };
     let old = passwd::known_secret(dir, &Given::default())?;
-    let key = record::key(&next);
-    let present = records(store).await?;
-    let mut done = present.iter().any(|entry| *entry.key == *key);
-    if done && let Some(old) = old.filter(|old| *old != next) {
-        let old = record::key(&old);
-        done = match present.iter().find(|entry| *entry.key == *old) {
-            // It was cut off between its two writes.
-            Some(entry) => match remove(store, entry).await {
-                Ok(()) => true,
-                Err(StoreError::Conflict { .. }) => false,
-                Err(error) => return Err(error.into()),
-            },
-            // Ours is the only one if it was us who removed the old one; else somebody else did, for his.
-            None => present.len() == 1,
-        };
-        if !done {
-            take_back(store, &key).await?;
-        }
-    }
-    if !done {
+    let old = old.filter(|old| *old != next).map(|old| record::key(&old));
+    if !is_done(&records(store).await?, old.as_deref(), &record::key(&next)) {
         passwd::forget_next(dir)?;
         return Ok(Outcome::Forgotten);
     }
@@ -105,12 +78,47 @@ pub async fn resume(store: &dyn Store, dir: &Path) -> Result<Outcome, BootstrapE
     Ok(Outcome::Finished)
 }
 
-async fn take_back(store: &dyn Store, key: &str) -> Result<(), StoreError> {
-    match store.get(key).await? {
-        Some(entry) => match remove(store, &entry).await {
-            Err(StoreError::Conflict { .. }) => Ok(()),
-            other => other,
-        },
-        None => Ok(()),
+/// Whether the record went from the key `old` to `next`, by the records that there are now. Pure.
+///
+/// While the old one is there it did not, whatever lies beside it. Else the newest record is that of the last rotation;
+/// what lies beside that was left by a K3s server that was cut off.
+fn is_done(present: &[Entry], old: Option<&str>, next: &str) -> bool {
+    let of = |key: &str| present.iter().find(|entry| *entry.key == *key);
+    let newest = present.iter().map(|entry| entry.created).max();
+    old.is_none_or(|old| of(old).is_none()) && of(next).is_some_and(|entry| Some(entry.created) == newest)
+}
+
+#[cfg(test)]
+mod tests {
+    use agent::units::Revision;
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn a_rotation_is_done_when_its_record_is_the_newest_and_the_old_one_is_gone() {
+        for (present, done) in [
+            ("next", true),
+            ("old", false),
+            ("", false),
+            ("other", false),
+            // In the order in which they were made. What a dead rotation of K3s' left is no reason to give up a record.
+            ("other next", true),
+            ("next other", false),
+            ("next old", false),
+            ("old next", false),
+        ] {
+            let entry = |(revision, key): (u64, &str)| Entry {
+                key: key.into(),
+                revision: Revision::new(9),
+                created: Revision::new(revision),
+                value: Bytes::new(),
+            };
+            let mut entries: Vec<Entry> = (1..).zip(present.split_whitespace()).map(entry).collect();
+            for _ in 0..2 {
+                assert_eq!(is_done(&entries, Some("old"), "next"), done, "{present}");
+                entries.reverse();
+            }
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! The log in etcd (v3.4 or newer): one transaction a write, etcd's revisions as they are.
 //!
 //! etcd counts its revision up once per transaction that writes, in the order of commit. So revisions are dense and each
-//! has one event as long as only stores like this one write there; transactions of others are passed on as they are, and
-//! a revision of several keys comes in one batch. Every write is durable: other servers must see heartbeats, too.
+//! has one event as long as only stores like this one write there, and of a move two; transactions of others are passed on
+//! as they are, and a revision of several keys comes in one batch. Every write is durable: other servers must see heartbeats, too.
 //! Keys with a time to live have a lease each and are deleted by etcd, within a second or two of their time.
 //!
 //! The user, if there is one, must be allowed to read and write all keys.

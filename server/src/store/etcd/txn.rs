@@ -73,34 +73,52 @@ fn transaction(write: &Write, lease: i64, signer: &Signer, fence: Revision, mark
     let expected = match (write.expect, &write.change) {
         // There is no such revision: this only tells what is there.
         (Expect::Absent, Change::Delete) => Some(compare(&key, CompareResult::Equal, Compared::Mod(-1))),
-        (Expect::Absent, Change::Put(_)) => Some(compare(&key, CompareResult::Equal, Compared::Create(0))),
+        (Expect::Absent, Change::Put(_) | Change::Move { .. }) => {
+            Some(compare(&key, CompareResult::Equal, Compared::Create(0)))
+        }
         (Expect::At(revision), _) => {
             let revision = signed(revision.get());
             Some(compare(&key, CompareResult::Equal, Compared::Mod(revision)))
         }
         // There must be something to delete.
         (Expect::Any, Change::Delete) => Some(compare(&key, CompareResult::Greater, Compared::Create(0))),
-        (Expect::Any, Change::Put(_)) => None,
+        (Expect::Any, Change::Put(_) | Change::Move { .. }) => None,
     };
+    let other = other(write);
+    let expected_too = other
+        .as_ref()
+        .map(|(from, at)| compare(from, CompareResult::Equal, Compared::Mod(signed(at.get()))));
     let fenced = Compared::Mod(signed(fence.get()));
     let fenced = compare(&signer.fence, CompareResult::Equal, fenced);
     let change = match &write.change {
-        Change::Put(value) => Request::Put(PutRequest {
+        Change::Put(value) | Change::Move { value, .. } => Request::Put(PutRequest {
             key: key.clone(),
             value: value.clone(),
             lease,
         }),
         Change::Delete => Request::Delete(DeleteRangeRequest { key: key.clone() }),
     };
+    let removal = other
+        .as_ref()
+        .map(|(from, _)| Request::Delete(DeleteRangeRequest { key: from.clone() }));
+    let reads = [read(&signer.fence), read(&key)];
     TxnRequest {
-        compare: expected.into_iter().chain([fenced]).collect(),
-        success: operations([change].into_iter().chain(mark)),
-        failure: operations([read(&signer.fence), read(&key)]),
+        compare: expected.into_iter().chain(expected_too).chain([fenced]).collect(),
+        success: operations([change].into_iter().chain(removal).chain(mark)),
+        failure: operations(reads.into_iter().chain(other.as_ref().map(|(from, _)| read(from)))),
+    }
+}
+
+/// The other key of a [`Change::Move`], and its last write.
+fn other(write: &Write) -> Option<(Bytes, Revision)> {
+    match &write.change {
+        Change::Move { from, at, .. } => Some((Bytes::copy_from_slice(from.as_bytes()), *at)),
+        Change::Put(_) | Change::Delete => None,
     }
 }
 
 /// What the answer to [`request`] says.
-pub fn outcome(answer: &TxnResponse, fence: Revision) -> Outcome {
+pub fn outcome(write: &Write, answer: &TxnResponse, fence: Revision) -> Outcome {
     if answer.succeeded {
         return Outcome::Done(Revision::new(answer.revision()));
     }
@@ -109,7 +127,10 @@ pub fn outcome(answer: &TxnResponse, fence: Revision) -> Outcome {
         let found = range.kvs.first();
         Some(found.map(|kv| Revision::new(number(kv.mod_revision))))
     };
-    match (last_write(0), last_write(1)) {
+    let own = last_write(1);
+    let own_is_met = other(write).is_some() && own.is_some_and(|current| write.expect.holds(current));
+    let unmet = if own_is_met { last_write(2) } else { own };
+    match (last_write(0), unmet) {
         (Some(seen), Some(current)) => match seen.unwrap_or(Revision::ZERO) {
             seen if seen == fence => Outcome::Conflict(current),
             seen => Outcome::Fenced(seen),
@@ -199,6 +220,58 @@ mod tests {
         }
     }
 
+    fn a_move() -> Write {
+        Write {
+            key: "/b".into(),
+            expect: Expect::Absent,
+            change: Change::Move {
+                from: "/a".into(),
+                at: Revision::new(5),
+                value: Bytes::from_static(b"1"),
+            },
+            ttl: None,
+            durability: Durability::Durable,
+        }
+    }
+
+    #[test]
+    fn a_move_expects_both_keys_and_changes_both() {
+        let signer = Signer {
+            fence: Bytes::from_static(b"fence"),
+            mark: Bytes::from_static(b"mark"),
+        };
+        let signature = Signature {
+            id: 3,
+            fence: Revision::new(9),
+            lease: 77,
+        };
+        let request = request(&a_move(), 0, &signer, signature);
+        let (from, to) = (Bytes::from_static(b"/a"), Bytes::from_static(b"/b"));
+        let wanted = [
+            compare(&to, CompareResult::Equal, Compared::Create(0)),
+            compare(&from, CompareResult::Equal, Compared::Mod(5)),
+            compare(&signer.fence, CompareResult::Equal, Compared::Mod(9)),
+        ];
+        assert_eq!(request.compare, wanted);
+        let put = |key: &Bytes, value, lease| {
+            Request::Put(PutRequest {
+                key: key.clone(),
+                value,
+                lease,
+            })
+        };
+        let wanted = [
+            put(&to, Bytes::from_static(b"1"), 0),
+            Request::Delete(DeleteRangeRequest { key: from.clone() }),
+            put(&signer.mark, signature.mark(), 77),
+        ];
+        assert_eq!(request.success, operations(wanted));
+        assert_eq!(
+            request.failure,
+            operations([read(&signer.fence), read(&to), read(&from)])
+        );
+    }
+
     #[test]
     fn an_answer_tells_a_conflict_from_a_fence_that_moved() {
         let range = |revision: i64| ResponseOp {
@@ -222,6 +295,19 @@ mod tests {
             responses,
         };
         let revision = Revision::new;
+        let delete = Write {
+            change: Change::Delete,
+            ..a_move()
+        };
+        for (responses, wanted) in [
+            (vec![range(9), range(7), range(5)], Outcome::Conflict(Some(revision(7)))),
+            (vec![range(9), range(0), range(6)], Outcome::Conflict(Some(revision(6)))),
+            (vec![range(9), range(0), range(0)], Outcome::Conflict(None)),
+            (vec![range(11), range(0), range(5)], Outcome::Fenced(revision(11))),
+            (vec![range(9), range(0)], Outcome::Odd),
+        ] {
+            assert_eq!(outcome(&a_move(), &answer(false, responses), revision(9)), wanted);
+        }
         for (answer, fence, wanted) in [
             (
                 answer(true, vec![ResponseOp::default()]),
@@ -248,7 +334,7 @@ mod tests {
             (answer(false, vec![range(9)]), 9, Outcome::Odd),
             (answer(false, vec![ResponseOp::default(), range(5)]), 9, Outcome::Odd),
         ] {
-            assert_eq!(outcome(&answer, revision(fence)), wanted);
+            assert_eq!(outcome(&delete, &answer, revision(fence)), wanted);
         }
     }
 }

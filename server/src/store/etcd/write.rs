@@ -82,11 +82,13 @@ impl Writer {
     /// # Errors
     /// [`StoreError`]. [`StoreError::Unavailable`] means that it did not happen, unless it says that it may have.
     pub async fn write(&self, client: &Client, write: &Write) -> Result<Revision, StoreError> {
-        if !keys::is_ours(write.key.as_bytes()) {
-            return Err(StoreError::Unavailable(format!(
-                "a key begins with a slash: {}",
-                write.key
-            )));
+        let other = match &write.change {
+            Change::Move { from, .. } => Some(from),
+            Change::Put(_) | Change::Delete => None,
+        };
+        let mut keys = [&write.key].into_iter().chain(other);
+        if let Some(foreign) = keys.find(|key| !keys::is_ours(key.as_bytes())) {
+            return Err(StoreError::Unavailable(format!("a key begins with a slash: {foreign}")));
         }
         let until = Instant::now() + PATIENCE;
         match (self.write_signed(client, write, until).await, &write.change) {
@@ -106,7 +108,7 @@ impl Writer {
             let since = Revision::new(client.newest());
             let request = txn::request(write, lease, &self.signer, signature);
             let failure = match client.try_call::<TxnResponse>("KV/Txn", &request, until).await {
-                Ok(answer) => match txn::outcome(&answer, signature.fence) {
+                Ok(answer) => match txn::outcome(write, &answer, signature.fence) {
                     Outcome::Done(revision) => return Ok(revision),
                     Outcome::Conflict(current) => return Err(StoreError::Conflict { current }),
                     Outcome::Fenced(seen) => {
@@ -146,7 +148,7 @@ impl Writer {
             let fence = self.state().fence;
             let request = txn::unsigned(write, &self.signer, fence);
             let failure = match client.try_call::<TxnResponse>("KV/Txn", &request, until).await {
-                Ok(answer) => match txn::outcome(&answer, fence) {
+                Ok(answer) => match txn::outcome(write, &answer, fence) {
                     Outcome::Done(revision) => return Ok(revision),
                     Outcome::Conflict(current) => return Err(StoreError::Conflict { current }),
                     Outcome::Fenced(seen) => {

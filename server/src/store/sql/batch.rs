@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use agent::units::Revision;
 
-use super::super::heads::{Head, Heads, ttl_seconds};
-use super::super::{Durability, StoreError, Write};
+use super::super::heads::{Head, Heads, Planned, ttl_seconds};
+use super::super::{Change, Durability, StoreError, Write};
 use super::database::{Locked, Row, Stamp};
 
 /// A batch, decided.
@@ -27,6 +27,10 @@ pub struct Decided {
 /// The keys of a batch, each once.
 pub fn keys(writes: &[Write]) -> Vec<Arc<str>> {
     let mut keys: Vec<Arc<str>> = writes.iter().map(|write| Arc::clone(&write.key)).collect();
+    keys.extend(writes.iter().filter_map(|write| match &write.change {
+        Change::Move { from, .. } => Some(Arc::clone(from)),
+        Change::Put(_) | Change::Delete => None,
+    }));
     keys.sort();
     keys.dedup();
     keys
@@ -53,15 +57,18 @@ pub fn decide(writes: &[Write], locked: &Locked, stamp: Stamp, now: Instant) -> 
             durability: Durability::Durable,
             ..write.clone()
         };
-        answers.push(heads.plan(&durable, newest.next(), now).map(|planned| {
-            newest = newest.next();
-            rows.push(Row {
+        answers.push(heads.plan(&durable, newest, now).map(|plan| {
+            newest = plan.newest();
+            let revision = plan.first.event.revision;
+            let row = |planned: Planned, ttl| Row {
                 event: planned.event,
                 previous: planned.previous,
-                ttl: ttl_seconds(write.ttl),
+                ttl,
                 stamp,
-            });
-            newest
+            };
+            rows.push(row(plan.first, ttl_seconds(write.ttl)));
+            rows.extend(plan.second.map(|planned| row(planned, None)));
+            revision
         }));
     }
     Decided {
@@ -77,7 +84,7 @@ pub fn decide(writes: &[Write], locked: &Locked, stamp: Stamp, now: Instant) -> 
 mod tests {
     use bytes::Bytes;
 
-    use super::super::super::{Change, Expect};
+    use super::super::super::Expect;
     use super::super::database::Live;
     use super::*;
 
@@ -94,6 +101,11 @@ mod tests {
     #[test]
     fn a_batch_is_decided_in_order_and_dense_against_what_is_there() {
         let put = || Change::Put(Bytes::from_static(b"x"));
+        let moved = |from: &str, at| Change::Move {
+            from: from.into(),
+            at: Revision::new(at),
+            value: Bytes::from_static(b"x"),
+        };
         let seven = Revision::new(7);
         let locked = Locked {
             newest: Revision::new(100),
@@ -110,8 +122,11 @@ mod tests {
             write("b", Expect::Absent, put()),
             write("a", Expect::Absent, put()),
             write("c", Expect::Any, Change::Delete),
+            write("d", Expect::Absent, moved("b", 103)),
+            write("e", Expect::Absent, moved("b", 103)),
         ];
-        assert_eq!(keys(&writes), ["a".into(), "b".into(), Arc::<str>::from("c")]);
+        assert_eq!(keys(&writes), ["a", "b", "c", "d", "e"].map(Arc::<str>::from));
+        assert_eq!(keys(&writes[6..7]), ["b", "d"].map(Arc::<str>::from));
         let decided = decide(&writes, &locked, Stamp(1), Instant::now());
         let rows: Vec<_> = decided
             .rows
@@ -131,11 +146,16 @@ mod tests {
                 ("a", 101, 3, 7),
                 ("a", 102, 3, 101),
                 ("b", 103, 103, 0),
-                ("a", 104, 104, 0)
+                ("a", 104, 104, 0),
+                ("d", 105, 105, 0),
+                ("b", 106, 103, 103),
             ]
         );
-        assert_eq!((decided.before.get(), decided.newest.get()), (100, 104));
-        let went: Vec<bool> = decided.answers.iter().map(Result::is_ok).collect();
-        assert_eq!(went, [true, false, true, true, true, false]);
+        assert_eq!((decided.before.get(), decided.newest.get()), (100, 106));
+        let told = decided
+            .answers
+            .iter()
+            .map(|answer| answer.as_ref().map_or(0, |at| at.get()));
+        assert_eq!(told.collect::<Vec<u64>>(), [101, 0, 102, 103, 104, 0, 105, 0]);
     }
 }

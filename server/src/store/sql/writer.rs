@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use agent::units::Revision;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::super::{Change, StoreError, Write};
+use super::super::{StoreError, Write};
 use super::batch::{Decided, decide, keys};
 use super::connector::{Common, Connector, heal, within};
 use super::database::{Database, Fault, Link, Row};
@@ -184,11 +184,7 @@ fn gather(first: Queued, queue: &mut mpsc::Receiver<Queued>) -> Vec<Queued> {
 }
 
 fn size_of(write: &Write) -> usize {
-    let value = match &write.change {
-        Change::Put(value) => value.len(),
-        Change::Delete => 0,
-    };
-    write.key.len().saturating_add(value)
+    write.key.len().saturating_add(write.size())
 }
 
 /// One transaction. Leaves in `doubt` what may have been committed when it fails, or is dropped.

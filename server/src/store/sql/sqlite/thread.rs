@@ -5,7 +5,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use tokio::sync::watch;
 use tracing::error;
 
-use super::super::super::Change;
 use super::log::{Log, answer};
 use super::place::Lock;
 use super::restore::{Exchanged, exchange};
@@ -31,9 +30,7 @@ pub fn run(mut log: Log, lock: Lock, requests: &Receiver<Queued>, lost: &watch::
             places.push(queued.place);
             match queued.request {
                 Request::Write(write, reply) => {
-                    if let Change::Put(value) = &write.change {
-                        bytes = bytes.saturating_add(value.len());
-                    }
+                    bytes = bytes.saturating_add(write.size());
                     writes.push((write, Some(reply)));
                 }
                 Request::Close(reply) => {

@@ -20,7 +20,7 @@ use super::growth::Growth;
 use super::table::{self, Mark, NewLine, Table};
 use crate::store::heads::{Heads, Planned, ttl_seconds};
 use crate::store::tails::Tails;
-use crate::store::{Change, Durability, Event, StoreError, Write};
+use crate::store::{Change, Event, StoreError, Write};
 pub use open::JUMP;
 
 /// Revisions that volatile writes may use between two writes of the mark; more than one commit has.
@@ -101,16 +101,22 @@ impl Log {
         let mut going: Vec<Going> = Vec::with_capacity(writes.len());
         let mut newest = self.revision;
         for (write, reply) in writes {
-            match self.heads.plan(&write, newest.next(), now) {
-                Ok(planned) => {
-                    newest = newest.next();
-                    let leaves_row = write.change == Change::Delete && planned.previous != Revision::ZERO;
+            match self.heads.plan(&write, newest, now) {
+                Ok(plan) => {
+                    newest = plan.newest();
+                    let leaves_row = write.change == Change::Delete && plan.first.previous != Revision::ZERO;
                     going.push(Going {
-                        durable: write.durability == Durability::Durable || leaves_row,
+                        durable: write.is_durable() || leaves_row,
                         ttl: ttl_seconds(write.ttl),
-                        planned,
+                        planned: plan.first,
                         reply,
                     });
+                    going.extend(plan.second.map(|planned| Going {
+                        durable: true,
+                        ttl: None,
+                        planned,
+                        reply: None,
+                    }));
                 }
                 Err(error) => answer(reply, Err(error)),
             }
