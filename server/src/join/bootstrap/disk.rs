@@ -72,6 +72,17 @@ pub fn read(dir: &Path) -> io::Result<Record> {
     Ok(Record(found))
 }
 
+/// Whether all is on disk by which clients, nodes and service accounts know a cluster.
+///
+/// # Errors
+/// When a file is there and cannot be read.
+pub fn has_identity(dir: &Path) -> io::Result<bool> {
+    let Record(found) = read(dir)?;
+    let authorities = ["ClientCA", "ServerCA", "RequestHeaderCA"];
+    let whole = |name: &&str| found.contains_key(*name) && found.contains_key(&format!("{name}Key"));
+    Ok(found.contains_key("ServiceKey") && authorities.iter().all(whole))
+}
+
 /// What a new cluster needs: what an operator has put on disk, and the rest made afresh. Nothing is written.
 ///
 /// # Errors

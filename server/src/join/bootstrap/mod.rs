@@ -1,11 +1,12 @@
 //! One identity for all servers of a cluster: the bootstrap record in the datastore, and this server's files after it.
 //!
 //! [`settle`] runs after the datastore is open and before certificates are read. Whoever starts first on an empty
-//! datastore puts the record there by compare-and-swap; everyone else, also who lost that race by a moment, takes the
-//! record's. A wrong token changes nothing, and none is made up for a datastore that holds a cluster. `record.rs` is the
-//! format, `disk.rs` the files, `rotate.rs` how the token becomes another one.
+//! datastore puts the record there by compare-and-swap (`first.rs`); everyone else, also who lost that race by a moment,
+//! takes the record's. A wrong token changes nothing, and no token and no identity are made up for a datastore that holds a
+//! cluster. `record.rs` is the format, `disk.rs` the files, `rotate.rs` how the token becomes another one.
 
 mod disk;
+mod first;
 mod record;
 mod rotate;
 #[cfg(test)]
@@ -67,12 +68,16 @@ pub enum BootstrapError {
         /// Hash of the datastore's.
         found: String,
     },
-    /// Start again with the first one's token.
+    /// Restore the record, or begin with a server that has the files.
     #[error(
-        "another server was the first on this datastore a moment ago, with another token: start this one with that server's \
-         token (server/token below its data directory)"
+        "the datastore holds the objects of a cluster, but not the record of its identity (below /bootstrap/), and {} has not \
+         the files of one of its servers: with a new identity its nodes, service accounts and clients would be shut out. \
+         Nothing was changed. Restore the datastore from a backup that has the record, or start first a server that has the \
+         cluster's files still (server/tls and server/cred below its data directory); a new cluster begins on an empty \
+         datastore",
+        .0.display()
     )]
-    SecondFirst,
+    NoIdentity(PathBuf),
     /// Ask again, with the token of now.
     #[error(
         "another rotation of the token was quicker, or one to the same token was cut off on another server; nothing was \
@@ -122,11 +127,13 @@ pub async fn settle(store: &dyn Store, dir: &Path, given: &Given, now: Timestamp
     let pin = pinned(given);
     for _ in 0..ATTEMPTS {
         let present = records(store).await?;
-        let secret = match (&known, present.is_empty()) {
-            (Some(secret), _) => secret.clone(),
-            (None, true) => passwd::random_secret()?,
-            (None, false) => return Err(BootstrapError::NoToken),
-        };
+        if present.is_empty() {
+            match first::put(store, dir, given, known.as_ref(), now).await? {
+                Some((record, secret)) => return follow(dir, given, secret, &record),
+                None => continue,
+            }
+        }
+        let secret = known.clone().ok_or(BootstrapError::NoToken)?;
         let record = match find(&present, &secret, given) {
             Some(found) if found.entry.value.is_empty() => {
                 unlock(store, found.entry).await?;
@@ -140,26 +147,27 @@ pub async fn settle(store: &dyn Store, dir: &Path, given: &Given, now: Timestamp
                     None => continue,
                 }
             }
-            None if !present.is_empty() => return Err(BootstrapError::WrongToken),
-            None => match put(store, dir, given, &secret, now).await? {
-                Some(record) => record,
-                None => continue,
-            },
+            None => return Err(BootstrapError::WrongToken),
         };
-        disk::reconcile(dir, &record)?;
-        let agent_token = disk::passwords(&record).and_then(passwd::own_agent_secret);
-        if agent_token.is_some() && given.agent_token.is_none() {
-            info!(
-                "agents join with the cluster's agent token; --agent-token with the cluster's own token puts an end to that one"
-            );
-        }
-        return Ok(Given {
-            token: Some(secret),
-            agent_token,
-        });
+        return follow(dir, given, secret, &record);
     }
     let why = "other servers keep changing the bootstrap record".to_owned();
     Err(StoreError::Unavailable(why).into())
+}
+
+/// Brings this server's files to the record. Returns the secrets that it goes on with.
+fn follow(dir: &Path, given: &Given, secret: Secret, record: &Record) -> Result<Given, BootstrapError> {
+    disk::reconcile(dir, record)?;
+    let agent_token = disk::passwords(record).and_then(passwd::own_agent_secret);
+    if agent_token.is_some() && given.agent_token.is_none() {
+        info!(
+            "agents join with the cluster's agent token; --agent-token with the cluster's own token puts an end to that one"
+        );
+    }
+    Ok(Given {
+        token: Some(secret),
+        agent_token,
+    })
 }
 
 /// A record and the secret that it is sealed with.
@@ -276,49 +284,6 @@ async fn unlock(store: &dyn Store, entry: &Entry) -> Result<(), BootstrapError> 
         Ok(()) | Err(StoreError::Conflict { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Makes a new cluster's record and puts it. `None`: another server was there a moment before.
-async fn put(
-    store: &dyn Store,
-    dir: &Path,
-    given: &Given,
-    secret: &Secret,
-    now: Timestamp,
-) -> Result<Option<Record>, BootstrapError> {
-    let agents = passwd::agent_secret(given)?.unwrap_or_else(|| secret.clone());
-    let record = {
-        let (dir, secret) = (dir.to_owned(), secret.clone());
-        // Keys are made: a matter of milliseconds that other tasks need not wait for.
-        let made = tokio::task::spawn_blocking(move || disk::complete(&dir, &secret, &agents, now));
-        made.await.map_err(io::Error::other)??
-    };
-    check_pin(pinned(given).as_deref(), &record)?;
-    // Should we die right after the record is in the datastore, the secret is still there to open it with.
-    disk::keep_passwords(dir, &record)?;
-    let key = record::key(secret);
-    let revision = match create(store, &key, &record, secret).await {
-        Ok(revision) => revision,
-        Err(BootstrapError::Store(StoreError::Conflict { .. })) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    // Another first server with another token has another key: the earlier one stays, and both see that alike.
-    let present = records(store).await?;
-    if present
-        .iter()
-        .any(|entry| *entry.key != *key && entry.created < revision)
-    {
-        if let Some(ours) = present.iter().find(|entry| *entry.key == *key) {
-            remove(store, ours).await?;
-        }
-        return Err(BootstrapError::SecondFirst);
-    }
-    info!("a new cluster: its authorities are made and recorded in the datastore");
-    Ok(Some(record))
-}
-
-async fn create(store: &dyn Store, key: &str, record: &Record, secret: &Secret) -> Result<Revision, BootstrapError> {
-    put_at(store, Expect::Absent, key, record, secret).await
 }
 
 async fn put_at(

@@ -37,6 +37,11 @@ fn shared(pki: &Pki) -> [String; 4] {
     .map(str::to_owned)
 }
 
+/// A record beside those that there are, as K3s makes it.
+async fn create(store: &dyn Store, key: &str, record: &Record, secret: &Secret) -> Result<Revision, BootstrapError> {
+    put_at(store, Expect::Absent, key, record, secret).await
+}
+
 async fn keys(store: &dyn Store) -> Vec<String> {
     records(store)
         .await
@@ -161,22 +166,140 @@ async fn two_first_servers_at_once_agree_on_one_identity() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_first_servers_at_once_with_different_tokens_or_none_one_is_first() {
+    for tokens in [[Some("a"), Some("b"), Some("c")], [None, None, None]] {
+        let store: Arc<Memory> = Arc::default();
+        let starts = [0, 1, 2].map(|number| {
+            let (store, token) = (Arc::clone(&store), tokens[number]);
+            async move {
+                let dir = Scratch::new(&format!("boot-race-tokens-{}-{number}", token.is_some()));
+                let started = start(&*store, &dir.0, token).await.map(drop);
+                (started, std::fs::read_dir(&dir.0).unwrap().count())
+            }
+        });
+        let [a, b, c] = starts;
+        let (a, b, c) = tokio::join!(a, b, c);
+        let all = [a, b, c];
+        assert_eq!(all.iter().filter(|(started, _)| started.is_ok()).count(), 1);
+        assert_eq!(keys(&*store).await.len(), 1);
+        for (started, files) in all {
+            match started {
+                Ok(()) => {}
+                Err(BootstrapError::WrongToken | BootstrapError::NoToken) => assert_eq!(files, 0),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_server_that_died_is_waited_for_and_cannot_come_back_as_another_first() {
+    let (store, dir) = (Memory::new(), Scratch::new("boot-place"));
+    let place = |expect| Write {
+        key: "/amphipod/first".into(),
+        expect,
+        change: Change::Put(Bytes::from_static(b"{}")),
+        ttl: None,
+        durability: Durability::Durable,
+    };
+    let held = store.write(place(Expect::Absent)).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    start(&store, &dir.0, Some("second")).await.unwrap();
+    assert!(begun.elapsed() >= LOCK_PAUSE * LOCK_TRIES);
+    // It was only asleep, and wakes up where it put its record.
+    let change = Change::Move {
+        from: "/amphipod/first".into(),
+        at: held,
+        value: Bytes::from_static(b"first"),
+    };
+    let late = write(&store, &record::key(&Secret::new("first")), Expect::Absent, change).await;
+    assert!(matches!(late, Err(StoreError::Conflict { .. })));
+    assert_eq!(keys(&store).await, [record::key(&Secret::new("second"))]);
+    let left = Range::default();
+    let left = store.list(left, None).await.unwrap().entries.len();
+    assert_eq!(left, 1, "nothing but the record");
+}
+
+/// A datastore with an object in it.
+async fn populated() -> Memory {
+    let store = Memory::new();
+    let put = Change::Put(Bytes::from_static(b"{}"));
+    write(&store, "/registry/namespaces/default", Expect::Absent, put)
+        .await
+        .unwrap();
+    store
+}
+
+async fn everything(store: &dyn Store) -> Vec<Entry> {
+    store.list(Range::default(), None).await.unwrap().entries
+}
+
+#[tokio::test]
+async fn a_datastore_with_objects_and_no_record_is_refused_and_left_alone() {
+    let (store, dir) = (populated().await, Scratch::new("boot-no-record"));
+    let before = everything(&store).await;
+    let error = start(&store, &dir.0, Some("secret")).await.err().unwrap();
+    assert!(matches!(error, BootstrapError::NoIdentity(_)), "{error}");
+    let error = error.to_string();
+    assert!(
+        error.contains("/bootstrap/") && error.contains("backup") && !error.contains("secret"),
+        "{error}"
+    );
+    let error = start(&store, &dir.0, None).await.err().unwrap();
+    assert!(matches!(error, BootstrapError::NoToken), "{error}");
+    // Some of the files are not all of them.
+    let source = Scratch::new("boot-no-record-source");
+    start(&Memory::new(), &source.0, Some("secret")).await.unwrap();
+    std::fs::create_dir_all(dir.0.join("tls")).unwrap();
+    for name in ["client-ca", "server-ca", "request-header-ca"] {
+        for end in ["crt", "key"] {
+            let file = format!("tls/{name}.{end}");
+            std::fs::copy(source.0.join(&file), dir.0.join(&file)).unwrap();
+        }
+    }
+    let error = start(&store, &dir.0, Some("secret")).await.err().unwrap();
+    assert!(matches!(error, BootstrapError::NoIdentity(_)), "{error}");
+    assert_eq!(
+        everything(&store).await,
+        before,
+        "also the key by which a server is first is gone"
+    );
+    assert!(!dir.0.join("cred").exists() && !dir.0.join("token").exists());
+}
+
+#[tokio::test]
+async fn a_server_with_the_clusters_files_puts_a_lost_record_back() {
+    let dir = Scratch::new("boot-put-back");
+    let (before, _) = start(&Memory::new(), &dir.0, None).await.unwrap();
+    let store = populated().await;
+    let (after, _) = start(&store, &dir.0, None).await.unwrap();
+    assert_eq!(shared(&before), shared(&after));
+    assert_eq!(keys(&store).await.len(), 1);
+    let secret = passwd::known_secret(&dir.0, &Given::default()).unwrap().unwrap();
+    let second = Scratch::new("boot-put-back-second");
+    let (second, _) = start(&store, &second.0, Some(secret.expose())).await.unwrap();
+    assert_eq!(shared(&before), shared(&second));
+}
+
 #[tokio::test]
 async fn of_two_first_servers_with_different_tokens_the_earlier_stays() {
     let (store, dir) = (Memory::new(), Scratch::new("boot-two-tokens"));
     start(&store, &dir.0, Some("first")).await.unwrap();
-    // The other one has looked before the first was done, and puts its own record now.
+    // The other one has looked before the first was done, and wants to put its own record now.
     let late = Scratch::new("boot-late");
-    let error = put(&store, &late.0, &given(Some("late")), &Secret::new("late"), now()).await;
-    assert!(matches!(error, Err(BootstrapError::SecondFirst)));
+    let secret = Secret::new("late");
+    let put = first::put(&store, &late.0, &given(Some("late")), Some(&secret), now()).await;
+    assert!(put.unwrap().is_none());
     assert_eq!(keys(&store).await, [record::key(&Secret::new("first"))]);
+    assert_eq!(std::fs::read_dir(&late.0).unwrap().count(), 0);
 }
 
 #[tokio::test]
 async fn a_crash_after_the_record_is_put_leaves_the_secret_that_opens_it() {
     let (store, dir) = (Memory::new(), Scratch::new("boot-crash"));
     let secret = passwd::random_secret().unwrap();
-    put(&store, &dir.0, &given(None), &secret, now())
+    first::put(&store, &dir.0, &given(None), Some(&secret), now())
         .await
         .unwrap()
         .unwrap();
@@ -244,7 +367,7 @@ async fn the_lock_of_a_k3s_server_that_died_is_waited_for_and_then_lifted() {
     let write = Write {
         key: record::key(&Secret::new("secret")).into(),
         expect: Expect::Absent,
-        change: Change::Put(bytes::Bytes::new()),
+        change: Change::Put(Bytes::new()),
         ttl: None,
         durability: Durability::Durable,
     };
