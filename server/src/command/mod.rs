@@ -7,6 +7,7 @@ mod certificate;
 mod duration;
 mod kubeconfig;
 mod node;
+mod own_node;
 mod rotate;
 mod table;
 mod token;

@@ -55,7 +55,12 @@ pub enum Admin {
 /// A server and an agent renew theirs by themselves while they run, long before they end; a new one is shown from the next
 /// connection on. Certificate authorities are good for ten years.
 #[derive(Debug, Parser)]
-#[command(name = "k3s certificate", version, arg_required_else_help = true)]
+#[command(
+    name = "k3s certificate",
+    bin_name = "k3s certificate",
+    version,
+    arg_required_else_help = true
+)]
 pub struct Certificate {
     /// What to do.
     #[command(subcommand)]
@@ -140,6 +145,7 @@ The server may run or be stopped; pods go on running either way.";
 #[derive(Debug, Parser)]
 #[command(
     name = "k3s backup",
+    bin_name = "k3s backup",
     version,
     after_help = format!("Example:\n  k3s backup /mnt/usb/monday.db\n\n{KEPT}")
 )]
@@ -159,6 +165,7 @@ pub struct Backup {
 #[derive(Debug, Parser)]
 #[command(
     name = "k3s restore",
+    bin_name = "k3s restore",
     version,
     after_help = format!(
         "Example:\n  k3s restore /mnt/usb/monday.db\n\n\
@@ -169,6 +176,10 @@ pub struct Restore {
     /// Where the server keeps its state
     #[command(flatten)]
     pub data: DataDir,
+    /// Name of this machine's node, if another than its host name. A stopped server's own node is let in again on a machine of
+    /// its name that has not its password
+    #[arg(long, env = "K3S_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
     /// A file made by k3s backup, a snapshot in server/db/snapshots, or a copy of server/db of a stopped server
     pub file: PathBuf,
 }
@@ -178,7 +189,7 @@ pub struct Restore {
 /// A bootstrap token has an end and can be deleted; the cluster's own token (server/node-token below the data directory)
 /// has none. Both join: k3s agent --server https://SERVER:6443 --token TOKEN.
 #[derive(Debug, Parser)]
-#[command(name = "k3s token", version, arg_required_else_help = true)]
+#[command(name = "k3s token", bin_name = "k3s token", version, arg_required_else_help = true)]
 pub struct Token {
     /// Which cluster.
     #[command(flatten)]
@@ -308,7 +319,12 @@ fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
 /// The first machine that joins under a name has it, by the password in its /etc/rancher/node/password. A machine that comes
 /// with another password is refused. Deleting the record lets the next one that asks have the name.
 #[derive(Debug, Parser)]
-#[command(name = "k3s node-password", version, arg_required_else_help = true)]
+#[command(
+    name = "k3s node-password",
+    bin_name = "k3s node-password",
+    version,
+    arg_required_else_help = true
+)]
 pub struct NodePassword {
     /// Which cluster.
     #[command(flatten)]
@@ -337,7 +353,7 @@ pub enum NodePasswordVerb {
 
 /// Lets a machine that was set up anew have its name back.
 #[derive(Debug, Parser)]
-#[command(name = "k3s node", version, arg_required_else_help = true)]
+#[command(name = "k3s node", bin_name = "k3s node", version, arg_required_else_help = true)]
 pub struct Node {
     /// Which cluster.
     #[command(flatten)]
