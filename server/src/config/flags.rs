@@ -51,7 +51,7 @@ The command line goes before the file, the file before the environment.";
 
 /// Runs the control plane, and a node on this machine unless --disable-agent.
 #[derive(Debug, Parser)]
-#[command(name = "k3s server", version, after_help = EXAMPLES, args_override_self = true)]
+#[command(name = "k3s server", bin_name = "k3s server", version, after_help = EXAMPLES, args_override_self = true)]
 #[expect(clippy::struct_excessive_bools, reason = "K3s has these switches")]
 pub(super) struct Server {
     /// Configuration file

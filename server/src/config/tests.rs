@@ -267,3 +267,24 @@ fn the_node_of_the_agent_command_is_the_agents_to_read() {
     };
     assert_eq!(config.node_name, "n");
 }
+
+#[test]
+fn every_help_shows_how_its_own_command_is_called() {
+    for (line, usage) in [
+        ("server --help", "Usage: k3s server ["),
+        ("server --nope", "Usage: k3s server "),
+        ("agent --help", "Usage: k3s agent ["),
+        ("token --help", "Usage: k3s token ["),
+        ("token create --help", "Usage: k3s token create ["),
+        ("certificate --help", "Usage: k3s certificate <"),
+        ("certificate check --help", "Usage: k3s certificate check ["),
+        ("node-password delete --help", "Usage: k3s node-password delete ["),
+        ("node reenrol --help", "Usage: k3s node reenrol ["),
+        ("backup --help", "Usage: k3s backup ["),
+        ("restore --help", "Usage: k3s restore ["),
+    ] {
+        let args = ["/usr/local/bin/k3s"].into_iter().chain(line.split_whitespace());
+        let error = parse(args.map(OsString::from), &around(true)).unwrap_err();
+        assert!(error.to_string().contains(usage), "{line}: {error}");
+    }
+}
