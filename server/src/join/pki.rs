@@ -175,6 +175,8 @@ pub struct Pki {
     tls: PathBuf,
     /// Held while certificates are made: one at a time.
     names: Mutex<Names>,
+    /// What they were made for last, or are being made for: to be read while others are made.
+    known: ArcSwap<Names>,
     /// What the present serving certificate says.
     serves: ArcSwap<BTreeSet<String>>,
     /// Clients choose what it says.
@@ -218,6 +220,7 @@ impl Pki {
             serves: ArcSwap::default(),
             any_name: names.any_name,
             names: Mutex::default(),
+            known: ArcSwap::default(),
             tls,
         };
         let mut names = names.clone();
@@ -233,6 +236,7 @@ impl Pki {
             pki.own(Own::Serving)
                 .map_or_else(BTreeSet::new, |leaf| sans_of(&leaf.chain)),
         ));
+        pki.known.store(Arc::new(names.clone()));
         pki.names = Mutex::new(names);
         Ok(pki)
     }
@@ -260,6 +264,7 @@ impl Pki {
         names.addresses = addresses;
         names.stays = Some(stays);
         names.forget();
+        self.known.store(Arc::new(names.clone()));
         self.renew_for(&names, now)
     }
 
@@ -281,6 +286,7 @@ impl Pki {
             return Ok(Vec::new());
         }
         names.meet(lacking);
+        self.known.store(Arc::new(names.clone()));
         self.renew_for(&names, now)
     }
 
@@ -318,9 +324,9 @@ impl Pki {
         load_leaf(&self.tls, file, authority, &wanted, now)
     }
 
-    /// By which names this server is known now.
-    pub fn names(&self) -> Names {
-        self.held_names().clone()
+    /// By which names this server is known now. Waits for nobody: keys are made and files synced while the names are held.
+    pub fn names(&self) -> Arc<Names> {
+        self.known.load_full()
     }
 
     /// `client-ca.crt`, byte for byte: what client certificates are verified with.

@@ -58,7 +58,7 @@ impl Reserved {
         if if own {
             !here
         } else {
-            self.names.iter().any(|reserved| reserved == name)
+            self.names.iter().any(|reserved| covers(reserved, name))
         } {
             return Err(format!(
                 "node name {name:?} is the API server's own, and a serving certificate for it would let this node pass for \
@@ -87,6 +87,16 @@ impl Reserved {
     }
 }
 
+/// Whether a name of a certificate stands for this one: by itself, or by a `*` in the place of its first label, as clients
+/// read it. Source: RFC 9525, 6.3.
+fn covers(reserved: &str, name: &str) -> bool {
+    let rest = |name: &str| name.split_once('.').map(|(_, rest)| rest.to_owned());
+    match reserved.strip_prefix("*.") {
+        Some(domain) => name == reserved || rest(name).as_deref() == Some(domain),
+        None => reserved == name,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,7 +108,9 @@ mod tests {
             addresses: vec!["192.0.2.7".parse().unwrap(), "fd00::7".parse().unwrap(), outside],
             cluster_domain: "Cluster.local".to_owned(),
             service: Some("10.43.0.1".parse().unwrap()),
-            extra: vec!["API.example.org".to_owned(), "192.0.2.100".to_owned()],
+            extra: ["API.example.org", "*.Edge.example.org", "192.0.2.100"]
+                .map(str::to_owned)
+                .into(),
             ..Names::default()
         };
         Reserved::new(&names, |address| address != outside)
@@ -125,6 +137,11 @@ mod tests {
             ("kubernetes.default.svc", false),
             ("kubernetes.default.svc.cluster.local", false),
             ("api.example.org", false),
+            // Clients take a name for this that the operator's wildcard stands for, and no others.
+            ("pi.edge.example.org", false),
+            ("a.pi.edge.example.org", true),
+            ("edge.example.org", true),
+            ("piedge.example.org", true),
             // In a certificate it would be the address.
             ("10.43.0.1", false),
             ("192.0.2.8", false),

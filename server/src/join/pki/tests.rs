@@ -268,3 +268,25 @@ fn what_clients_come_to_gets_into_the_certificate_and_stays_over_a_restart_while
         "unless the operator lets it"
     );
 }
+
+#[test]
+fn names_are_read_while_certificates_are_made_and_are_those_of_now() {
+    let scratch = Scratch::new("pki-names");
+    let now = at("2026-11-25T00:00:00Z");
+    let pki = Pki::load_or_create(&scratch.0, &names(), now).unwrap();
+    let held = pki.held_names();
+    let read = std::thread::scope(|scope| {
+        let (sender, read) = std::sync::mpsc::channel();
+        let pki = &pki;
+        scope.spawn(move || sender.send(pki.names()));
+        let read = read.recv_timeout(std::time::Duration::from_secs(10));
+        drop(held);
+        read
+    });
+    assert_eq!(read.unwrap().addresses, names().addresses);
+    let moved: Vec<IpAddr> = vec!["192.0.2.8".parse().unwrap()];
+    pki.readdress(moved.clone(), |_| true, now).unwrap();
+    assert_eq!(pki.names().addresses, moved);
+    pki.meet(vec!["198.51.100.7".to_owned()], now).unwrap();
+    assert!(pki.names().met.contains("198.51.100.7"));
+}
