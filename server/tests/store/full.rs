@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use server::store::sql::sqlite::Sqlite;
+use server::store::sql::sqlite::{self, Now, OpenError, Sqlite};
 use server::store::{Expect, Store, StoreError};
 use tests::{in_own_namespaces, run};
 
@@ -27,9 +28,10 @@ fn remove(path: &Path) {
     fs::remove_dir(path).unwrap();
 }
 
-/// Takes all the room there is.
-fn fill(path: &Path) -> PathBuf {
-    let ballast = path.join("ballast");
+/// Takes all the room there is but for so many bytes.
+fn fill(path: &Path, room: usize) -> PathBuf {
+    let (ballast, spare) = (path.join("ballast"), path.join("spare"));
+    fs::write(&spare, vec![1; room]).unwrap();
     let mut size = 8 << 20;
     let mut bytes = Vec::new();
     while size > 0 {
@@ -40,6 +42,7 @@ fn fill(path: &Path) -> PathBuf {
         }
     }
     // The last try was cut off where the room ended.
+    fs::remove_file(spare).unwrap();
     ballast
 }
 
@@ -52,7 +55,7 @@ async fn on_a_full_disk_reads_go_on_writes_are_refused_and_nothing_is_lost() {
     let file = disk.join("state.db");
     let store = Sqlite::open(&file).unwrap();
     let mut written = Vec::new();
-    let ballast = fill(&disk);
+    let ballast = fill(&disk, 0);
     let mut number = 0;
     let refusal = loop {
         let key = format!("/k/{number:05}");
@@ -130,5 +133,106 @@ async fn on_a_disk_that_became_read_only_reads_go_on_and_writes_say_why() {
     );
     drop(store);
     run("umount", &[card.to_str().unwrap()]);
+    remove(&disk);
+}
+
+#[tokio::test]
+async fn a_damaged_file_waits_for_room_rather_than_give_way_to_an_older_snapshot() {
+    if !in_own_namespaces("full::a_damaged_file_waits_for_room_rather_than_give_way_to_an_older_snapshot") {
+        return;
+    }
+    let disk = small_disk();
+    let file = disk.join("state.db");
+    let store = Sqlite::open(&file).unwrap();
+    store.write(put("/old", Expect::Absent, "1")).await.unwrap();
+    let snapshot = sqlite::snapshots(&file).join(format!("{}.db", store.revision().await.unwrap()));
+    fs::create_dir_all(snapshot.parent().unwrap()).unwrap();
+    store.back_up(snapshot, Arc::default()).await.unwrap();
+    for number in 0..300 {
+        let key = format!("/k/{number:05}");
+        store.write(put(&key, Expect::Absent, &"x".repeat(3000))).await.unwrap();
+    }
+    let was = state(&store, "/", None).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    // The index is broken, every row is there.
+    break_the_index(&file);
+    // Enough for the snapshot, and not for the rows.
+    fill(&disk, 200 << 10);
+    for _ in 0..5 {
+        let error = Sqlite::open(&file).unwrap_err();
+        assert!(matches!(error, OpenError::File { .. }), "{error:?}");
+        assert!(format!("{:#}", anyhow::Error::from(error)).contains("make room"));
+    }
+    assert!(!disk.join("damaged").exists(), "nothing was put aside");
+    fs::remove_file(disk.join("ballast")).unwrap();
+    let store = Sqlite::open(&file).unwrap();
+    assert_eq!(store.repair().unwrap().now, Now::Whole);
+    let keys = |lines: &[String]| -> Vec<String> { lines.iter().map(|line| line[..6].to_owned()).collect() };
+    let found = state(&store, "/", None).await.unwrap();
+    assert_eq!(keys(&found), keys(&was));
+    drop(store);
+    remove(&disk);
+}
+
+/// Points the index by keys to a page that is no index.
+fn break_the_index(file: &Path) {
+    let connection = rusqlite::Connection::open(file).unwrap();
+    let root: i64 = connection
+        .query_row(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'log_by_key'",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    drop(connection);
+    let mut bytes = fs::read(file).unwrap();
+    let root = usize::try_from(root - 1).unwrap();
+    bytes[root * 4096..][..4096].fill(0x5a);
+    fs::write(file, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_torn_log_on_a_full_disk_is_found_again_when_there_is_room() {
+    if !in_own_namespaces("full::a_torn_log_on_a_full_disk_is_found_again_when_there_is_room") {
+        return;
+    }
+    let disk = small_disk();
+    let file = disk.join("state.db");
+    let store = Sqlite::open(&file).unwrap();
+    let mut last = store.revision().await.unwrap();
+    for number in 0..30 {
+        let key = format!("/k/{number:05}");
+        last = store.write(put(&key, Expect::Absent, &"x".repeat(3000))).await.unwrap();
+    }
+    let (log, left) = (disk.join("state.db-wal"), fs::read(disk.join("state.db-wal")).unwrap());
+    let file_then = fs::read(&file).unwrap();
+    drop(store);
+    fs::write(&file, file_then).unwrap();
+    // In the middle: what comes behind it was acknowledged.
+    let mut torn = left;
+    let middle = torn.len() / 2;
+    torn[middle] ^= 0x10;
+    fs::write(&log, &torn).unwrap();
+    // No room to keep a copy of it; room for that, and none for what SQLite needs beside it.
+    for room in [0, torn.len().next_multiple_of(4096) + 4096] {
+        fill(&disk, room);
+        for _ in 0..6 {
+            let error = Sqlite::open(&file).unwrap_err();
+            assert!(
+                matches!(error, OpenError::File { .. } | OpenError::Sql { .. }),
+                "{room}: {error:?}"
+            );
+        }
+        assert_eq!(fs::read(&log).unwrap(), torn, "{room}: as it was");
+        let kept = fs::read_dir(disk.join("damaged")).map_or(0, |entries| entries.count());
+        assert!(kept <= 3, "{room}: {kept}");
+        fs::remove_file(disk.join("ballast")).unwrap();
+    }
+    let store = Sqlite::open(&file).unwrap();
+    assert!(matches!(store.repair().unwrap().now, Now::UpTo { .. }));
+    let next = store.write(put("/next", Expect::Absent, "1")).await.unwrap();
+    assert!(next.get() > last.get() + 1_000_000_000, "{next}");
+    drop(store);
     remove(&disk);
 }

@@ -8,6 +8,7 @@
 //! the newest snapshot (`recover.rs`), which the log makes of itself (`schedule.rs`, `copying.rs`, `snapshot.rs`).
 
 mod copying;
+mod floor;
 mod growth;
 mod log;
 mod place;
@@ -32,7 +33,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::super::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
 use log::Log;
-pub use recover::Repair;
+pub use recover::{Now, Repair};
 pub use restore::{RestoreError, Restored, Staged, restore};
 pub use snapshot::{Backup, BackupError, Progress, folder as snapshots, verify};
 use wal::Rest;

@@ -155,8 +155,12 @@ pub fn copy_log_aside(path: &Path) -> io::Result<PathBuf> {
     let own = new_folder(path, Aside::Damaged)?;
     let log = with(path, "-wal");
     let to = own.join(log.file_name().unwrap_or_default());
-    fs::copy(&log, &to)?;
-    File::open(&to)?.sync_all()?;
+    let copied = fs::copy(&log, &to).and_then(|_| File::open(&to)?.sync_all());
+    if let Err(error) = copied {
+        // Each start on a full disk would leave another part of one.
+        let _ = fs::remove_dir_all(&own);
+        return Err(error);
+    }
     prune(&parent(path).join(Aside::Damaged.folder()));
     Ok(own)
 }

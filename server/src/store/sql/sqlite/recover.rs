@@ -15,7 +15,9 @@ use std::sync::Arc;
 use agent::units::Revision;
 use tracing::{error, warn};
 
+use super::super::super::StoreError;
 use super::OpenError;
+use super::floor;
 use super::log::{JUMP, Log};
 use super::place::{self, Aside};
 use super::restore;
@@ -89,7 +91,7 @@ pub fn open(path: &Path) -> Result<(Log, Option<Repair>), OpenError> {
     let empty = fs::metadata(path).map_or(true, |about| about.len() == 0);
     if empty && !snapshot::list(path).is_empty() {
         let damage = "it is empty or gone, and snapshots of it are there".to_owned();
-        return repaired(path, damage);
+        return repaired(path, damage, Rest::Nothing);
     }
     let rest = wal::examine(&place::with(path, "-wal")).map_err(disk)?;
     let kept = match rest {
@@ -112,20 +114,35 @@ pub fn open(path: &Path) -> Result<(Log, Option<Repair>), OpenError> {
             }
             Ok((log, repair))
         }
-        Err(OpenError::Damaged { path: _, detail }) => repaired(path, detail),
+        Err(OpenError::Damaged { path: _, detail }) => repaired(path, detail, rest),
         Err(other) => Err(other),
     }
 }
 
-fn repaired(path: &Path, damage: String) -> Result<(Log, Option<Repair>), OpenError> {
+/// `rest`: what was found behind the end of SQLite's own log.
+fn repaired(path: &Path, damage: String, rest: Rest) -> Result<(Log, Option<Repair>), OpenError> {
     error!(file = %path.display(), damage, "the datastore is damaged, looking for what can be put in its place");
     let next = place::beside(path, "next");
-    let Some(now) = build(path, &next) else {
+    let built = build(path, &next, rest);
+    if !matches!(built, Ok(Some(_))) {
         let _ = place::remove(&next);
-        return Err(OpenError::Damaged {
-            path: path.to_owned(),
-            detail: damage,
-        });
+    }
+    let now = match built {
+        Ok(Some(now)) => now,
+        Ok(None) => {
+            return Err(OpenError::Damaged {
+                path: path.to_owned(),
+                detail: damage,
+            });
+        }
+        Err(NoRoom) => {
+            let why =
+                format!("it is damaged ({damage}), and the disk has no room to repair it: make room, and start again");
+            return Err(OpenError::File {
+                path: path.to_owned(),
+                source: io::Error::new(io::ErrorKind::StorageFull, why),
+            });
+        }
     };
     let kept = place::replace(path, &next, Aside::Damaged).map_err(|unplaced| OpenError::File {
         path: path.to_owned(),
@@ -137,36 +154,91 @@ fn repaired(path: &Path, damage: String) -> Result<(Log, Option<Repair>), OpenEr
     Ok((log, Some(repair)))
 }
 
-/// Makes the file that is to take the damaged one's place.
-fn build(path: &Path, next: &Path) -> Option<Now> {
-    let (whole, seen) = from_itself(path, next);
-    if whole {
-        return Some(Now::Whole);
-    }
-    for found in snapshot::list(path) {
-        let made = snapshot::verify(&found.path).map_err(|error| error.to_string());
-        let made = made.and_then(|made| {
-            let revision = made.revision;
-            let newest = Revision::new(revision.max(seen.unwrap_or(revision)).get().saturating_add(JUMP));
-            let copy = || {
-                place::fresh(next)?;
-                fs::copy(&found.path, next)
-            };
-            copy().map_err(|error: io::Error| error.to_string())?;
-            let mut table = Table::open(next).map_err(|error| error.to_string())?;
-            table.begin_after(newest).map_err(|error| error.to_string())?;
-            Ok(revision)
-        });
-        match made {
-            Ok(revision) => return Some(Now::UpTo { revision, seen }),
-            Err(why) => warn!(snapshot = %found.path.display(), error = why, "cannot use a snapshot of the datastore"),
+/// There is no room for what is to be made. An older state may be smaller, and is no way out: with room nothing may be lost.
+#[derive(Debug)]
+struct NoRoom;
+
+/// Why a file cannot be used.
+enum Useless {
+    NoRoom,
+    Because(String),
+}
+
+impl From<io::Error> for Useless {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoRoom,
+            _ => Self::Because(error.to_string()),
         }
     }
-    None
+}
+
+impl From<rusqlite::Error> for Useless {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::NoRoom,
+            _ => Self::Because(error.to_string()),
+        }
+    }
+}
+
+impl From<StoreError> for Useless {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full => Self::NoRoom,
+            other => Self::Because(other.to_string()),
+        }
+    }
+}
+
+impl From<OpenError> for Useless {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::File { source, .. } => source.into(),
+            other => Self::Because(other.to_string()),
+        }
+    }
+}
+
+/// Makes the file that is to take the damaged one's place.
+fn build(path: &Path, next: &Path, rest: Rest) -> Result<Option<Now>, NoRoom> {
+    let (whole, seen) = from_itself(path, next)?;
+    if whole && rest != Rest::Lost {
+        return Ok(Some(Now::Whole));
+    }
+    let snapshots = snapshot::list(path);
+    // The newest one says by its name what was handed out, also if it cannot be used.
+    let named = snapshots.first().map(|found| found.revision);
+    let floor = floor::read(path).unwrap_or_else(|error| {
+        warn!(error = %error, "cannot read how far revisions have jumped");
+        Revision::ZERO
+    });
+    for found in snapshots {
+        let used = || {
+            let revision = snapshot::verify(&found.path)?.revision;
+            let newest = [named, seen]
+                .into_iter()
+                .flatten()
+                .fold(revision.max(floor), Revision::max);
+            place::fresh(next)?;
+            fs::copy(&found.path, next)?;
+            let mut table = Table::open(next)?;
+            table.begin_after(Revision::new(newest.get().saturating_add(JUMP)))?;
+            Ok(revision)
+        };
+        match used() {
+            Ok(revision) => return Ok(Some(Now::UpTo { revision, seen })),
+            Err(Useless::NoRoom) => return Err(NoRoom),
+            Err(Useless::Because(why)) => {
+                warn!(snapshot = %found.path.display(), error = why, "cannot use a snapshot of the datastore");
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Reads the damaged file back. Returns whether that is all of it, and the newest write that was seen.
-fn from_itself(path: &Path, next: &Path) -> (bool, Option<Revision>) {
+fn from_itself(path: &Path, next: &Path) -> Result<(bool, Option<Revision>), NoRoom> {
     // Reading it would change it.
     let copy = place::beside(path, "salvage");
     let copied = || {
@@ -179,27 +251,24 @@ fn from_itself(path: &Path, next: &Path) -> (bool, Option<Revision>) {
         wal::examine(&place::with(&copy, "-wal"))
     };
     let mut seen = None;
-    let whole = match copied() {
-        Ok(rest) => match read_back(&copy, next, &mut seen) {
-            Ok(true) => rest != Rest::Lost,
-            Ok(false) => false,
-            Err(problem) => {
-                warn!(error = %problem, "not every row of the damaged datastore can be read");
-                false
-            }
-        },
-        Err(problem) => {
-            warn!(error = %problem, "the damaged datastore cannot be copied to be read");
-            false
-        }
+    let whole = match copied().map_err(Useless::from) {
+        Ok(rest) => read_back(&copy, next, &mut seen).map(|whole| whole && rest != Rest::Lost),
+        Err(useless) => Err(useless),
     };
     for name in ["", "-wal", "-shm", "-journal"] {
         let _ = place::remove(&place::with(&copy, name));
     }
-    (whole, seen)
+    match whole {
+        Ok(whole) => Ok((whole, seen)),
+        Err(Useless::NoRoom) => Err(NoRoom),
+        Err(Useless::Because(problem)) => {
+            warn!(error = problem, "not every row of the damaged datastore can be read");
+            Ok((false, seen))
+        }
+    }
 }
 
-fn read_back(copy: &Path, next: &Path, seen: &mut Option<Revision>) -> rusqlite::Result<bool> {
+fn read_back(copy: &Path, next: &Path, seen: &mut Option<Revision>) -> Result<bool, Useless> {
     let mut from = Table::salvage(copy)?;
     let mut live: BTreeMap<Arc<str>, Revision> = BTreeMap::new();
     from.rows(|row| {
@@ -223,8 +292,7 @@ fn read_back(copy: &Path, next: &Path, seen: &mut Option<Revision>) -> rusqlite:
     let newest = (*seen)
         .unwrap_or(Revision::ZERO)
         .max(from.mark(Mark::Reserved).unwrap_or(Revision::ZERO));
-    let refused = |_| rusqlite::Error::InvalidQuery;
-    place::fresh(next).map_err(refused)?;
+    place::fresh(next)?;
     let mut into = Table::create(next)?;
     let copy_all = |transaction: &rusqlite::Transaction<'_>| {
         let copy_live = |row: Fields<'_>| match live.get(row.key) == Some(&row.revision) {
@@ -239,9 +307,9 @@ fn read_back(copy: &Path, next: &Path, seen: &mut Option<Revision>) -> rusqlite:
         };
         from.rows(copy_live).map(drop)
     };
-    into.commit(copy_all).map_err(|_| rusqlite::Error::InvalidQuery)?;
+    into.commit(copy_all)?;
     let goes_on = Revision::new(newest.get().saturating_add(JUMP));
-    snapshot::seal(&mut into, newest).map_err(|_| rusqlite::Error::InvalidQuery)?;
-    into.begin_after(goes_on).map_err(|_| rusqlite::Error::InvalidQuery)?;
+    snapshot::seal(&mut into, newest)?;
+    into.begin_after(goes_on)?;
     Ok(!live.is_empty())
 }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::super::super::StoreError;
 use super::OpenError;
+use super::floor;
 use super::log::{JUMP, Log};
 use super::place::{self, Aside, Unplaced};
 use super::snapshot::{self, Backup};
@@ -128,9 +129,7 @@ pub fn restore(path: &Path, file: &Path) -> Result<Restored, RestoreError> {
     let _lock = place::lock(path)?;
     place::finish(path)?;
     let staged = stage(path, file)?;
-    // If that cannot be read, the jump is far enough.
-    let old = path.try_exists()?.then(|| handed_out(path)).flatten();
-    let goes_on = staged.begin_after(old.unwrap_or(Revision::ZERO))?;
+    let goes_on = staged.begin_after(handed_out(path)?)?;
     staged.place(path, goes_on)
 }
 
@@ -243,10 +242,17 @@ fn describe(table: &Table, path: &Path) -> Result<Backup, OpenError> {
     })
 }
 
-/// The newest revision that a file can have handed out; `None` if it cannot be read, or its snapshots know better.
-fn handed_out(path: &Path) -> Option<Revision> {
+/// The newest revision that a file can have handed out, as far as it can be read. Else its snapshots, and the last jump, are
+/// nearer to it than another jump.
+fn handed_out(path: &Path) -> io::Result<Revision> {
     let in_snapshots = snapshot::list(path).first().map(|found| found.revision);
-    let table = Table::open(path).ok();
-    let in_file = table.and_then(|table| Some(describe(&table, path).ok()?.revision));
-    in_file.max(in_snapshots)
+    let in_file = || {
+        let there = path.try_exists().ok()?;
+        let table = there.then(|| Table::open(path).ok()).flatten()?;
+        // It may be what counts further on, with what cannot be read of its log.
+        table.keep_log(true).ok()?;
+        Some(describe(&table, path).ok()?.revision)
+    };
+    let seen = in_file().max(in_snapshots).unwrap_or(Revision::ZERO);
+    Ok(seen.max(floor::read(path)?))
 }

@@ -164,6 +164,13 @@ impl Table {
         Ok(Self(connection))
     }
 
+    /// Whether closing it leaves SQLite's own log as it lies there, or takes it over into the file, as after
+    /// [`open`](Self::open).
+    pub fn keep_log(&self, keep: bool) -> rusqlite::Result<()> {
+        let no_checkpoint = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        self.0.set_db_config(no_checkpoint, keep).map(drop)
+    }
+
     /// Makes a new file beside the one in use. It is on the disk only after an `fsync` of its own.
     pub fn create(path: &Path) -> rusqlite::Result<Self> {
         let connection = Connection::open(path)?;
@@ -538,6 +545,10 @@ pub fn open_error(path: &Path, error: &rusqlite::Error) -> OpenError {
     let (path, detail) = (path.to_owned(), error.to_string());
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => OpenError::InUse { path },
+        Some(ErrorCode::DiskFull) => OpenError::File {
+            path,
+            source: std::io::ErrorKind::StorageFull.into(),
+        },
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => OpenError::Damaged { path, detail },
         // No such table or column: its schema is gone. Or the card does not give what was written.
         Some(ErrorCode::Unknown) => OpenError::Damaged { path, detail },

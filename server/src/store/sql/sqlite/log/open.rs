@@ -11,7 +11,7 @@ use tracing::warn;
 use super::super::growth::Growth;
 use super::super::table::{self, Mark, Table, open_error};
 use super::super::wal::Rest;
-use super::super::{OpenError, schedule, snapshot};
+use super::super::{OpenError, floor, schedule, snapshot};
 use super::{BLOCK, Log, ROW};
 use crate::store::heads::{Head, Heads};
 use crate::store::tails::Tails;
@@ -26,6 +26,8 @@ impl Log {
     pub fn open(path: &Path, rest: Rest) -> Result<Self, OpenError> {
         let mut table = Table::open(path)?;
         let error = |error: rusqlite::Error| open_error(path, &error);
+        // Whatever fails before the jump is made, the next start has to find what this one found.
+        table.keep_log(rest != Rest::Nothing).map_err(error)?;
         let (mut lines, mut rows, mut newest) = (BTreeMap::new(), 0_usize, Revision::ZERO);
         let (mut growth, compacted) = (Growth::default(), table.mark(Mark::Compacted).map_err(error)?);
         table
@@ -44,6 +46,11 @@ impl Log {
             .map_err(error)?;
         let mut reserved = table.mark(Mark::Reserved).map_err(error)?;
         let mut revision = newest.max(reserved);
+        let disk = |source| OpenError::File {
+            path: path.to_owned(),
+            source,
+        };
+        let floor = floor::read(path).map_err(disk)?;
         let jump = match rest {
             Rest::Nothing => 0,
             // That commit was never acknowledged, or it is lost: either way its revisions are not handed out again.
@@ -51,13 +58,19 @@ impl Log {
             // Writes up to who knows where have been acknowledged.
             Rest::Lost => JUMP,
         };
-        if jump > 0 {
-            revision = Revision::new(revision.get().saturating_add(jump));
-            reserved = revision;
+        let goes_on = match jump {
+            0 => floor,
+            jump => floor.max(Revision::new(revision.get().saturating_add(jump))),
+        };
+        if goes_on > revision {
+            // First: what is written into the log then may cover what could not be read of it, and be cut off in its turn.
+            floor::raise(path, goes_on).map_err(disk)?;
+            (revision, reserved) = (goes_on, goes_on);
             table.begin_after(revision).map_err(|problem| OpenError::Sql {
                 path: path.to_owned(),
                 detail: problem.to_string(),
             })?;
+            table.keep_log(false).map_err(error)?;
             if let Err(problem) = table.empty_log() {
                 warn!(error = %problem, "what cannot be read of the datastore's log is found again at the next start");
             }
@@ -73,6 +86,11 @@ impl Log {
                 path: path.to_owned(),
                 detail: problem.to_string(),
             })?;
+        }
+        if revision.get().saturating_sub(floor.get()) >= JUMP
+            && let Err(problem) = floor::raise(path, revision)
+        {
+            warn!(error = %problem, "cannot note how far revisions have jumped; trying again at the next start");
         }
         let oldest = compacted.max(table.mark(Mark::Oldest).map_err(error)?);
         let surplus = rows.saturating_sub(lines.len());
