@@ -49,7 +49,11 @@ mod tests {
         ("cache", &["store"]),
         ("command", &["config", "control", "join", "kinds", "store"]),
         ("control", &["cache", "controllers", "join", "request", "store"]),
-        ("controllers", &["cache", "request", "kinds", "registry"]),
+        // The last two for the runner's tests, which make a server of them.
+        (
+            "controllers",
+            &["cache", "request", "kinds", "registry", "auth", "store"],
+        ),
         ("scheduler", &["cache", "request", "controllers"]),
         // The last three for its tests, which make a server of them.
         (

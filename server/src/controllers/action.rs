@@ -52,11 +52,11 @@ pub enum Action {
         /// How.
         patch: Patch,
     },
-    /// Removes an object, if it is still this one; one that is gone is no failure.
+    /// Removes an object, if it is still as it was seen; one that is gone is no failure, one that has changed is looked at again.
     Delete {
         /// Kind.
         what: What,
-        /// Which, by its metadata.
+        /// Which, by its metadata; without a resourceVersion, whatever its state is.
         meta: Box<Meta>,
         /// In which way.
         how: Deletion,
@@ -136,6 +136,16 @@ impl Action {
     /// Removes the object in the way of its kind.
     pub fn delete(what: What, object: &Value) -> Self {
         let meta = Box::new(Meta::of(object));
+        let how = Deletion::Usual;
+        Self::Delete { what, meta, how }
+    }
+
+    /// Removes the object in the way of its kind, whatever its state is by then: what it was seen at does not matter.
+    pub fn delete_whatever(what: What, object: &Value) -> Self {
+        let meta = Box::new(Meta {
+            resource_version: String::new(),
+            ..Meta::of(object)
+        });
         let how = Deletion::Usual;
         Self::Delete { what, meta, how }
     }

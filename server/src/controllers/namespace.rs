@@ -47,7 +47,7 @@ impl Controller for Namespaces {
         }
         for (what, object) in &content {
             if !terminating(&Meta::of(object)) {
-                plan.push(Action::delete(*what, object));
+                plan.push(Action::delete_whatever(*what, object));
             }
         }
         plan.after(PATIENCE);

@@ -249,26 +249,52 @@ struct Failure {
 /// More creations of one plan are not told of one by one. Source: client-go v1.36 `tools/record`, `defaultSpamBurst`.
 const TOLD: usize = 25;
 
+/// What a plan has done so far.
+#[derive(Default)]
+struct Progress {
+    told: Vec<Note>,
+    /// The resourceVersions of what it changed as it had seen it, by uid: its own changes are none that a decision did not know
+    /// of.
+    written: HashMap<String, String>,
+}
+
+impl Progress {
+    fn wrote(&mut self, object: &Value) {
+        let of = |part| text(object, &["metadata", part]).to_owned();
+        self.written.insert(of("uid"), of("resourceVersion"));
+    }
+}
+
 async fn carry_out(client: &Client, plan: Plan) -> Result<Option<Duration>, Failure> {
-    let mut told = Vec::new();
+    let mut progress = Progress::default();
     let mut result = Ok(plan.again);
     for action in plan.actions {
         let creating = match &action {
             Action::Create { what, .. } => Some(*what),
             _ => None,
         };
-        if let Err(status) = act(client, action, &mut told).await {
-            result = Err(Failure { creating, status });
-            break;
+        let deletes = matches!(action, Action::Delete { .. });
+        match act(client, action, &mut progress).await {
+            Ok(()) => {}
+            // Somebody changed it: no failure, and not to be waited for longer each time.
+            Err(status) if deletes && status.is(Reason::Conflict) => {
+                debug!(error = %status, "what was to be deleted has changed: looking again");
+                result = Ok(Some(FASTEST));
+                break;
+            }
+            Err(status) => {
+                result = Err(Failure { creating, status });
+                break;
+            }
         }
     }
-    for note in told {
+    for note in progress.told {
         tell(client, &note, Timestamp::now()).await;
     }
     result
 }
 
-async fn act(client: &Client, action: Action, told: &mut Vec<Note>) -> Result<(), Status> {
+async fn act(client: &Client, action: Action, progress: &mut Progress) -> Result<(), Status> {
     match action {
         Action::Create {
             what,
@@ -278,9 +304,9 @@ async fn act(client: &Client, action: Action, told: &mut Vec<Note>) -> Result<()
         } => {
             let namespace = text(&object, &["metadata", "namespace"]).to_owned();
             let made = client.create(what, &namespace, object).await;
-            if let (Ok(made), Some(note), true) = (&made, note, told.len() < TOLD) {
+            if let (Ok(made), Some(note), true) = (&made, note, progress.told.len() < TOLD) {
                 let message = format!("{}{}", note.message, text(made, &["metadata", "name"]));
-                told.push(Note { message, ..note });
+                progress.told.push(Note { message, ..note });
             }
             match taken {
                 Taken::Done => unless(Reason::AlreadyExists, made),
@@ -296,21 +322,36 @@ async fn act(client: &Client, action: Action, told: &mut Vec<Note>) -> Result<()
             client
                 .update_sub(what, &namespace, &name, subresource, object)
                 .await
-                .map(drop)
+                .map(|object| progress.wrote(&object))
         }
         Action::Patch {
             what,
             at: (namespace, name),
             subresource,
             patch,
-        } => client
-            .patch(what, &namespace, &name, subresource, patch)
-            .await
-            .map(drop),
+        } => {
+            let compared = match &patch {
+                Patch::Merge(change) | Patch::Strategic(change) => {
+                    !text(change, &["metadata", "resourceVersion"]).is_empty()
+                }
+                Patch::Json(_) => false,
+            };
+            let changed = client.patch(what, &namespace, &name, subresource, patch).await?;
+            if compared {
+                progress.wrote(&changed);
+            }
+            Ok(())
+        }
         Action::Delete { what, meta, how } => {
             let Meta {
-                namespace, name, uid, ..
+                namespace,
+                name,
+                uid,
+                resource_version,
+                ..
             } = *meta;
+            let seen = Some(resource_version).filter(|seen| !seen.is_empty());
+            let resource_version = seen.map(|seen| progress.written.get(&uid).cloned().unwrap_or(seen));
             let propagation = match how {
                 Deletion::Usual | Deletion::Now => None,
                 Deletion::Foreground => Some("Foreground".to_owned()),
@@ -319,6 +360,7 @@ async fn act(client: &Client, action: Action, told: &mut Vec<Note>) -> Result<()
             };
             let options = DeleteOptions {
                 uid: Some(uid),
+                resource_version,
                 grace: (how == Deletion::Now).then_some(0),
                 propagation,
                 ..DeleteOptions::default()
@@ -363,6 +405,12 @@ async fn count_up(client: &Client, note: &Note, now: Timestamp) -> Result<(), St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::guard::Authorizer;
+    use crate::kinds;
+    use crate::registry::{RealWorld, Registry, Settings};
+    use crate::request::{Api, User};
+    use crate::store::Store;
+    use crate::store::refusing::Refusing;
 
     fn key(name: &str) -> Key {
         Key {
@@ -393,5 +441,82 @@ mod tests {
         queue.add(key("a"), now + SLOWEST);
         assert_eq!(queue.due(now), Some(key("a")));
         assert_eq!((queue.due(now + SLOWEST), queue.next()), (None, None));
+    }
+
+    const MAP: What = What::CONFIG_MAPS;
+
+    /// A client of an API over a store in memory.
+    async fn client(serving: &mut JoinSet<()>) -> Client {
+        let store: Arc<dyn Store> = Arc::<Refusing>::default();
+        let cache = Cache::start(Arc::clone(&store), kinds::indexer(), serving)
+            .await
+            .unwrap();
+        let registry = Registry::new(store, cache.clone(), Arc::new(RealWorld), Settings::default());
+        let api = Arc::new(Api::new(Arc::new(registry), Arc::new(Authorizer::new(cache))));
+        let client = Client::new(api, User::new("system:admin", &["system:masters"]));
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}});
+        client.create(What::NAMESPACES, "", namespace).await.unwrap();
+        client
+    }
+
+    async fn made(client: &Client, name: &str) -> Value {
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
+        client.create(MAP, "default", map).await.unwrap()
+    }
+
+    async fn is_there(client: &Client, name: &str) -> bool {
+        client.get(MAP, "default", name).await.is_ok()
+    }
+
+    fn labelled(value: &str) -> Patch {
+        Patch::Merge(json!({"metadata": {"labels": {"by": value}}}))
+    }
+
+    #[tokio::test]
+    async fn what_changed_since_it_was_looked_at_is_not_deleted_and_looked_at_again() {
+        let mut serving = JoinSet::new();
+        let client = client(&mut serving).await;
+        let (first, second) = (made(&client, "first").await, made(&client, "second").await);
+        client
+            .patch(MAP, "default", "first", None, labelled("another"))
+            .await
+            .unwrap();
+        let plan = |seen: &Value| Plan {
+            actions: vec![Action::delete(MAP, seen), Action::delete(MAP, &second)],
+            again: None,
+        };
+        let again = carry_out(&client, plan(&first)).await.ok().flatten();
+        assert_eq!(again, Some(FASTEST), "looked at again, and not as a failure");
+        assert!(is_there(&client, "first").await && is_there(&client, "second").await);
+        let fresh = client.get(MAP, "default", "first").await.unwrap();
+        let again = carry_out(&client, plan(&fresh)).await.ok();
+        assert_eq!(again, Some(None));
+        assert!(!is_there(&client, "first").await && !is_there(&client, "second").await);
+    }
+
+    #[tokio::test]
+    async fn what_the_plan_itself_changed_or_goes_whatever_it_is_is_deleted() {
+        let mut serving = JoinSet::new();
+        let client = client(&mut serving).await;
+        let (own, whatever) = (made(&client, "own").await, made(&client, "whatever").await);
+        client
+            .patch(MAP, "default", "whatever", None, labelled("another"))
+            .await
+            .unwrap();
+        let patch = Action::Patch {
+            what: MAP,
+            at: ("default".to_owned(), "own".to_owned()),
+            subresource: None,
+            patch: Patch::Merge(json!({"metadata": {
+                "labels": {"by": "us"}, "resourceVersion": own["metadata"]["resourceVersion"]}})),
+        };
+        let actions = vec![
+            patch,
+            Action::delete(MAP, &own),
+            Action::delete_whatever(MAP, &whatever),
+        ];
+        let again = carry_out(&client, Plan { actions, again: None }).await.ok();
+        assert_eq!(again, Some(None));
+        assert!(!is_there(&client, "own").await && !is_there(&client, "whatever").await);
     }
 }

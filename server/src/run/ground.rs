@@ -250,6 +250,8 @@ impl Ground {
             controllers::start(api, &cache, settings.clone(), tasks);
             scheduler::start(api, tasks);
             let registry = Arc::clone(&registry);
+            // Not behind the fence: its writes are compared, and the worst that a leader of old leaves is a claim without a Service,
+            // which is released after a while (decision 0006).
             tasks.spawn(async move { registry.keep_addresses().await });
         };
         match peers {
