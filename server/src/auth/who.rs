@@ -61,6 +61,25 @@ pub struct Who {
     pub anonymous: Anonymous,
     /// Where accounts and their objects are looked up.
     pub cache: Cache,
+    /// Whether the clock that shows this is behind, so that nobody knows what has ended.
+    pub is_behind: Arc<dyn Fn(Timestamp) -> bool + Send + Sync>,
+}
+
+/// Why a genuine bootstrap token is not taken.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum NotTaken {
+    /// Its end has come.
+    Over {
+        /// The token's.
+        id: String,
+        /// When that was.
+        end: Timestamp,
+    },
+    /// The clock does not know whether its end has come.
+    Unknowable {
+        /// The token's.
+        id: String,
+    },
 }
 
 impl Who {
@@ -188,21 +207,21 @@ impl Who {
 
     /// The user of a bootstrap token `ID.SECRET`.
     fn bootstrap(&self, token: &str, now: Timestamp) -> Option<User> {
-        let token = self.held(token).filter(|token| !token.is_over(now))?;
+        let token = self.held(token)?;
+        not_taken(&token, now, (self.is_behind)(now)).is_none().then_some(())?;
         let extra = token.groups.iter().map(String::as_str);
         let groups: Vec<&str> = extra.chain([bootstrap_token::GROUP]).collect();
         Some(User::new(&format!("system:bootstrap:{}", token.token.id), &groups))
     }
 
-    /// The bootstrap token of the `Authorization` header, if it is genuine and its end has come: id and end, to be told to
-    /// who sent it.
-    pub fn bootstrap_over(&self, headers: &HeaderMap, now: Timestamp) -> Option<(String, Timestamp)> {
+    /// Why the bootstrap token of the `Authorization` header is not taken, if it is genuine: to be told to who sent it.
+    pub fn bootstrap_not_taken(&self, headers: &HeaderMap, now: Timestamp) -> Option<NotTaken> {
         let header = headers.get(AUTHORIZATION)?.to_str().ok()?;
         let (scheme, credential) = header.split_once(' ')?;
         let token = scheme
             .eq_ignore_ascii_case("bearer")
             .then(|| self.held(credential.trim()))??;
-        token.is_over(now).then_some((token.token.id, token.expires?))
+        not_taken(&token, now, (self.is_behind)(now))
     }
 
     /// The bootstrap token on record, when this is its text and one may log in with it.
@@ -215,6 +234,16 @@ impl Who {
         let same = |text: &str| digest(&SHA256, text.as_bytes());
         let genuine = same(token.token.secret.expose()).as_ref() == same(secret.expose()).as_ref();
         (genuine && token.authenticates()).then_some(token)
+    }
+}
+
+/// Why a token that is genuine is not taken; `behind`: the clock is.
+fn not_taken(token: &BootstrapToken, now: Timestamp, behind: bool) -> Option<NotTaken> {
+    let (end, id) = (token.expires?, token.token.id.clone());
+    match (token.is_over(now), behind) {
+        (true, _) => Some(NotTaken::Over { id, end }),
+        (false, true) => Some(NotTaken::Unknowable { id }),
+        (false, false) => None,
     }
 }
 
@@ -245,4 +274,47 @@ fn gone(item: &Item, now: Timestamp) -> bool {
     let object: Value = item.value();
     let deleted = time::parse(text(&object, &["metadata", "deletionTimestamp"]));
     deleted.is_some_and(|at| now.as_second() > at.as_second() + GONE_GRACE_S)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_behind_takes_the_tokens_that_do_not_expire() {
+        let token = |expires: Option<&str>| {
+            let encode = |text: &str| STANDARD.encode(text);
+            let mut data = json!({"token-id": encode("abcdef"), "token-secret": encode("0123456789abcdef"),
+                "usage-bootstrap-authentication": encode("true")});
+            if let Some(end) = expires {
+                data["expiration"] = encode(end).into();
+            }
+            let name = "bootstrap-token-abcdef";
+            let secret = json!({"metadata": {"name": name, "namespace": "kube-system"},
+                "type": "bootstrap.kubernetes.io/token", "data": data});
+            BootstrapToken::read(&secret).unwrap()
+        };
+        let (id, end) = ("abcdef".to_owned(), "2026-11-27T00:00:00Z");
+        let over = Some(NotTaken::Over {
+            id: id.clone(),
+            end: end.parse().unwrap(),
+        });
+        for (expires, now, behind, wanted) in [
+            (None, "1970-01-01T00:01:00Z", true, None),
+            (
+                Some(end),
+                "1970-01-01T00:01:00Z",
+                true,
+                Some(NotTaken::Unknowable { id }),
+            ),
+            (Some(end), "2026-11-26T00:00:00Z", false, None),
+            (Some(end), "2026-11-28T00:00:00Z", false, over.clone()),
+            (Some(end), "2026-11-28T00:00:00Z", true, over),
+        ] {
+            let found = not_taken(&token(expires), now.parse().unwrap(), behind);
+            assert_eq!(found, wanted, "{expires:?} at {now}, behind: {behind}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 
-use super::certificate::{ends, identity, key_hash_of};
+use super::certificate::{begins, ends, identity, key_hash_of};
 use super::pki::PkiError;
 use crate::auth::who::Unauthorized;
 use crate::request::User;
@@ -67,28 +67,38 @@ impl Caller {
 
 /// Says whom a certificate names.
 #[derive(Clone)]
-pub struct Judge(Arc<dyn ClientCertVerifier>);
+pub struct Judge {
+    verifier: Arc<dyn ClientCertVerifier>,
+    /// What time it is at least, in seconds since 1970.
+    floor: i64,
+}
 
 impl Judge {
-    /// By the authorities `roots`.
+    /// By the authorities `roots`; `floor`: what time it is at least, in seconds since 1970.
     ///
     /// # Errors
     /// When there is none among them.
-    pub fn new(roots: RootCertStore, provider: Arc<CryptoProvider>) -> Result<Self, PkiError> {
+    pub fn new(roots: RootCertStore, provider: Arc<CryptoProvider>, floor: i64) -> Result<Self, PkiError> {
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
             .build()
-            .map(Self)
+            .map(|verifier| Self { verifier, floor })
             .map_err(|error| PkiError::Tls(error.to_string()))
     }
 
-    /// Whom this chain, leaf first, names.
+    /// Whom this chain, leaf first, names. One that has not begun, by a clock that is behind, is judged at the floor, or at its
+    /// beginning if that is later: that it exists proves that its beginning is past.
     pub fn caller(&self, chain: &[CertificateDer<'_>], now: Timestamp) -> Caller {
         let Some((leaf, between)) = chain.split_first() else {
             return Caller::Nobody;
         };
-        let seconds = u64::try_from(now.as_second()).unwrap_or_default();
+        let (now, begin) = (now.as_second(), begins(leaf).unwrap_or_default());
+        let seconds = match now < self.floor.min(begin) {
+            true => self.floor.max(begin),
+            false => now,
+        };
+        let seconds = u64::try_from(seconds).unwrap_or_default();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-        if let Err(error) = self.0.verify_client_cert(leaf, between, now) {
+        if let Err(error) = self.verifier.verify_client_cert(leaf, between, now) {
             return Caller::Refused(error.to_string());
         }
         let (Ok((name, groups)), Some(key), Some(until)) = (identity(leaf), key_hash_of(leaf), ends(leaf)) else {

@@ -23,7 +23,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::key::{PrivateKey, pem};
 
 /// Clocks differ; a certificate made now must be good on a box that is a little behind.
-const BACKDATE_SECONDS: i64 = 3600;
+pub(super) const BACKDATE_SECONDS: i64 = 3600;
 
 /// Ten years, as K3s' `CACertDuration`.
 const CA_SECONDS: i64 = 3650 * 86_400;
@@ -157,8 +157,7 @@ impl Authority {
 
     /// Seconds since 1970 at which it begins to be valid: no clock that is right shows less.
     pub fn since(&self) -> i64 {
-        let begins = |der| parse(der).map(|certificate| certificate.validity().not_before.timestamp());
-        self.chain.first().and_then(|der| begins(der).ok()).unwrap_or_default()
+        self.chain.first().and_then(|der| begins(der)).unwrap_or_default()
     }
 
     /// The signing certificate alone, PEM.
@@ -171,22 +170,53 @@ impl Authority {
 
     /// Signs; answers with the leaf and then this authority's certificates, PEM.
     ///
+    /// `floor`: what time it is at least, in seconds since 1970. Whoever is behind it signs from when his own clock says
+    /// that it is until a year after the floor: good by a right clock as well as by his.
+    ///
     /// # Errors
     /// When a name cannot be put into a certificate.
-    pub fn sign(&self, wanted: &Wanted, key: &impl PublicKeyData, now: Timestamp) -> Result<String, CertificateError> {
+    pub fn sign(
+        &self,
+        wanted: &Wanted,
+        key: &impl PublicKeyData,
+        now: Timestamp,
+        floor: i64,
+    ) -> Result<String, CertificateError> {
         let issuer_der = self
             .chain
             .first()
             .ok_or_else(|| CertificateError("no issuer".to_owned()))?;
         let issuer: Issuer<'_, &KeyPair> = Issuer::from_ca_cert_der(issuer_der, self.key.pair())?;
-        let oldest = parse(issuer_der)?.validity().not_before.timestamp();
-        let params = leaf(wanted, now.as_second(), oldest)?;
+        let validity = parse(issuer_der)?.validity().clone();
+        let (oldest, last) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+        let now = now.as_second();
+        let from = oldest.max(now - BACKDATE_SECONDS);
+        let until = (now + LEAF_SECONDS).max(last.min(floor.saturating_add(LEAF_SECONDS)));
+        let params = leaf(wanted, from, until)?;
         let certificate = params.signed_by(key, &issuer)?;
         let mut text = pem("CERTIFICATE", certificate.der());
         for der in &self.chain {
             text.push_str(&pem("CERTIFICATE", der));
         }
         Ok(text)
+    }
+
+    /// When a leaf (PEM) was signed at least, in seconds since 1970, as its dates say. `None`: it is none of this authority.
+    pub fn signed(&self, text: &str) -> Option<i64> {
+        let (chain, issuer) = (certificates(text).ok()?, parse(self.chain.first()?).ok()?);
+        let leaf = parse(chain.first()?).ok()?;
+        if leaf.issuer().as_raw() != issuer.subject().as_raw() {
+            return None;
+        }
+        let (from, until) = (
+            leaf.validity().not_before.timestamp(),
+            leaf.validity().not_after.timestamp(),
+        );
+        // One of K3s begins with its authority and lasts as long as it was told there: its end says nothing of its signing.
+        Some(match from > self.since() {
+            true => from.max(until - LEAF_SECONDS),
+            false => from,
+        })
     }
 
     /// Whether a leaf on disk is good for this long time yet and says what is wanted.
@@ -235,6 +265,12 @@ pub fn key_hash_of(der: &[u8]) -> Option<String> {
         .map(|certificate| key_hash(certificate.public_key().raw))
 }
 
+/// The first second of a certificate (DER), since 1970.
+pub fn begins(der: &[u8]) -> Option<i64> {
+    let certificate = parse(der).ok()?;
+    Some(certificate.validity().not_before.timestamp())
+}
+
 /// The last second of a certificate (DER), since 1970.
 pub fn ends(der: &[u8]) -> Option<i64> {
     let certificate = parse(der).ok()?;
@@ -258,7 +294,7 @@ pub fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, Certific
         .map_err(|error| CertificateError(error.to_string()))
 }
 
-fn leaf(wanted: &Wanted, now: i64, oldest: i64) -> Result<CertificateParams, CertificateError> {
+fn leaf(wanted: &Wanted, from: i64, until: i64) -> Result<CertificateParams, CertificateError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = subject(&wanted.name, &wanted.groups);
     params.is_ca = IsCa::ExplicitNoCa;
@@ -276,7 +312,7 @@ fn leaf(wanted: &Wanted, now: i64, oldest: i64) -> Result<CertificateParams, Cer
             Err(_) => SanType::DnsName(san.as_str().try_into()?),
         });
     }
-    set_validity(&mut params, oldest.max(now - BACKDATE_SECONDS), now + LEAF_SECONDS);
+    set_validity(&mut params, from, until);
     Ok(params)
 }
 
@@ -386,7 +422,7 @@ mod tests {
         let sans = |all: &[&str]| all.iter().map(|&san| san.to_owned()).collect::<Vec<_>>();
         let wanted = Wanted::server("kube-apiserver", sans(&["127.0.0.1", "::1", "localhost"]));
         let made = at("2026-11-25T12:00:00Z");
-        let text = authority.sign(&wanted, key.pair(), made).unwrap();
+        let text = authority.sign(&wanted, key.pair(), made, 0).unwrap();
         assert_eq!(certificates(&text).unwrap().len(), 2, "leaf and authority");
         let keeps = |wanted: &Wanted, now| authority.keeps(&text, wanted, &key, at(now));
         assert!(keeps(&wanted, "2026-11-25T12:00:00Z"));
@@ -420,6 +456,7 @@ mod tests {
                 &Wanted::client("system:admin", &["system:masters"]),
                 key.pair(),
                 at("2026-11-24T23:30:00Z"),
+                0,
             )
             .unwrap();
         let chain = certificates(&text).unwrap();

@@ -19,27 +19,18 @@ use rcgen::PublicKeyData;
 use rustls::pki_types::CertificateDer;
 
 pub use self::names::Names;
-use super::certificate::{Authority, CertificateError, Wanted, sans_of};
+use super::certificate::{Authority, BACKDATE_SECONDS, CertificateError, Wanted, sans_of};
 use super::files::{self, PRIVATE, PRIVATE_FOLDER};
 use super::key::{KeyError, PrivateKey};
 use super::tls::Shown;
 
-/// No clock that is right shows less than this (2026-01-01); authorities dated before it would be worthless, or, on boxes
-/// without a real-time clock, "not yet valid" for everyone else.
+/// No clock that is right shows less than this (2026-01-01). An authority dated by one that does would soon have ended, so it is
+/// dated by this.
 const PLAUSIBLE_SINCE: i64 = 1_767_225_600;
 
 /// Why there is no usable PKI.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
-    /// Set the clock, then start again.
-    #[error(
-        "the clock says {now}, which cannot be: set it (or wait for time synchronisation) before the first start, because the \
-         cluster's certificate authorities are dated by it"
-    )]
-    Clock {
-        /// What it says.
-        now: Timestamp,
-    },
     /// Restore the file, or move its folder away to begin anew.
     #[error("{}: {why}", path.display())]
     Unusable {
@@ -225,8 +216,9 @@ impl Pki {
         };
         let mut names = names.clone();
         names.remember(sans_of(&files::read(&pki.tls.join(SERVING))?.unwrap_or_default()));
+        let floor = pki.left_floor()?;
         for row in OWN {
-            let leaf = pki.load(row, &names, now)?;
+            let leaf = pki.load(row, &names, now, floor)?;
             if SHOWN.contains(&row.0) {
                 pki.shown.insert(row.0, Arc::new(Shown::new(&leaf)?));
             }
@@ -296,9 +288,10 @@ impl Pki {
 
     fn renew_for(&self, names: &Names, now: Timestamp) -> Result<Vec<Own>, PkiError> {
         let mut renewed = Vec::new();
+        let floor = self.floor();
         for row in OWN {
             let Some(held) = self.own.get(&row.0) else { continue };
-            let leaf = self.load(row, names, now)?;
+            let leaf = self.load(row, names, now, floor)?;
             if leaf.chain == held.load().chain {
                 continue;
             }
@@ -314,14 +307,49 @@ impl Pki {
         Ok(renewed)
     }
 
-    fn load(&self, row: &Row, names: &Names, now: Timestamp) -> Result<Leaf, PkiError> {
+    fn load(&self, row: &Row, names: &Names, now: Timestamp, floor: i64) -> Result<Leaf, PkiError> {
         let &(which, file, name, groups) = row;
-        let (authority, wanted) = match which {
-            Own::Serving => (&self.server, Wanted::server(name, names.all())),
-            Own::AuthProxy => (&self.request_header, Wanted::client(name, groups)),
-            _ => (&self.client, Wanted::client(name, groups)),
+        let wanted = match which {
+            Own::Serving => Wanted::server(name, names.all()),
+            _ => Wanted::client(name, groups),
         };
-        load_leaf(&self.tls, file, authority, &wanted, now)
+        load_leaf(&self.tls, file, self.authority_of(which), &wanted, now, floor)
+    }
+
+    const fn authority_of(&self, which: Own) -> &Authority {
+        match which {
+            Own::Serving => &self.server,
+            Own::AuthProxy => &self.request_header,
+            _ => &self.client,
+        }
+    }
+
+    /// What time it is at least, in seconds since 1970: the authorities exist, and this server has signed its own certificates.
+    /// None of these ends before the one that it replaces, so a clock that steps back does not make it forget.
+    pub fn floor(&self) -> i64 {
+        let own = self.own.iter().map(|(which, leaf)| (*which, leaf.load()));
+        self.least(own.filter_map(|(which, leaf)| self.authority_of(which).signed(&leaf.chain)))
+    }
+
+    /// [`Pki::floor`] by what an earlier run has left on disk.
+    fn left_floor(&self) -> Result<i64, PkiError> {
+        let mut signed = Vec::new();
+        for &(which, file, ..) in OWN {
+            let chain = files::read(&self.tls.join(format!("{file}.crt")))?;
+            signed.extend(chain.and_then(|chain| self.authority_of(which).signed(&chain)));
+        }
+        Ok(self.least(signed.into_iter()))
+    }
+
+    fn least(&self, signed: impl Iterator<Item = i64>) -> i64 {
+        let authorities = [&self.client, &self.server, &self.request_header].map(Authority::since);
+        authorities.into_iter().chain(signed).fold(PLAUSIBLE_SINCE, i64::max)
+    }
+
+    /// Whether the clock that shows `now` is behind: what this server has signed is younger. It is, too, when this was signed
+    /// by a clock that was ahead; `k3s certificate rotate` makes an end of that.
+    pub fn is_behind(&self, now: Timestamp) -> bool {
+        now.as_second() + BACKDATE_SECONDS < self.floor()
     }
 
     /// By which names this server is known now. Waits for nobody: keys are made and files synced while the names are held.
@@ -363,20 +391,20 @@ impl Pki {
         self.shown.get(&which).cloned()
     }
 
-    /// A client certificate for this key, valid for a year: leaf and authority, PEM.
+    /// A client certificate for this key, valid for a year and, if the clock is behind, for what it is behind: leaf and authority, PEM.
     ///
     /// # Errors
     /// When the name cannot be put into a certificate.
     pub fn sign_client(&self, wanted: &Wanted, key: &impl PublicKeyData, now: Timestamp) -> Result<String, PkiError> {
-        sign(&self.client, wanted, key, now)
+        sign(&self.client, wanted, key, now, self.floor())
     }
 
-    /// A serving certificate for this key, valid for a year: leaf and authority, PEM.
+    /// A serving certificate for this key, valid as [`Pki::sign_client`]'s: leaf and authority, PEM.
     ///
     /// # Errors
     /// When a name cannot be put into a certificate.
     pub fn sign_serving(&self, wanted: &Wanted, key: &impl PublicKeyData, now: Timestamp) -> Result<String, PkiError> {
-        sign(&self.server, wanted, key, now)
+        sign(&self.server, wanted, key, now, self.floor())
     }
 
     /// A key shared with old agents.
@@ -393,12 +421,18 @@ impl Pki {
     }
 }
 
-fn sign(authority: &Authority, wanted: &Wanted, key: &impl PublicKeyData, now: Timestamp) -> Result<String, PkiError> {
+fn sign(
+    authority: &Authority,
+    wanted: &Wanted,
+    key: &impl PublicKeyData,
+    now: Timestamp,
+    floor: i64,
+) -> Result<String, PkiError> {
     let fault = |source| PkiError::Sign {
         name: wanted.name.clone(),
         source,
     };
-    authority.sign(wanted, key, now).map_err(fault)
+    authority.sign(wanted, key, now, floor).map_err(fault)
 }
 
 /// The key is written before its certificate, so a crash between the two leaves a key without certificate, which is
@@ -421,33 +455,53 @@ fn load_authority(tls: &Path, file: &str, prefix: &str, now: Timestamp) -> Resul
     Ok(authority)
 }
 
-/// A new authority over a key, unless the clock forbids.
+/// Whether the clock shows what it may show; until it does, the first start waits a little.
+pub fn is_plausible(now: Timestamp) -> bool {
+    now.as_second() >= PLAUSIBLE_SINCE
+}
+
+/// Whether `<data>/server` has no authorities yet, so that they will be dated by the clock.
+pub fn is_new(dir: &Path) -> bool {
+    let there = |(file, _)| dir.join("tls").join(format!("{file}.crt")).exists();
+    !AUTHORITIES.into_iter().any(there)
+}
+
+/// A new authority over a key.
 pub(super) fn new_authority(
     file: &str,
     prefix: &str,
     now: Timestamp,
     key: impl FnOnce() -> Result<PrivateKey, PkiError>,
 ) -> Result<Authority, PkiError> {
-    if now.as_second() < PLAUSIBLE_SINCE {
-        return Err(PkiError::Clock { now });
-    }
-    Authority::create(prefix, key()?, now).map_err(|source| PkiError::Sign {
+    let floor = Timestamp::from_second(PLAUSIBLE_SINCE).unwrap_or(now);
+    Authority::create(prefix, key()?, now.max(floor)).map_err(|source| PkiError::Sign {
         name: file.to_owned(),
         source,
     })
 }
 
-fn load_leaf(tls: &Path, file: &str, authority: &Authority, wanted: &Wanted, now: Timestamp) -> Result<Leaf, PkiError> {
+fn load_leaf(
+    tls: &Path,
+    file: &str,
+    authority: &Authority,
+    wanted: &Wanted,
+    now: Timestamp,
+    floor: i64,
+) -> Result<Leaf, PkiError> {
     let crt = tls.join(format!("{file}.crt"));
     let key = load_key(&tls.join(format!("{file}.key")))?;
+    // An impossible clock, or one before the authority's beginning, says nothing of age. Any other may be right: if a leaf begins
+    // later, a clock was ahead when it was signed, or this one is behind, and the new one is good in both cases.
+    let surely_behind = now.as_second() < PLAUSIBLE_SINCE.max(authority.since());
+    let judged = match surely_behind {
+        true => Timestamp::from_second(floor).unwrap_or(now),
+        false => now,
+    };
     match files::read(&crt)? {
-        // With an impossible clock, or one before the authority's beginning, every judgement of age is wrong: keep what
-        // there is.
-        Some(chain) if now.as_second() < PLAUSIBLE_SINCE.max(authority.since()) => return Ok(Leaf { chain, key }),
-        Some(chain) if authority.keeps(&chain, wanted, &key, now) => return Ok(Leaf { chain, key }),
+        Some(chain) if authority.keeps(&chain, wanted, &key, judged) => return Ok(Leaf { chain, key }),
         _ => {}
     }
-    let chain = sign(authority, wanted, key.pair(), now)?;
+    let chain = sign(authority, wanted, key.pair(), now, floor)?;
     files::write(&crt, chain.as_bytes(), PRIVATE)?;
     Ok(Leaf { chain, key })
 }

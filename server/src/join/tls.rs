@@ -87,7 +87,7 @@ impl Pki {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Entrance {
             config: Arc::new(config),
-            judge: Judge::new(roots(self.client_authority())?, provider())?,
+            judge: Judge::new(roots(self.client_authority())?, provider(), self.floor())?,
         })
     }
 
@@ -205,10 +205,12 @@ mod tests {
         assert_eq!(user.name, "system:node:box-2");
         assert_eq!(user.groups, ["system:nodes", "system:authenticated"]);
         assert_eq!(caller(&first, &chain, NOW + 366 * 86_400), Err(Unauthorized), "expired");
-        assert_eq!(
-            caller(&first, &chain, NOW - 2 * 86_400),
-            Err(Unauthorized),
-            "not valid yet"
+        let ahead = Timestamp::from_second((NOW + 2 * 86_400).try_into().unwrap()).unwrap();
+        let early = certificates(&first.sign_client(&wanted, key.pair(), ahead).unwrap()).unwrap();
+        assert_eq!(caller(&first, &early, NOW), Err(Unauthorized), "not valid yet");
+        assert!(
+            caller(&first, &early, NOW - 86_400).is_ok(),
+            "the clock is before the authority's beginning"
         );
         assert_eq!(caller(&other, &chain, NOW), Err(Unauthorized), "of another cluster");
         assert_eq!(caller(&first, &[], NOW), Ok(None));

@@ -89,6 +89,7 @@ impl Ground {
     ) -> anyhow::Result<Self> {
         let names = derived::names(config, own);
         let given = derived::given(config);
+        certificates::await_clock(dir, Timestamp::now).await;
         let away = |error: &BootstrapError| matches!(error, BootstrapError::Store(StoreError::Unavailable(_)));
         let settle = async || bootstrap::settle(&*store, dir, &given, Timestamp::now()).await;
         let given = patiently("identity", away, settle).await?;
@@ -145,7 +146,7 @@ impl Ground {
             by_header: Arc::new(move |headers| {
                 let now = Timestamp::now();
                 let found = who.by_header(headers, now);
-                found.map_err(|_| who.bootstrap_over(headers, now))
+                found.map_err(|_| who.bootstrap_not_taken(headers, now))
             }),
             register,
             rotation,
@@ -176,7 +177,9 @@ impl Ground {
     fn who(&self, config: &Config) -> anyhow::Result<Who> {
         let issuer = format!("https://kubernetes.default.svc.{}", config.cluster.cluster_domain);
         let keys = Keys::from_pem(self.pki.service_key_pem().as_bytes(), &issuer).context("server/tls/service.key")?;
+        let pki = Arc::clone(&self.pki);
         Ok(Who {
+            is_behind: Arc::new(move |now| pki.is_behind(now)),
             passwords: Some(Arc::clone(&self.passwd) as Arc<dyn auth::who::Passwords>),
             keys: Arc::new(keys),
             audiences: vec![issuer, "k3s".to_owned()],

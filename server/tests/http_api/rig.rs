@@ -116,6 +116,7 @@ impl Rig {
         }
         let issuer = "https://kubernetes.default.svc.cluster.local";
         let who = Who {
+            is_behind: Arc::new(|_| false),
             passwords: None,
             keys: Arc::new(Keys::from_pem(pki.service_key_pem().as_bytes(), issuer).unwrap()),
             audiences: vec![issuer.to_owned(), "k3s".to_owned()],

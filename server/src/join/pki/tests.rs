@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::SystemTime;
 
 use super::*;
+use crate::join::certificate;
 use crate::join::files::Scratch;
 
 fn at(text: &str) -> Timestamp {
@@ -152,12 +153,21 @@ fn a_start_that_was_cut_off_anywhere_is_completed_by_the_next() {
 }
 
 #[test]
-fn a_clock_that_cannot_be_right_makes_no_authority() {
+fn a_clock_that_cannot_be_right_dates_authorities_by_the_floor_and_changes_no_certificate() {
+    let scratch = Scratch::new("pki-clock-first");
+    let pki = Pki::load_or_create(&scratch.0, &names(), at("1970-01-01T00:01:00Z")).unwrap();
+    let year = 365 * 86_400;
+    assert_eq!(pki.client.since(), PLAUSIBLE_SINCE - 3600);
+    for which in [Own::Serving, Own::Admin, Own::AuthProxy] {
+        let own = window(&pki.own(which).unwrap().chain);
+        assert_eq!(own, (PLAUSIBLE_SINCE - 3600, PLAUSIBLE_SINCE + year), "{which:?}");
+    }
+    // The clock is set, years later.
+    assert_eq!(pki.renew(at("2028-06-01T00:00:00Z")).unwrap().len(), OWN.len());
+    let now = at("2028-06-01T00:00:00Z").as_second();
+    assert_eq!(window(&pki.own(Own::Serving).unwrap().chain), (now - 3600, now + year));
+
     let scratch = Scratch::new("pki-clock");
-    let error = Pki::load_or_create(&scratch.0, &names(), at("1970-01-01T00:01:00Z"))
-        .err()
-        .unwrap();
-    assert!(matches!(error, PkiError::Clock { .. }), "{error}");
     Pki::load_or_create(&scratch.0, &names(), at("2026-11-25T00:00:00Z")).unwrap();
     let before = tree(&scratch.0);
     Pki::load_or_create(&scratch.0, &names(), at("1970-01-01T00:01:00Z")).unwrap();
@@ -166,6 +176,84 @@ fn a_clock_that_cannot_be_right_makes_no_authority() {
         before,
         "a later start with a wrong clock keeps what there is"
     );
+}
+
+/// From when to when a chain's leaf (PEM) is good, in seconds since 1970.
+fn window(chain: &str) -> (i64, i64) {
+    let leaf = &certificate::certificates(chain).unwrap()[0];
+    let (begins, ends) = (certificate::begins(leaf), certificate::ends(leaf));
+    (begins.unwrap(), ends.unwrap())
+}
+
+#[test]
+fn what_a_clock_behind_signs_is_good_by_it_and_by_a_right_one() {
+    let made = at("2026-11-25T00:00:00Z");
+    for (name, clock) in [
+        ("without a battery", "1970-01-01T00:01:00Z"),
+        ("behind the authority", "2026-11-20T00:00:00Z"),
+        ("a year back", "2027-10-01T00:00:00Z"),
+    ] {
+        let scratch = Scratch::new("pki-behind");
+        Pki::load_or_create(&scratch.0, &names(), made).unwrap();
+        // Its newest certificates are nearly two years younger than its authorities.
+        let right = at("2028-10-25T00:00:00Z");
+        Pki::load_or_create(&scratch.0, &names(), right).unwrap();
+        let mut clock = at(clock);
+        // Also by the certificates that such a start signs for itself.
+        for start in 0..3 {
+            let pki = Pki::load_or_create(&scratch.0, &names(), clock).unwrap();
+            assert!(pki.is_behind(clock), "{name}, start {start}");
+            assert!(!pki.is_behind(right), "{name}, start {start}");
+            assert_eq!(pki.floor(), right.as_second(), "{name}, start {start}");
+            let key = PrivateKey::generate().unwrap();
+            let node = pki
+                .sign_client(&Wanted::client("system:node:pi", &[]), key.pair(), clock)
+                .unwrap();
+            let own = pki.own(Own::Serving).unwrap();
+            let (since, year) = (pki.client.since(), 365 * 86_400);
+            for (whose, chain) in [("a node's", &node), ("its own", &own.chain)] {
+                let (from, until) = window(chain);
+                // Its own stays while the clock says nothing of its age.
+                let kept = whose == "its own" && clock.as_second() < since;
+                assert!(
+                    kept || from <= clock.as_second().max(since),
+                    "{name}, start {start}: {whose}"
+                );
+                let wanted = right.as_second() + year;
+                assert!(until >= wanted, "{name}, start {start}: {whose} ends at {until}");
+            }
+            let admin = certificate::certificates(&pki.own(Own::Admin).unwrap().chain).unwrap();
+            for chain in [&certificate::certificates(&node).unwrap(), &admin] {
+                let caller = pki.entrance().unwrap().judge.caller(chain, clock);
+                assert!(caller.at(clock).unwrap().is_some(), "{name}, start {start}: {caller:?}");
+            }
+            clock += jiff::SignedDuration::from_hours(2);
+        }
+    }
+}
+
+#[test]
+fn what_a_clock_ahead_signed_gives_way_to_what_is_good_until_the_authority_ends() {
+    let scratch = Scratch::new("pki-ahead");
+    let now = at("2026-11-25T00:00:00Z");
+    Pki::load_or_create(&scratch.0, &names(), now).unwrap();
+    Pki::load_or_create(&scratch.0, &names(), at("2080-01-01T00:00:00Z")).unwrap();
+    let later = at("2026-12-25T00:00:00Z");
+    for start in 0..2 {
+        let pki = Pki::load_or_create(&scratch.0, &names(), later).unwrap();
+        let (from, until) = window(&pki.own(Own::Serving).unwrap().chain);
+        assert_eq!(
+            (from, until),
+            (later.as_second() - 3600, now.as_second() + 3650 * 86_400)
+        );
+        let key = PrivateKey::generate().unwrap();
+        // Of a node that joined before, and is to be let in.
+        let wanted = Wanted::client("system:node:pi", &[]);
+        let node = pki.client.sign(&wanted, key.pair(), now, 0).unwrap();
+        let chain = certificate::certificates(&node).unwrap();
+        let caller = pki.entrance().unwrap().judge.caller(&chain, later);
+        assert!(caller.at(later).unwrap().is_some(), "start {start}: {caller:?}");
+    }
 }
 
 #[test]

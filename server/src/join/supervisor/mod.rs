@@ -36,6 +36,7 @@ use super::register::Register;
 use super::rotation::Rotation;
 use super::route::{self, Route};
 use super::static_files;
+use crate::auth::who::NotTaken;
 use crate::http::{Body, Front, Peer, empty, encode, full};
 use crate::peers::{self, Place};
 use crate::request::{Client, User};
@@ -47,8 +48,8 @@ const MAX_REQUEST: usize = 64 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who the `Authorization` header says it is: password, bootstrap token, service account. `Ok(None)`: there is none; an
-/// error may name a bootstrap token, by its id, and when its end was.
-pub type ByHeader = Arc<dyn Fn(&HeaderMap) -> Result<Option<User>, Option<(String, Timestamp)>> + Send + Sync>;
+/// error may say why a bootstrap token is not taken.
+pub type ByHeader = Arc<dyn Fn(&HeaderMap) -> Result<Option<User>, Option<NotTaken>> + Send + Sync>;
 
 /// Takes a node's websocket, already upgraded, and returns when it has ended.
 pub type Tunnels = Arc<dyn Fn(String, TokioIo<Upgraded>) -> BoxFuture<'static, ()> + Send + Sync>;
@@ -197,7 +198,7 @@ impl Supervisor {
         match ((self.parts.by_header)(headers), certificate) {
             (Ok(Some(user)), _) => Ok(user),
             (_, Ok(Some(user))) => Ok(user.clone()),
-            (Err(Some((id, end))), _) => Err(expired(&id, end)),
+            (Err(Some(why)), _) => Err(not_taken(&why)),
             (Err(None), _) if self.parts.rotation.is_behind() => Err(Status::unavailable(
                 "the cluster's token was rotated on another server; this one takes no machine in by it until it is restarted \
                  with the new token",
@@ -281,12 +282,21 @@ struct NewToken {
     new_token: Option<String>,
 }
 
-fn expired(id: &str, end: Timestamp) -> Status {
-    let why = format!(
-        "not authorized: bootstrap token {id} expired at {end:.0}; \"k3s token create\" on a server makes another, and \
-         server/node-token below its data directory has one that does not expire"
-    );
-    Status::failure(Reason::Unauthorized, why)
+fn not_taken(why: &NotTaken) -> Status {
+    match why {
+        NotTaken::Over { id, end } => {
+            let why = format!(
+                "not authorized: bootstrap token {id} expired at {end:.0}; \"k3s token create\" on a server makes another, \
+                 and server/node-token below its data directory has one that does not expire"
+            );
+            Status::failure(Reason::Unauthorized, why)
+        }
+        NotTaken::Unknowable { id } => Status::unavailable(format!(
+            "bootstrap token {id} expires, and this server's clock is behind its own certificates, so nobody knows whether \
+             it has; set the clock, or join with server/node-token below its data directory, which does not expire (if \
+             the clock is right, the certificates are of one that was ahead: run \"k3s certificate rotate\")"
+        )),
+    }
 }
 
 /// The body of a request, which is small.
@@ -337,12 +347,35 @@ mod tests {
 
     #[test]
     fn an_expired_token_is_named_by_its_id_with_its_end_and_the_cure() {
-        let status = expired("abcdef", "2026-11-27T00:00:00Z".parse().unwrap());
+        let (id, end) = ("abcdef".to_owned(), "2026-11-27T00:00:00Z".parse().unwrap());
+        let status = not_taken(&NotTaken::Over { id, end });
         assert_eq!(status.code, 401);
         for part in [
             "token abcdef expired at 2026-11-27T00:00:00Z",
             "k3s token create",
             "node-token",
+        ] {
+            assert!(status.message.contains(part), "{part}: {}", status.message);
+        }
+    }
+
+    #[test]
+    fn a_token_that_a_clock_behind_cannot_judge_is_for_later_and_the_cures_are_named() {
+        let status = not_taken(&NotTaken::Unknowable {
+            id: "abcdef".to_owned(),
+        });
+        assert_eq!(status.code, 503);
+        assert!(
+            status
+                .details
+                .as_ref()
+                .is_some_and(|details| details.retry_after_seconds > 0)
+        );
+        for part in [
+            "token abcdef expires",
+            "set the clock",
+            "node-token",
+            "certificate rotate",
         ] {
             assert!(status.message.contains(part), "{part}: {}", status.message);
         }
