@@ -40,6 +40,11 @@ pub struct Window {
 }
 
 impl Window {
+    /// Whether it ends before it has begun, as what a clock far behind signs.
+    pub const fn is_empty(&self) -> bool {
+        self.from >= self.until
+    }
+
     /// Of a certificate (DER).
     pub fn of(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;

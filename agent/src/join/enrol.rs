@@ -10,6 +10,7 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::authority;
+use super::clock::Window;
 use super::durable::Disk;
 use super::error::JoinError;
 use super::files::{Certificate, Files};
@@ -54,6 +55,12 @@ pub trait Ground {
         request: Vec<u8>,
         who: &Who<'_>,
     ) -> Result<Bytes, JoinError>;
+
+    /// From when to when the first certificate of a chain (PEM) is good; `None` for what cannot be read.
+    fn window(&self, chain: &[u8]) -> Option<Window>;
+
+    /// What time it is at least, in seconds since 1970: by this machine's clock, and by the floor that its servers vouch for.
+    fn at_least(&self) -> u64;
 
     /// The kept key (PEM) if it can be used, else a new one, and a request for its certificate (DER).
     fn key(&self, kept: Option<&[u8]>) -> Result<(String, Vec<u8>), KeyError>;
@@ -302,6 +309,12 @@ impl<G: Ground> Enrolment<'_, G> {
             key: key.as_bytes(),
         };
         self.ground.link(chain.as_bytes(), Some(shown), None)?;
+        // A server whose clock is behind, as those of K3s sign then. What is kept may be good, and this is not.
+        let window = self.ground.window(chain.as_bytes());
+        let dead = |window: &Window| window.is_empty() || window.until < self.ground.at_least();
+        if let Some(window) = window.filter(dead) {
+            return Err(JoinError::Dead { window });
+        }
         self.files.write_on(disk, &path, key.as_bytes())?;
         self.files.write_on(disk, &self.files.cert(which), chain.as_bytes())?;
         Ok(())

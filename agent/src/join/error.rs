@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::clock::Window;
 use super::key::KeyError;
 use super::trust::TrustError;
 use crate::api::{TransportError, is_refusal};
@@ -87,6 +88,16 @@ pub enum JoinError {
     /// It will be, in a moment.
     #[error("the server is not ready yet ({0})")]
     NotReady(String),
+    /// Its clock is behind, and what it signs good for nothing.
+    #[error(
+        "the server signed a certificate that is over already (good from {} to {}, seconds since 1970): its clock is behind; set it. \
+         This node keeps what it has",
+        window.from, window.until
+    )]
+    Dead {
+        /// From when to when it would be good.
+        window: Window,
+    },
     /// What came is not what a supervisor sends.
     #[error("the server at {path} answered something else than expected ({reason}): is this a K3s server?")]
     Odd {
@@ -120,6 +131,7 @@ impl JoinError {
             | Self::CaHash { .. }
             | Self::OtherCa { .. }
             | Self::Untrusted { .. }
+            | Self::Dead { .. }
             | Self::Odd { .. } => true,
             Self::Token(_)
             | Self::Certificate(_)

@@ -17,18 +17,22 @@ pub fn windows(files: &Files) -> [Option<Window>; 2] {
     })
 }
 
+/// No clock that is right shows less than this (2026-01-01).
+const PLAUSIBLE_SINCE: u64 = 1_767_225_600;
+
 /// A third of a year, for which servers sign.
 const LONGEST: u64 = 122 * 86_400;
 
-/// Whether one of them is to be renewed: it cannot be read, a third of its time is left, or it begins later than it is, because
-/// a clock was ahead when it was signed.
+/// Whether one of them is to be renewed: it cannot be read, it ends before it begins, a third of its time is left, or it begins
+/// later than it is, because a clock was ahead when it was signed.
 ///
 /// `system`: what the system clock shows. `floor`: what time it is at least, should that not know. The beginning of this
 /// node's own certificates is part of it, so it cannot say that they begin too late; `told`, the time by the server that
-/// answered last, can. All in seconds since 1970.
+/// answered last, can. Two clocks that stand in 1970 say nothing of it. All in seconds since 1970.
 pub fn is_due(own: &[Option<Window>], system: u64, floor: u64, told: u64) -> bool {
     let now = system.max(told);
-    let due = |window: &Window| runs_out(*window, now.max(floor)) || window.from > now.saturating_add(SKEW);
+    let early = |window: &Window| now >= PLAUSIBLE_SINCE && window.from > now.saturating_add(SKEW);
+    let due = |window: &Window| window.is_empty() || runs_out(*window, now.max(floor)) || early(window);
     own.iter().any(|window| window.as_ref().is_none_or(due))
 }
 
@@ -92,6 +96,18 @@ mod tests {
                 due,
                 "begins in {begins_in} s, told {told}"
             );
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_ends_before_it_begins_is_renewed_and_one_of_a_world_without_clocks_is_not() {
+        let window = |from, until| [Some(Window { from, until })];
+        for now in [0, BEGIN, BEGIN + 365 * DAY] {
+            assert!(is_due(&window(BEGIN, 365 * DAY), now, 0, now), "at {now}");
+        }
+        let good = window(BEGIN, BEGIN + 365 * DAY);
+        for (system, told, due) in [(0, 0, false), (0, 700, false), (700, 0, false), (0, BEGIN, false)] {
+            assert_eq!(is_due(&good, system, BEGIN, told), due, "{system}, told {told}");
         }
     }
 

@@ -10,7 +10,7 @@ use hyper::http::{Method, Request, StatusCode};
 use rustls::ClientConfig;
 
 use super::authority;
-use super::clock::Clock;
+use super::clock::{Clock, Window};
 use super::durable::{Disk, SystemDisk};
 use super::enrol::{Ground, Who};
 use super::error::JoinError;
@@ -20,7 +20,7 @@ use super::trust::{self, Shown, TrustError};
 use crate::api::Endpoint;
 use crate::api::request::status_of;
 use crate::api::transport::Answer;
-use crate::wire::join::{CACERTS, NODE_IP, NODE_NAME, NODE_PASSWORD, PREFIX};
+use crate::wire::join::{CACERTS, NODE_IP, NODE_NAME, NODE_PASSWORD, PREFIX, certificates};
 
 /// Any of them; K3s' own limit.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -112,6 +112,14 @@ impl Ground for Network<'_> {
             Certificate::ClientKubeProxy | Certificate::ClientK3sController => &[],
         };
         self.told(link, Method::POST, &route, headers, request.into()).await
+    }
+
+    fn window(&self, chain: &[u8]) -> Option<Window> {
+        certificates(chain).first().and_then(|der| Window::of(der))
+    }
+
+    fn at_least(&self) -> u64 {
+        self.clock.now().max(self.clock.floor())
     }
 
     fn key(&self, kept: Option<&[u8]>) -> Result<(String, Vec<u8>), KeyError> {

@@ -101,6 +101,8 @@ pub struct Server {
     /// Of its clock, in seconds.
     pub error: i64,
     pub window: Window,
+    /// What time it is at least, as its own certificates say.
+    pub floor: u64,
 }
 
 /// Everything outside the machine, and the machine's clock.
@@ -115,6 +117,8 @@ pub struct Cluster {
     /// A floor was found to be false.
     pub corrected: bool,
     ca: u64,
+    /// When the authority begins.
+    since: u64,
     secret: u64,
     pub servers: [Server; 2],
     pub records: BTreeMap<String, Record>,
@@ -131,6 +135,8 @@ pub struct Cluster {
     pub wary: bool,
     /// Servers make the keys.
     pub old: bool,
+    /// Servers are K3s', which know no time but their clocks'.
+    pub foreign: bool,
 }
 
 impl Cluster {
@@ -145,11 +151,13 @@ impl Cluster {
             floor: Floor::default(),
             corrected: false,
             ca: 1,
+            since: now - 3600,
             secret: 1,
             servers: [Server {
                 up: true,
                 error: 0,
                 window,
+                floor: now - 3600,
             }; 2],
             records: BTreeMap::new(),
             nodes: BTreeSet::new(),
@@ -160,6 +168,7 @@ impl Cluster {
             impostor: false,
             wary: true,
             old: false,
+            foreign: false,
         };
         cluster.pass(0);
         cluster
@@ -178,8 +187,34 @@ impl Cluster {
 
     /// A server starts, with a fresh certificate.
     pub fn restart(&mut self, index: usize) {
+        let (now, signed) = (self.clock_of(index), self.signed(index));
+        let server = &mut self.servers[index];
+        // A clock before the authority's beginning says nothing of age.
+        if server.window.until == 0 || now >= self.since {
+            (server.window, server.floor) = (signed, server.floor.max(now));
+        }
+    }
+
+    /// Operators have the servers make their certificates anew, which forget what they were signed by.
+    pub fn rotate_certificates(&mut self) {
+        for index in 0..self.servers.len() {
+            self.servers[index].floor = self.since;
+            self.restart(index);
+        }
+    }
+
+    /// From when to when is good what a server signs.
+    fn signed(&self, index: usize) -> Window {
         let now = self.clock_of(index);
-        self.servers[index].window = window(now);
+        let least = if self.foreign {
+            now
+        } else {
+            now.max(self.servers[index].floor)
+        };
+        Window {
+            from: self.since.max(now.saturating_sub(3600)),
+            until: least + YEAR,
+        }
     }
 
     pub fn clock_of(&self, server: usize) -> u64 {
@@ -188,9 +223,10 @@ impl Cluster {
 
     /// The cluster is made anew: nobody is known, and nothing old counts.
     pub fn begin_anew(&mut self) {
-        (self.ca, self.secret) = (self.ca + 1, self.secret + 1);
+        (self.ca, self.secret, self.since) = (self.ca + 1, self.secret + 1, self.now - 3600);
         self.records.clear();
         self.nodes.clear();
+        self.rotate_certificates();
     }
 
     pub fn rotate_token(&mut self) {
@@ -210,7 +246,10 @@ impl Cluster {
 
     /// Whether a node may show this certificate to this server.
     pub fn is_good(&self, leaf: &Leaf, server: usize) -> bool {
-        let now = self.clock_of(server);
+        let (mut now, floor) = (self.clock_of(server), self.servers[server].floor);
+        if !self.foreign && now < floor.min(leaf.window.from) {
+            now = floor.max(leaf.window.from);
+        }
         leaf.ca == self.ca && (leaf.window.from..=leaf.window.until).contains(&now)
     }
 
@@ -299,7 +338,12 @@ impl Cluster {
                     self.admit(name, who.identity.password.expose(), proof, noted)?;
                 }
                 self.serials += 1;
-                let (serial, window, ca) = (self.serials, window(self.clock_of(server)), self.ca);
+                let (serial, window, ca) = (self.serials, self.signed(server), self.ca);
+                let Server { error, floor, .. } = self.servers[server];
+                let right = (window.from..=window.until).contains(&self.now);
+                // A clock that stays behind for longer than certificates last knows no better.
+                let hopeless = self.foreign || error > 40 || self.now > floor + YEAR;
+                assert!(right || hopeless, "signed {window:?} at {}", self.now);
                 let leaf = Leaf {
                     serial,
                     key,
@@ -336,7 +380,7 @@ impl Cluster {
     }
 }
 
-/// What a server whose clock shows `now` signs.
+/// Of a certificate signed by a clock that shows `now`.
 const fn window(now: u64) -> Window {
     Window {
         from: now.saturating_sub(3600),
@@ -421,6 +465,15 @@ impl Ground for Machine<'_> {
         }
         let request = String::from_utf8(request).unwrap();
         self.cluster.borrow_mut().answer(link, &Ask::Sign(which, request, who))
+    }
+
+    fn window(&self, chain: &[u8]) -> Option<Window> {
+        Leaf::read(chain).map(|leaf| leaf.window)
+    }
+
+    fn at_least(&self) -> u64 {
+        let cluster = self.cluster.borrow();
+        cluster.system.max(cluster.floor.at())
     }
 
     fn key(&self, kept: Option<&[u8]>) -> Result<(String, Vec<u8>), KeyError> {

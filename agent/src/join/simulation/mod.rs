@@ -3,9 +3,9 @@
 //! and damaged cards, operators who delete, rotate and begin anew. Ten thousand seeds.
 //!
 //! What must hold, whatever happens: a password is replaced only when it is damaged and a server has accepted another; no half
-//! file is taken for a whole one; a certificate never gives way to an older one; no key is used with another's certificate; a
-//! time floor goes back only when a server has proved it false; no secret goes to an impostor. And once the world is calm,
-//! the machine gets in, or says what an operator has to do, and then gets in.
+//! file is taken for a whole one; a certificate never gives way to an older one, nor to one that ends before it begins; no key is
+//! used with another's certificate; a time floor goes back only when a server has proved it false; no secret goes to an
+//! impostor. And once the world is calm, the machine gets in, or says what an operator has to do, and then gets in.
 
 mod cluster;
 mod disk;
@@ -73,6 +73,7 @@ impl World {
         let pinned = !cluster.random.once_in(3);
         let token = cluster.token(pinned);
         cluster.old = cluster.random.once_in(5);
+        cluster.foreign = cluster.random.once_in(3);
         Self {
             with_id: cluster.random.once_in(3),
             token: Some(token),
@@ -303,7 +304,8 @@ impl World {
             0 => cluster.servers[server].up = !cluster.servers[server].up,
             1 => {
                 let year = i64::try_from(YEAR).unwrap();
-                cluster.servers[server].error = [0, 40, 2 * year, -year][cluster.random.next(4)];
+                let in_1970 = -i64::try_from(cluster.now).unwrap();
+                cluster.servers[server].error = [0, 40, 2 * year, -year, in_1970][cluster.random.next(5)];
                 cluster.restart(server);
             }
             2 => {
@@ -394,6 +396,7 @@ impl World {
             // One that was damaged from outside counts no more.
             self.serials[index] = match self.leaf(which) {
                 Some(leaf) => {
+                    assert!(!leaf.window.is_empty(), "{which:?} ends before it begins");
                     assert!(leaf.serial >= self.serials[index], "{which:?} gave way to an older one");
                     leaf.serial
                 }
@@ -434,8 +437,8 @@ impl World {
             for server in 0..2 {
                 cluster.servers[server].up = true;
                 cluster.servers[server].error = 0;
-                cluster.restart(server);
             }
+            cluster.rotate_certificates();
         }
         if self.agent.is_none() {
             self.start(false);
