@@ -21,3 +21,4 @@ mod restoring;
 mod sql;
 mod sqlite;
 mod trouble;
+mod unwritable;

@@ -12,6 +12,9 @@ use super::{Certificates, Folder, Server, SqlServer, free_port};
 /// Who may do everything; his password.
 const SUPERUSER: (&str, &str) = ("admin", "s3cret/of@a test");
 
+/// Who may do everything in databases, and what a server forbids to all counts for him; his password.
+const PLAIN: (&str, &str) = ("plain", "plain");
+
 /// Several at once must fit into memory.
 const SMALL: &str = "--innodb-buffer-pool-size=32M";
 
@@ -43,8 +46,12 @@ impl SqlServer for MariaDb {
         ];
         run_unprivileged(Path::new("/usr/bin/mariadb-install-db"), &arguments);
         let (user, password) = SUPERUSER;
-        let grant = format!("GRANT ALL ON *.* TO '{user}'@'%' IDENTIFIED BY '{password}';\n");
-        folder.write(Path::new("users.sql"), &grant);
+        let (plain, his) = PLAIN;
+        let grants = format!(
+            "GRANT ALL ON *.* TO '{user}'@'%' IDENTIFIED BY '{password}';\n\
+             GRANT ALL ON kubernetes.* TO '{plain}'@'%' IDENTIFIED BY '{his}';\n"
+        );
+        folder.write(Path::new("users.sql"), &grants);
         let mut mariadb = Self {
             server: None,
             address,
@@ -80,6 +87,10 @@ impl SqlServer for MariaDb {
         self.server = Some(server);
     }
 
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     fn process(&mut self) -> &mut Option<Server> {
         &mut self.server
     }
@@ -110,6 +121,12 @@ impl MariaDb {
     /// Where it listens.
     pub fn listens(&self) -> SocketAddr {
         (self.address, self.port).into()
+    }
+
+    /// The endpoint of the database `kubernetes` for a user who may not write while the server is read-only.
+    pub fn plain_endpoint(&self) -> String {
+        let (user, password) = PLAIN;
+        format!("mysql://{user}:{password}@tcp({})/kubernetes", self.listens())
     }
 
     /// It takes connections, and knows its users.

@@ -81,6 +81,10 @@ impl SqlServer for Postgres {
         self.server = Some(server);
     }
 
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     fn process(&mut self) -> &mut Option<Server> {
         &mut self.server
     }

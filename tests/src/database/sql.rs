@@ -1,6 +1,7 @@
 //! What the SQL database servers have in common.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 
 use super::Server;
 
@@ -16,6 +17,9 @@ pub trait SqlServer: Send + Sync + Sized + 'static {
 
     /// Starts it on what is there.
     fn start_again(&mut self);
+
+    /// What is its own: its data in `data`.
+    fn folder(&self) -> &Path;
 
     /// Its process; `None` once it was killed.
     fn process(&mut self) -> &mut Option<Server>;

@@ -1,6 +1,6 @@
 //! One connection that is made anew whenever it is lost, and what all connections of a server know together.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ pub struct Common {
     commits: watch::Sender<Revision>,
     /// The newest one that another server has told of.
     hints: watch::Sender<Revision>,
+    /// Counts how often the way to the database has led to another server of it.
+    places: AtomicU64,
 }
 
 impl Common {
@@ -38,6 +40,7 @@ impl Common {
             batches: AtomicU32::new(0),
             commits: watch::Sender::default(),
             hints: watch::Sender::default(),
+            places: AtomicU64::new(0),
         }
     }
 
@@ -70,6 +73,17 @@ impl Common {
     /// Another server has committed up to here.
     pub fn hint(&self, newest: Revision) {
         self.hints.send_replace(newest);
+    }
+
+    /// Another server of the database takes writes now, or may: connections of before lead to one that is behind, and are
+    /// made anew when they are next used.
+    pub fn moved(&self) {
+        self.places.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A number that changes with that.
+    fn place(&self) -> u64 {
+        self.places.load(Ordering::Acquire)
     }
 
     /// What was seen before is void: the log goes on after `newest`.
@@ -114,6 +128,10 @@ pub struct Connector<D: Database> {
     /// Not before then, and why the last attempt failed.
     failed: Option<(Instant, Fault)>,
     delay: Duration,
+    /// The last connection led to a server that takes no writes.
+    is_refused: bool,
+    /// Where the connection leads to: see [`Common::moved`].
+    place: u64,
 }
 
 impl<D: Database> Connector<D> {
@@ -125,11 +143,16 @@ impl<D: Database> Connector<D> {
             link: None,
             failed: None,
             delay: RETRY_FIRST,
+            is_refused: false,
+            place: 0,
         }
     }
 
-    /// Whether there is one now.
-    pub fn is_open(&self) -> bool {
+    /// Whether there is one now. One that leads to a server of before is dropped: see [`Common::moved`].
+    pub fn is_open(&mut self) -> bool {
+        if self.place != self.common.place() {
+            self.link = None;
+        }
         self.link.is_some()
     }
 
@@ -157,6 +180,31 @@ impl<D: Database> Connector<D> {
         }
     }
 
+    /// Drops the connection, because the server at its end takes no writes. True the first time: a new connection may lead
+    /// to another one, at once. After that nobody is asked for a while, longer each time, until [`wrote`](Self::wrote).
+    pub fn refused(&mut self, why: &Fault) -> bool {
+        self.link = None;
+        if std::mem::replace(&mut self.is_refused, true) {
+            self.postpone(why.clone());
+            return false;
+        }
+        warn!(
+            error = why as &dyn std::error::Error,
+            "the database takes no writes, trying on"
+        );
+        true
+    }
+
+    /// Something was written by this connection.
+    pub fn wrote(&mut self) {
+        if std::mem::take(&mut self.is_refused) {
+            self.delay = RETRY_FIRST;
+            self.common.moved();
+            self.place = self.common.place();
+            info!("the database takes writes again");
+        }
+    }
+
     /// Drops the connection: nobody knows what it is in the middle of.
     pub fn discard(&mut self) {
         self.link = None;
@@ -173,6 +221,7 @@ impl<D: Database> Connector<D> {
         {
             return Err(fault.clone());
         }
+        self.place = self.common.place();
         let attempt = async {
             let mut link = self.database.connect().await?;
             heal(&mut link, &self.common).await?;
@@ -180,10 +229,10 @@ impl<D: Database> Connector<D> {
         };
         match within(attempt).await {
             Ok(link) => {
-                if self.failed.take().is_some() {
+                if self.failed.take().is_some() && !self.is_refused {
                     info!("connected to the database again");
+                    self.delay = RETRY_FIRST;
                 }
-                self.delay = RETRY_FIRST;
                 Ok(link)
             }
             Err(fault) => {
@@ -193,11 +242,15 @@ impl<D: Database> Connector<D> {
                         "cannot connect to the database, trying on"
                     );
                 }
-                self.failed = Some((Instant::now() + self.delay, fault.clone()));
-                self.delay = (self.delay * 2).min(RETRY_LONGEST);
+                self.postpone(fault.clone());
                 Err(fault)
             }
         }
+    }
+
+    fn postpone(&mut self, why: Fault) {
+        self.failed = Some((Instant::now() + self.delay, why));
+        self.delay = (self.delay * 2).min(RETRY_LONGEST);
     }
 }
 

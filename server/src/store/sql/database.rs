@@ -31,6 +31,9 @@ pub enum Fault {
     /// It did not happen, and asking again will not help.
     #[error("{0}")]
     Refused(String),
+    /// It did not happen: this database server takes no writes at present. A new connection may lead to one that does.
+    #[error("the database takes no writes at present: {0}")]
+    ReadOnly(String),
     /// It did not happen: no room on the database's disk.
     #[error("the database's disk is full")]
     Full,
@@ -40,7 +43,9 @@ impl From<Fault> for StoreError {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Full => Self::Full,
-            Fault::Lost(text) | Fault::Again(text) | Fault::Refused(text) => Self::Unavailable(text),
+            Fault::Lost(_) | Fault::Again(_) | Fault::Refused(_) | Fault::ReadOnly(_) => {
+                Self::Unavailable(fault.to_string())
+            }
         }
     }
 }

@@ -148,7 +148,7 @@ impl<D: Database> Follower<D> {
     }
 
     /// When to look by ourselves.
-    fn next_read(&self) -> Instant {
+    fn next_read(&mut self) -> Instant {
         if !self.connector.is_open() {
             return self.connector.retry_at().unwrap_or(self.read);
         }

@@ -95,7 +95,7 @@ fn pause(fault: &Fault, idle: bool, elapsed: Duration) -> Option<Duration> {
     match fault {
         Fault::Lost(_) => idle.then_some(Duration::ZERO),
         Fault::Again(_) => (elapsed < COLLIDING).then_some(COLLISION),
-        Fault::Refused(_) | Fault::Full => None,
+        Fault::Refused(_) | Fault::ReadOnly(_) | Fault::Full => None,
     }
 }
 
@@ -137,6 +137,7 @@ mod tests {
             (Fault::Again(text()), false, 4, Some(COLLISION)),
             (Fault::Again(text()), true, 5, None),
             (Fault::Refused(text()), true, 0, None),
+            (Fault::ReadOnly(text()), true, 0, None),
             (Fault::Full, true, 0, None),
         ] {
             let found = pause(&fault, idle, Duration::from_secs(seconds));

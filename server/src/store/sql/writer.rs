@@ -123,6 +123,12 @@ impl<D: Database> Writer<D> {
             let fault = match self.connector.link().await {
                 Ok(link) => match within(attempt(link, &self.common, writes, &mut doubt)).await {
                     Ok(decided) => return Ok(self.tell(decided)),
+                    Err(fault @ Fault::ReadOnly(_)) => {
+                        if self.connector.refused(&fault) {
+                            continue;
+                        }
+                        fault
+                    }
                     Err(fault) => {
                         self.connector.lose(&fault);
                         fault
@@ -147,6 +153,7 @@ impl<D: Database> Writer<D> {
     fn tell(&mut self, decided: Decided) -> Vec<Result<Revision, StoreError>> {
         self.common.saw(&decided.rows);
         if let Some(last) = decided.rows.last() {
+            self.connector.wrote();
             self.common.committed(last.event.revision);
             // If it cannot take them now it reads them from the log.
             let _ = self.follower.try_send(Committed {
@@ -164,7 +171,7 @@ impl<D: Database> Writer<D> {
 fn verdict(fault: Fault, in_doubt: bool, late: bool) -> Option<Fault> {
     match fault {
         fault if in_doubt => late.then(|| Fault::Lost(format!("{fault}; the write may have happened"))),
-        Fault::Refused(_) | Fault::Full => Some(fault),
+        Fault::Refused(_) | Fault::ReadOnly(_) | Fault::Full => Some(fault),
         Fault::Lost(_) | Fault::Again(_) => late.then_some(fault),
     }
 }
@@ -225,7 +232,7 @@ async fn attempt<L: Link>(
             Ok(decided)
         }
         Err(fault @ Fault::Lost(_)) => Err(fault),
-        Err(fault @ (Fault::Again(_) | Fault::Refused(_) | Fault::Full)) => {
+        Err(fault @ (Fault::Again(_) | Fault::Refused(_) | Fault::ReadOnly(_) | Fault::Full)) => {
             *doubt = None;
             Err(fault)
         }
@@ -244,6 +251,7 @@ mod tests {
                 Fault::Lost(text()),
                 Fault::Again(text()),
                 Fault::Refused(text()),
+                Fault::ReadOnly(text()),
                 Fault::Full,
             ]
         };
@@ -255,11 +263,12 @@ mod tests {
         }
         let told = |late| faults().map(|fault| verdict(fault, false, late).map(|fault| fault.to_string()));
         let (gone, full) = (|| Some("gone".to_owned()), || Some(Fault::Full.to_string()));
+        let read_only = || Some(Fault::ReadOnly("gone".to_owned()).to_string());
         assert_eq!(
             told(false),
-            [None, None, gone(), full()],
+            [None, None, gone(), read_only(), full()],
             "what cannot change ends at once"
         );
-        assert_eq!(told(true), [gone(), gone(), gone(), full()]);
+        assert_eq!(told(true), [gone(), gone(), gone(), read_only(), full()]);
     }
 }

@@ -365,12 +365,14 @@ pub fn fault(error: &Error) -> Fault {
     match code(error) {
         // ER_LOCK_WAIT_TIMEOUT, ER_LOCK_DEADLOCK.
         Some(1205 | 1213) => Fault::Again(text),
-        // ER_DISK_FULL, ER_RECORD_FILE_FULL.
+        // ER_DISK_FULL, ER_RECORD_FILE_FULL; EE_WRITE of a temporary file, for want of room (ENOSPC).
         Some(1021 | 1114) => Fault::Full,
-        // Too many connections, shutdown, connection killed, query interrupted; --read-only, read only mode.
-        Some(1040 | 1053 | 1152 | 1159 | 1160 | 1161 | 1184 | 1290 | 1317 | 1836 | 1927 | 4031) | None => {
-            Fault::Lost(text)
-        }
+        Some(3) if text.contains("Errcode: 28 ") => Fault::Full,
+        // ER_OPEN_AS_READONLY (innodb_read_only), ER_OPTION_PREVENTS_STATEMENT (read_only; a commit then rolls back, too),
+        // ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION (tx_read_only), ER_READ_ONLY_MODE.
+        Some(1036 | 1290 | 1792 | 1836) => Fault::ReadOnly(text),
+        // Too many connections, shutdown, connection killed, query interrupted.
+        Some(1040 | 1053 | 1152 | 1159 | 1160 | 1161 | 1184 | 1317 | 1927 | 4031) | None => Fault::Lost(text),
         Some(_) => Fault::Refused(text),
     }
 }

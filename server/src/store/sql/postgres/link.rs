@@ -36,7 +36,8 @@ const SETTINGS: [&str; 7] = [
     "SET client_min_messages = error",
 ];
 
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+/// Not READ WRITE: that would write although whoever runs the server has made it read-only (`default_transaction_read_only`).
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 /// All writers wait here for their turn.
 const LOCK: &str = "SELECT revision FROM amphipod_mark WHERE name = 'newest' FOR UPDATE";
 const HEADS: &str = "
@@ -419,9 +420,10 @@ pub fn fault(error: &tokio_postgres::Error) -> Fault {
             Fault::Again(describe(error))
         }
         SqlState::DISK_FULL => Fault::Full,
-        // A server that was told to stop, that has become a standby, or that is not up yet.
-        SqlState::READ_ONLY_SQL_TRANSACTION
-        | SqlState::ADMIN_SHUTDOWN
+        // A standby, or a server that somebody has made read-only.
+        SqlState::READ_ONLY_SQL_TRANSACTION => Fault::ReadOnly(describe(error)),
+        // A server that was told to stop, or that is not up yet.
+        SqlState::ADMIN_SHUTDOWN
         | SqlState::CRASH_SHUTDOWN
         | SqlState::CANNOT_CONNECT_NOW
         | SqlState::TOO_MANY_CONNECTIONS
