@@ -1,10 +1,12 @@
 //! PostgreSQL: the contract, and what is true when the database is away or has lost something.
 
+use std::net::TcpListener;
 use std::sync::{Mutex, Weak};
+use std::time::Duration;
 
-use server::store::OpenError;
 use server::store::endpoint::Tls;
-use tests::database::Postgres;
+use server::store::{Expect, OpenError};
+use tests::database::{Postgres, SqlServer as _};
 
 use crate::contract::{self, Backend};
 use crate::sql::{Common, Database, Fragile, clusters_of_k3s_are_refused, is_refused, try_open};
@@ -91,6 +93,65 @@ async fn a_user_without_rights_on_the_schema_can_serve_once_the_tables_are_there
         .endpoint("")
         .replace("admin:s3cret%2Fof%20a%20test", "plain:plain");
     let store = try_open(&endpoint, &Tls::default()).await.unwrap();
-    let put = contract::put("/a", server::store::Expect::Absent, "1");
+    let put = contract::put("/a", Expect::Absent, "1");
     assert_eq!(store.write(put).await.unwrap().get(), 1);
+}
+
+/// A server that takes connections and says nothing.
+fn silent() -> TcpListener {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener
+}
+
+/// How many have connected to it since the last look.
+fn callers(silent: &TcpListener) -> usize {
+    std::iter::from_fn(|| silent.accept().ok()).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_several_hosts_a_silent_one_costs_its_time_once() {
+    let (server, silent) = (Postgres::start(), silent());
+    let own = server.listens();
+    let both = format!("@{},{own}/", silent.local_addr().unwrap());
+    let endpoint = server.endpoint("kubernetes", "").replace(&format!("@{own}/"), &both);
+    let tls = Tls::default();
+    let opening = try_open(&endpoint, &tls);
+    let store = tokio::time::timeout(Duration::from_secs(60), opening)
+        .await
+        .unwrap()
+        .unwrap();
+    let first = store.write(contract::put("/a", Expect::Absent, "1")).await.unwrap();
+    assert!(callers(&silent) > 0, "it comes first");
+    for number in 0..3 {
+        server.cut_connections("kubernetes");
+        let written = store.write(contract::put(&format!("/b{number}"), Expect::Absent, "1"));
+        let written = tokio::time::timeout(Duration::from_secs(30), written).await.unwrap();
+        assert!(written.is_ok(), "{written:?}");
+        assert!(
+            store
+                .get("/a")
+                .await
+                .unwrap()
+                .is_some_and(|entry| entry.revision == first)
+        );
+    }
+    assert_eq!(callers(&silent), 0, "whoever failed last comes last");
+}
+
+#[tokio::test]
+async fn a_start_waits_a_bounded_time_for_a_server_that_says_nothing() {
+    let silent = silent();
+    let address = silent.local_addr().unwrap();
+    for endpoint in [
+        format!("postgres://k3s:k3s@{address}/kubernetes"),
+        format!("mysql://k3s:k3s@tcp({address})/kubernetes"),
+    ] {
+        let parsed = server::store::endpoint::parse(&endpoint, false).unwrap();
+        let tls = Tls::default();
+        let opening = server::store::open(&parsed, &tls, std::path::Path::new("/nonexistent/file"));
+        let opened = tokio::time::timeout(Duration::from_secs(45), opening).await;
+        let problem = opened.expect("it is said after a while").map(drop).unwrap_err();
+        assert!(matches!(problem, OpenError::Away { .. }), "{problem}");
+    }
 }

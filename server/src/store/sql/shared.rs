@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::super::{Entry, OpenError, Range, Snapshot, Store, StoreError, Tail, Write, reachable};
 use super::closed;
 use super::compaction;
-use super::connector::Common;
+use super::connector::{Common, within_time};
 use super::database::{Database, Fault, Link, Marks, PrepareError};
 use super::follower::{Follower, Watch};
 use super::readers::Readers;
@@ -27,6 +27,8 @@ const OWN: usize = 64;
 const WATCHES: usize = 64;
 /// For a list: the first is of the whole cluster, and may come over a slow link.
 const LIST: Duration = Duration::from_secs(60);
+/// For a database and its tables to be made; they are found in no time.
+const PREPARE: Duration = Duration::from_secs(30);
 /// Starts of a list that were overtaken by a compaction.
 const RESTARTS: usize = 3;
 /// A stop waits so long for writes that are on their way.
@@ -44,7 +46,7 @@ pub struct Shared<D: Database> {
 }
 
 impl<D: Database> Shared<D> {
-    /// Makes the tables if need be, and starts to follow the log. Tries once.
+    /// Makes the tables if need be, and starts to follow the log. Tries once, for a bounded time.
     ///
     /// # Errors
     /// [`OpenError`]; [`OpenError::Away`] when it may help to wait.
@@ -57,7 +59,8 @@ impl<D: Database> Shared<D> {
         let away = |fault: Fault| OpenError::Away {
             detail: fault.to_string(),
         };
-        database.prepare().await.map_err(|error| match error {
+        let prepared = within_time(PREPARE, async { Ok(database.prepare().await) });
+        prepared.await.map_err(away)?.map_err(|error| match error {
             PrepareError::Later(fault) => away(fault),
             PrepareError::Never(problem) => problem,
         })?;

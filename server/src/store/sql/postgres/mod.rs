@@ -1,8 +1,9 @@
 //! The log in PostgreSQL, or in what speaks its protocol.
 //!
-//! `link.rs` has the statements, `tls.rs` the encryption. Used are plain tables, row locks and, where there is one,
+//! `link.rs` has the statements, `hosts.rs` finds the server, `tls.rs` encrypts. Used are plain tables, row locks and, where there is one,
 //! LISTEN; no advisory locks, no sequences, no extensions.
 
+mod hosts;
 mod link;
 mod tls;
 
@@ -14,14 +15,12 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
 
 use super::super::OpenError;
-use super::super::endpoint::{self, Place, Tls};
+use super::super::endpoint::{self, Tls};
 use super::database::{Database, FORMAT, Fault, OTHERS, PrepareError, of_others};
 use super::shared::Shared;
+use hosts::{Hosts, Unreached};
 use link::{Postgres as Link, fault};
 use tls::{Encryption, Mode};
-
-/// A server that does not take a connection for so long is skipped.
-const CONNECT: Duration = Duration::from_secs(3);
 
 /// The tables. The key is bytes, so that it has one order everywhere: the order of bytes. `format` comes last: where it is,
 /// all is.
@@ -45,7 +44,9 @@ const TABLES: &str = "
 /// Where it is, and who we are to it.
 #[derive(Debug)]
 pub struct Server {
+    /// All but where.
     config: Config,
+    hosts: Hosts,
     encryption: Encryption,
     /// Tells our own notifications from others'.
     name: String,
@@ -66,7 +67,6 @@ impl Server {
             .user(&endpoint.user)
             .dbname(&endpoint.name)
             .application_name("k3s")
-            .connect_timeout(CONNECT)
             .keepalives_idle(Duration::from_secs(10))
             .keepalives_interval(Duration::from_secs(3))
             .keepalives_retries(3)
@@ -74,12 +74,7 @@ impl Server {
         if let Some(password) = &endpoint.password {
             config.password(password.expose());
         }
-        for place in &endpoint.places {
-            match place {
-                Place::Tcp { host, port } => config.host(host).port(*port),
-                Place::Unix { path, port } => config.host_path(path).port(port.unwrap_or(5432)),
-            };
-        }
+        let mut patience = None;
         let mut files = tls.clone();
         let mut mode = if tls.is_empty() { Mode::Prefer } else { Mode::VerifyFull };
         let refused = |detail: String| OpenError::Refused { detail };
@@ -97,7 +92,7 @@ impl Server {
                     let seconds = value
                         .parse()
                         .map_err(|_| refused("connect_timeout is no number".to_owned()))?;
-                    config.connect_timeout(Duration::from_secs(seconds));
+                    patience = Some(Duration::from_secs(seconds));
                 }
                 // Ours anyway.
                 "target_session_attrs" => {}
@@ -118,20 +113,23 @@ impl Server {
         SystemRandom::new().fill(&mut name).map_err(|_| OpenError::CutShort)?;
         Ok(Self {
             config,
+            hosts: Hosts::new(&endpoint.places, patience),
             encryption: Encryption::new(mode, &files).map_err(refused)?,
             name: format!("{:016x}", u64::from_ne_bytes(name)),
         })
     }
 
-    async fn open(&self) -> Result<Link, tokio_postgres::Error> {
-        Link::open(&self.config, &self.encryption, &self.name).await
+    /// A connection of which nothing is asked yet.
+    async fn bare(&self, config: &Config) -> Result<Link, Unreached> {
+        let (encryption, name) = (&self.encryption, &self.name);
+        self.hosts.connect(config, encryption, name, false).await
     }
 
     /// The database itself is made from the one that every server has.
-    async fn create_database(&self) -> Result<(), tokio_postgres::Error> {
+    async fn create_database(&self) -> Result<(), Unreached> {
         let mut config = self.config.clone();
         config.dbname("postgres");
-        let link = Link::connect(&config, &self.encryption, &self.name).await?;
+        let link = self.bare(&config).await?;
         let name = self.config.get_dbname().unwrap_or_default().replace('"', "\"\"");
         match link
             .client()
@@ -140,7 +138,7 @@ impl Server {
         {
             // Another server was quicker.
             Err(error) if is(&error, &[SqlState::DUPLICATE_DATABASE, SqlState::UNIQUE_VIOLATION]) => Ok(()),
-            done => done,
+            done => done.map_err(Unreached::Said),
         }
     }
 }
@@ -150,18 +148,20 @@ impl Database for Server {
     const TELLS: bool = true;
 
     async fn connect(&self) -> Result<Link, Fault> {
-        self.open().await.map_err(|error| fault(&error))
+        let (encryption, name) = (&self.encryption, &self.name);
+        let opened = self.hosts.connect(&self.config, encryption, name, true).await;
+        opened.map_err(|error| error.fault())
     }
 
     async fn prepare(&self) -> Result<(), PrepareError> {
-        let link = match Link::connect(&self.config, &self.encryption, &self.name).await {
-            Err(error) if is(&error, &[SqlState::INVALID_CATALOG_NAME]) => {
-                self.create_database().await.map_err(|error| judge(&error))?;
-                Link::connect(&self.config, &self.encryption, &self.name).await
+        let link = match self.bare(&self.config).await {
+            Err(Unreached::Said(error)) if is(&error, &[SqlState::INVALID_CATALOG_NAME]) => {
+                self.create_database().await.map_err(|error| unreached(&error))?;
+                self.bare(&self.config).await
             }
             opened => opened,
         };
-        let link = link.map_err(|error| judge(&error))?;
+        let link = link.map_err(|error| unreached(&error))?;
         let found = match format(link.client()).await.map_err(|error| judge(&error))? {
             Some(found) => found,
             None => {
@@ -205,6 +205,13 @@ fn is(error: &tokio_postgres::Error, codes: &[SqlState]) -> bool {
     error.code().is_some_and(|code| codes.contains(code))
 }
 
+fn unreached(error: &Unreached) -> PrepareError {
+    match error {
+        Unreached::Said(error) => judge(error),
+        Unreached::Silent(_) => PrepareError::Later(error.fault()),
+    }
+}
+
 /// Whether waiting may help: not with a wrong password, a missing right, a certificate that is not trusted.
 fn judge(error: &tokio_postgres::Error) -> PrepareError {
     let never = [
@@ -218,22 +225,5 @@ fn judge(error: &tokio_postgres::Error) -> PrepareError {
         PrepareError::Never(OpenError::Refused { detail })
     } else {
         PrepareError::Later(Fault::Lost(detail))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_port_names_the_socket_in_its_folder() {
-        for (port, wanted) in [("", 5432), ("&port=5433", 5433)] {
-            let text = format!("postgres://me@/x?host=/run/postgresql{port}");
-            let Ok(endpoint::Endpoint::Postgres(endpoint)) = endpoint::parse(&text, false) else {
-                panic!("{text}")
-            };
-            let server = Server::new(&endpoint, &Tls::default()).unwrap();
-            assert_eq!(server.config.get_ports(), [wanted], "{text}");
-        }
     }
 }
