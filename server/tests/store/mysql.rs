@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use server::store::endpoint::Tls;
-use server::store::{Expect, OpenError};
+use server::store::{Expect, OpenError, StoreError};
 use tests::database::MariaDb;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy};
 use tokio::net::{TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::contract::{self, put};
+use crate::contract::{self, Backend as _, put};
 use crate::sql::{Common, Database, Fragile, clusters_of_k3s_are_refused, is_refused, try_open};
 use crate::trouble;
 
@@ -122,4 +122,24 @@ async fn a_server_that_is_stopped_while_it_holds_the_lock_does_not_hold_the_othe
     // Longer than this nobody waits for the lock.
     let written = other.write(put("/b", Expect::Absent, "1")).await;
     assert!(written.is_ok(), "{written:?}");
+}
+
+#[tokio::test]
+async fn a_write_of_which_the_last_statements_fail_is_not_acknowledged() {
+    let database = database();
+    let store = database.open().await;
+    let first = store.write(put("/a", Expect::Absent, "1")).await.unwrap();
+    // It writes the row, then moves the counter: that fails.
+    database.sql(
+        "CREATE TRIGGER stuck BEFORE UPDATE ON amphipod_mark FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'stuck'",
+    );
+    let refused = store.write(put("/a", Expect::At(first), "2")).await;
+    assert!(
+        matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains("stuck")),
+        "{refused:?}"
+    );
+    database.sql("DROP TRIGGER stuck");
+    assert_eq!(store.get("/a").await.unwrap().map(|entry| entry.revision), Some(first));
+    let second = store.write(put("/a", Expect::At(first), "3")).await.unwrap();
+    assert_eq!(second, first.next(), "nothing is left of what was refused");
 }

@@ -57,6 +57,8 @@ impl Mysql {
         while !result.is_empty() {
             sets.push(result.collect().await?);
         }
+        // The driver keeps the error of a later statement back: until here it looks like the end.
+        result.drop_result().await?;
         Ok(sets)
     }
 
