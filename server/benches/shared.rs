@@ -67,7 +67,9 @@ impl Database {
     /// A handle of its own, as another server has one.
     async fn open(&self) -> Arc<dyn Store> {
         let endpoint = endpoint::parse(&self.endpoint(), false).unwrap();
-        open(&endpoint, &Tls::default(), Path::new("unused")).await.unwrap()
+        open(&endpoint, &Tls::default(), Path::new("/nonexistent/file"))
+            .await
+            .unwrap()
     }
 }
 

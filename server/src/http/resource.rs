@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::header::USER_AGENT;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
+use tokio::time;
 
 use super::encode::{self, Style};
 use super::handler::Ask;
@@ -101,11 +102,12 @@ impl ApiHttp {
             bookmarks,
             timeout,
         } = ask.query.watch()?;
+        let mut ahead = None;
         match (not_older_than, from) {
             (Some(revision), _) => self.reached(revision).await?,
             // What is missing comes as events.
             (None, From::State { .. } | From::Now) => drop(self.catch_up().await),
-            (None, From::After(_)) => {}
+            (None, From::After(revision)) => ahead = self.ahead(revision).await,
         }
         let resource = Arc::clone(&target.resource);
         let operation = Operation::Watch {
@@ -123,6 +125,8 @@ impl ApiHttp {
                 operation,
             })
             .await;
+        // Only who may watch is told.
+        let answer = answer.and_then(|answer| ahead.map_or(Ok(answer), Err));
         let body = match answer {
             Ok(Answer::Watch(watch)) => {
                 let spread = u64::try_from(ask.now.subsec_nanosecond()).unwrap_or_default() % WATCH_LASTS_S;
@@ -151,9 +155,30 @@ impl ApiHttp {
         }
     }
 
+    /// What is said to who would go on from a revision that the datastore has not come to: it is of a history that was lost.
+    ///
+    /// Kubernetes v1.36 lets such a watch wait for what comes after that revision (apiserver `cacher.Cacher.Watch`), and so
+    /// leave out what comes before. While nobody can tell, so do we.
+    async fn ahead(&self, revision: Revision) -> Option<Status> {
+        let cache = &self.parts.who.cache;
+        if cache.revision() >= revision {
+            return None;
+        }
+        let known = match &self.parts.fresh {
+            Some(fresh) => fresh.catch_up().await,
+            // What was acknowledged may be shown a little later.
+            None => time::timeout(PATIENCE, cache.reached(revision)).await.is_err(),
+        };
+        let current = cache.revision();
+        (known && current < revision).then(|| {
+            let text = format!("resource version {revision} is ahead of the newest, {current}: its history was lost");
+            Status::failure(Reason::Expired, text)
+        })
+    }
+
     async fn reached(&self, revision: Revision) -> Result<(), Status> {
         let cache = &self.parts.who.cache;
-        let waited = tokio::time::timeout(PATIENCE, cache.reached(revision)).await;
+        let waited = time::timeout(PATIENCE, cache.reached(revision)).await;
         waited.map_err(|_| {
             let text = format!("Too large resource version: {revision}, current: {}", cache.revision());
             Status::failure(Reason::Timeout, text)

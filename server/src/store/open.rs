@@ -52,15 +52,17 @@ pub enum OpenError {
 
 /// Opens the store that `endpoint` names, and makes it if it is empty.
 ///
-/// `sqlite`: the usual place of the embedded file.
+/// `sqlite`: the usual place of the embedded file. In its folder a server also keeps what it has seen of a datastore that it
+/// shares with others.
 ///
 /// # Errors
 /// [`OpenError`]; nothing in the store has been changed.
 pub async fn open(endpoint: &Endpoint, tls: &Tls, sqlite: &Path) -> Result<Arc<dyn Store>, OpenError> {
+    let folder = sqlite.parent().unwrap_or(sqlite);
     match endpoint {
         Endpoint::Sqlite { path } => embedded(path.clone().unwrap_or_else(|| sqlite.to_owned())).await,
-        Endpoint::Postgres(database) => Ok(Arc::new(postgres::open(database, tls).await?)),
-        Endpoint::Mysql(database) => Ok(Arc::new(mysql::open(database, tls).await?)),
+        Endpoint::Postgres(database) => Ok(Arc::new(postgres::open(database, tls, folder).await?)),
+        Endpoint::Mysql(database) => Ok(Arc::new(mysql::open(database, tls, folder).await?)),
         Endpoint::Etcd(endpoints) => {
             let encrypted = endpoints.list.iter().any(|endpoint| endpoint.tls);
             let settings = etcd::Settings {

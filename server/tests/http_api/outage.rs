@@ -241,6 +241,45 @@ async fn what_may_be_old_is_marked_so_and_a_write_that_was_done_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_from_ahead_of_the_log_is_gone_unless_nobody_can_tell() {
+    for shared in [false, true] {
+        let store = Faulty::new();
+        let rig = match shared {
+            true => Rig::shared(Arc::clone(&store) as _, Settings::default()).await,
+            false => Rig::on(Arc::clone(&store) as _, Settings::default()).await,
+        };
+        let admin = rig.administrator();
+        assert_eq!(admin.post(MAPS, &map("last")).await.code, 201);
+        let newest = store.inner.revision().await.unwrap();
+        let mut tasks = JoinSet::new();
+        let from = |revision: u64| format!("{MAPS}?watch=1&resourceVersion={revision}");
+        let path = from(newest.get() + 2);
+        let mut lines = Lines::of(admin.send(&mut tasks, "GET", &path, &[], "").await);
+        let event = lines.next().await.unwrap();
+        assert_eq!(
+            (&event["type"], &event["object"]["code"]),
+            (&json!("ERROR"), &json!(410)),
+            "{shared}"
+        );
+        assert_eq!(event["object"]["reason"], "Expired");
+        assert_eq!(lines.next().await, None);
+        // The present is not ahead.
+        let mut lines = Lines::of(admin.send(&mut tasks, "GET", &from(newest.get()), &[], "").await);
+        if shared {
+            // Another server has come further, and this one does not know.
+            store.be(Mode::Vague);
+            let watch = admin.send(&mut tasks, "GET", &path, &[], "").await;
+            let mut further = Lines::of(watch);
+            for name in ["one", "two", "three"] {
+                elsewhere(&store, name).await;
+            }
+            assert_eq!(further.names(1).await, ["ADDED three"]);
+            assert_eq!(lines.names(1).await, ["ADDED one"]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_that_wait_for_the_datastore_keep_no_reader_waiting() {
     /// More than may be under way at once.
     const WRITERS: usize = 250;

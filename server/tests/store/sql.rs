@@ -52,10 +52,15 @@ const UP: Duration = Duration::from_secs(60);
 
 /// Opens it as a start of the program does: it waits while the database is away.
 pub async fn try_open(endpoint: &str, tls: &Tls) -> Result<Arc<dyn Store>, OpenError> {
+    try_open_with(endpoint, tls, Path::new("/nonexistent")).await
+}
+
+/// The same for a server that keeps what it has seen in `folder`.
+async fn try_open_with(endpoint: &str, tls: &Tls, folder: &Path) -> Result<Arc<dyn Store>, OpenError> {
     let endpoint = parse(endpoint, !tls.is_empty()).unwrap();
     let begun = Instant::now();
     loop {
-        match open(&endpoint, tls, Path::new("/nowhere")).await {
+        match open(&endpoint, tls, &folder.join("state.db")).await {
             Err(OpenError::Away { .. }) if begun.elapsed() < UP => sleep(Duration::from_millis(100)).await,
             opened => return opened,
         }
@@ -135,6 +140,11 @@ impl<S: SqlServer> trouble::Fragile for Fragile<S> {
 
     fn cut_connections(&self) {
         self.server().cut_connections("kubernetes");
+    }
+
+    fn open_with<'a>(&'a self, folder: &'a Path) -> BoxFuture<'a, Arc<dyn Store>> {
+        let endpoint = self.server().endpoint("kubernetes", self.parameters);
+        async move { try_open_with(&endpoint, &Tls::default(), folder).await.unwrap() }.boxed()
     }
 
     fn lose_writes_after(&self, revision: u64) {

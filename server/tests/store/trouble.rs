@@ -1,10 +1,12 @@
 //! What holds while a shared database dies, hangs, drops its connections or forgets.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent::units::Revision;
+use futures_util::future::BoxFuture;
 use server::store::{Expect, Store, StoreError, Tail};
 use tokio::task::JoinSet;
 
@@ -25,6 +27,8 @@ pub trait Fragile: Backend {
     fn resume(&self);
     /// It ends every connection of ours.
     fn cut_connections(&self);
+    /// A server's store that keeps what it has seen in `folder`.
+    fn open_with<'a>(&'a self, folder: &'a Path) -> BoxFuture<'a, Arc<dyn Store>>;
     /// As if it had failed over to a replica that was behind.
     fn lose_writes_after(&self, revision: u64);
 }
@@ -38,6 +42,7 @@ macro_rules! of_fragile {
             a_database_that_hangs_delays_and_loses_nothing,
             a_database_that_is_away_is_said_to_be_and_watches_wait,
             a_database_that_lost_writes_ends_all_watches,
+            what_a_database_lost_while_all_servers_were_down_is_noticed,
         );
     };
     ($backend:expr; $($check:ident),* $(,)?) => {
@@ -309,5 +314,46 @@ pub async fn a_database_that_lost_writes_ends_all_watches(backend: &dyn Fragile)
         assert!(matches!(old, Err(StoreError::Compacted { .. })), "{old:?}");
         let now = state(&**store, "/l/", None).await.unwrap();
         assert_eq!(now, ["/l/a=5@6".to_owned(), format!("/l/b=x@{next}")]);
+    }
+}
+
+pub async fn what_a_database_lost_while_all_servers_were_down_is_noticed(backend: &dyn Fragile) {
+    let folder = tests::database::Folder::new("remembers");
+    let server = async || backend.open_with(folder.path()).await;
+    // Written past the loss by somebody who does not know of it, before the server is back, or by nobody.
+    for (round, others) in [(0, 0), (1, 5)] {
+        let store = server().await;
+        let key = format!("/r/{round}");
+        let mut last = Revision::ZERO;
+        for _ in 0..5 {
+            last = store.write(put(&key, Expect::Any, "known")).await.unwrap();
+        }
+        store.close().await.unwrap();
+        // What was seen is in the log: a start like any other.
+        let store = server().await;
+        drop(store.watch(last).await.unwrap());
+        store.close().await.unwrap();
+        drop(store);
+
+        backend.lose_writes_after(last.get() - 3);
+        backend.cut_connections();
+        let stranger = backend.open().await;
+        for _ in 0..others {
+            stranger.write(put("/r/others", Expect::Any, "new")).await.unwrap();
+        }
+        let store = server().await;
+        let old = store.watch(last).await;
+        assert!(matches!(old, Err(StoreError::Compacted { .. })), "{round}: {old:?}");
+        let listed = state(&*store, "/r/", Some(last)).await;
+        assert!(
+            matches!(listed, Err(StoreError::Compacted { .. })),
+            "{round}: {listed:?}"
+        );
+        let next = store.write(put("/r/after", Expect::Any, "x")).await.unwrap();
+        assert!(next.get() > last.get() + 5, "{next} was never handed out");
+        let mut tail = store.watch(next).await.unwrap();
+        let later = stranger.write(put("/r/after", Expect::Any, "y")).await.unwrap();
+        assert_eq!(drained(&mut tail, 1).await, [format!("/r/after=y@{later}")]);
+        store.close().await.unwrap();
     }
 }

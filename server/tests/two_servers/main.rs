@@ -69,7 +69,7 @@ impl Machines {
         let endpoint = endpoint::parse(database, false).unwrap();
         let folder = self.dir("stores");
         let start = async |name| {
-            let store = server::store::open(&endpoint, &Tls::default(), &folder.join("none")).await;
+            let store = server::store::open(&endpoint, &Tls::default(), &folder.join("none/file")).await;
             self.start(name, "secret", &store.unwrap()).await
         };
         [start("a").await, start("b").await]

@@ -86,13 +86,9 @@ impl Common {
         self.places.load(Ordering::Acquire)
     }
 
-    /// What was seen before is void: the log goes on after `newest`.
-    pub fn begin_anew(&self, newest: Revision) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        *seen = Seen {
-            revision: newest,
-            stamp: None,
-        };
+    /// What was seen before is void: the log goes on after this.
+    pub fn begin_anew(&self, after: Seen) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = after;
     }
 
     /// A stamp for the next batch.
@@ -271,8 +267,120 @@ pub async fn heal<L: Link>(link: &mut L, common: &Common) -> Result<(), Fault> {
     }
     let to = jump(&seen, &marks);
     link.jump(to).await?;
-    common.begin_anew(to);
+    common.begin_anew(Seen {
+        revision: to,
+        stamp: None,
+    });
     error!(seen = %seen.revision, found = %marks.newest, next = %to,
         "the database has lost writes that it had acknowledged, perhaps in a fail-over: all clients begin anew");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::super::super::{Entry, Range};
+    use super::super::database::{Identity, Locked, Marks, Mortal, Page, Polling, PrepareError};
+    use super::*;
+
+    /// Counts connections. They do what a new one is asked for, and nothing else.
+    #[derive(Debug, Default)]
+    struct Counting(AtomicUsize);
+
+    #[derive(Debug)]
+    struct Bare;
+
+    impl Database for Counting {
+        type Link = Bare;
+        const TELLS: bool = false;
+
+        async fn connect(&self) -> Result<Bare, Fault> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(Bare)
+        }
+
+        async fn prepare(&self, new: Identity) -> Result<Identity, PrepareError> {
+            Ok(new)
+        }
+    }
+
+    impl Link for Bare {
+        async fn marks(&mut self) -> Result<Marks, Fault> {
+            Ok(Marks::default())
+        }
+        async fn stamp(&mut self, _: Revision) -> Result<Option<Stamp>, Fault> {
+            Ok(None)
+        }
+        async fn lock(&mut self, _: &[Arc<str>]) -> Result<Locked, Fault> {
+            pending().await
+        }
+        async fn commit(&mut self, _: &[Row], _: Revision) -> Result<(), Fault> {
+            pending().await
+        }
+        async fn jump(&mut self, _: Revision) -> Result<(), Fault> {
+            pending().await
+        }
+        async fn release(&mut self) -> Result<(), Fault> {
+            pending().await
+        }
+        async fn get(&mut self, _: &str) -> Result<Option<Entry>, Fault> {
+            pending().await
+        }
+        async fn state(&mut self, _: &Range, _: Revision) -> Result<Vec<Entry>, Fault> {
+            pending().await
+        }
+        async fn page(&mut self, _: Revision, _: u32) -> Result<Page, Fault> {
+            pending().await
+        }
+        async fn mortals(&mut self) -> Result<Vec<Mortal>, Fault> {
+            pending().await
+        }
+        async fn compact(&mut self, _: Revision, _: Revision) -> Result<bool, Fault> {
+            pending().await
+        }
+        async fn listen(&mut self) -> Result<Polling, Fault> {
+            pending().await
+        }
+        async fn told(&mut self) {
+            pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_takes_no_writes_is_left_at_once_and_then_asked_seldom() {
+        let (database, common) = (Arc::new(Counting::default()), Arc::new(Common::new(1)));
+        let made = || database.0.load(Ordering::Relaxed);
+        let mut writer = Connector::new(Arc::clone(&database), Arc::clone(&common));
+        let mut reader = Connector::new(Arc::clone(&database), Arc::clone(&common));
+        writer.link().await.unwrap();
+        reader.link().await.unwrap();
+        let refusal = Fault::ReadOnly("standby".to_owned());
+        assert!(writer.refused(&refusal), "another connection may lead elsewhere");
+        writer.link().await.unwrap();
+        assert_eq!(made(), 3);
+        assert!(!writer.refused(&refusal));
+        let told = writer.link().await;
+        assert!(matches!(told, Err(Fault::ReadOnly(_))), "{told:?}");
+        assert_eq!(made(), 3, "not again yet");
+        for doubled in [100, 200, 400, 800, 1600, 2000, 2000] {
+            writer.failed = None;
+            writer.link().await.unwrap();
+            assert!(!writer.refused(&refusal));
+            assert_eq!(writer.delay.as_millis().min(2000), (2 * doubled).min(2000));
+        }
+
+        writer.failed = None;
+        writer.link().await.unwrap();
+        assert!(reader.is_open());
+        writer.wrote();
+        assert!(writer.is_open());
+        assert!(!reader.is_open(), "it may lead to the server of before");
+        assert_eq!(writer.delay, RETRY_FIRST);
+        reader.link().await.unwrap();
+        assert!(reader.is_open());
+        writer.wrote();
+        assert!(reader.is_open(), "nothing has changed since");
+    }
 }

@@ -54,6 +54,10 @@ impl From<Fault> for StoreError {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Stamp(pub i64);
 
+/// Which log it is: a random number that is made with its tables, and goes with them wherever they are copied to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Identity(pub i64);
+
 /// The named revisions.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Marks {
@@ -144,8 +148,9 @@ pub trait Database: fmt::Debug + Send + Sync + 'static {
     /// Connects, to the server that takes writes.
     fn connect(&self) -> impl Future<Output = Result<Self::Link, Fault>> + Send;
 
-    /// Makes the database and the tables unless they are there. Several servers may do so at once.
-    fn prepare(&self) -> impl Future<Output = Result<(), PrepareError>> + Send;
+    /// Makes the database and the tables unless they are there, and says which log they hold: `new` if nobody has said
+    /// yet. Several servers may do so at once.
+    fn prepare(&self, new: Identity) -> impl Future<Output = Result<Identity, PrepareError>> + Send;
 }
 
 /// Why there are no tables to work with.

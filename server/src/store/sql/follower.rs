@@ -17,7 +17,7 @@ use super::connector::{Common, Connector, within};
 use super::database::{Database, Fault, Link, Mortal, Page, Polling, Row};
 use super::expiry::Expiry;
 use super::has_closed;
-use super::history::{Step, step};
+use super::history::{Seen, Step, step};
 use super::writer::{Committed, Queued};
 
 /// Rows read at once: some hundred kilobytes as a rule.
@@ -73,10 +73,10 @@ impl Stream {
     }
 
     /// What came next is gone.
-    fn begin_anew(&mut self, newest: Revision, mortals: Vec<Mortal>) {
+    fn begin_anew(&mut self, after: Seen, mortals: Vec<Mortal>) {
         self.tails = Tails::default();
-        self.position = newest;
-        self.common.begin_anew(newest);
+        self.position = after.revision;
+        self.common.begin_anew(after);
         self.expiry.load(mortals, Instant::now());
     }
 }
@@ -89,14 +89,14 @@ impl<D: Database> Follower<D> {
         let link = connector.link().await?;
         let begin = async {
             let polling = link.listen().await?;
-            let newest = link.marks().await?.newest;
+            let newest = end(link).await?;
             Ok((polling, newest, link.mortals().await?))
         };
         let (polling, newest, mortals) = within(begin).await?;
         let mut stream = Stream {
             common,
             tails: Tails::default(),
-            position: newest,
+            position: newest.revision,
             expiry: Expiry::default(),
             written: now,
         };
@@ -185,8 +185,8 @@ impl<D: Database> Follower<D> {
             let page = within(link.page(position, PAGE)).await?;
             match step(position, &page) {
                 Step::Cut => {
-                    let newest = page.marks.newest;
-                    warn!(%position, %newest, "what comes next in the log is gone: watches begin anew");
+                    let newest = within(end(link)).await?;
+                    warn!(%position, newest = %newest.revision, "what comes next in the log is gone: watches begin anew");
                     let mortals = within(link.mortals()).await?;
                     self.stream.begin_anew(newest, mortals);
                 }
@@ -254,6 +254,13 @@ impl<D: Database> Follower<D> {
             let _ = self.writer.try_send(Queued { write, reply: None });
         }
     }
+}
+
+/// The log's last row, as far as there is one.
+async fn end<L: Link>(link: &mut L) -> Result<Seen, Fault> {
+    let revision = link.marks().await?.newest;
+    let stamp = link.stamp(revision).await?;
+    Ok(Seen { revision, stamp })
 }
 
 /// There is no more behind it for now.

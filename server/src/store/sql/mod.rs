@@ -1,7 +1,8 @@
 //! Stores that are SQL databases: SQLite in a file of one server's own, and databases that several servers share.
 //!
 //! The shared ones have one engine and a dialect each. `database.rs` says what a dialect does; `writer.rs` commits,
-//! `follower.rs` keeps watchers going, `readers.rs` reads; `batch.rs`, `history.rs` and `expiry.rs` decide, and are pure.
+//! `follower.rs` keeps watchers going, `readers.rs` reads; `batch.rs`, `history.rs` and
+//! `expiry.rs` decide, and are pure; `record.rs` keeps what was seen over a restart.
 
 mod batch;
 mod compaction;
@@ -13,6 +14,7 @@ mod history;
 pub mod mysql;
 pub mod postgres;
 mod readers;
+mod record;
 mod shared;
 pub mod sqlite;
 mod writer;

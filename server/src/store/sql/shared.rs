@@ -1,5 +1,6 @@
 //! The log in a database that several servers share: the handle, and the tasks behind it.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,9 +15,10 @@ use super::super::{Entry, OpenError, Range, Snapshot, Store, StoreError, Tail, W
 use super::closed;
 use super::compaction;
 use super::connector::{Common, within_time};
-use super::database::{Database, Fault, Link, Marks, PrepareError};
+use super::database::{Database, Fault, Identity, Link, Marks, PrepareError};
 use super::follower::{Follower, Watch};
 use super::readers::Readers;
+use super::record::{self, Record};
 use super::writer::{Queued, Writer};
 
 /// Writes on their way: enough for a few batches, little memory while the database stalls.
@@ -41,6 +43,7 @@ pub struct Shared<D: Database> {
     watches: mpsc::Sender<Watch>,
     readers: Arc<Readers<D>>,
     common: Arc<Common>,
+    record: Arc<Record>,
     closed: watch::Sender<bool>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -48,22 +51,32 @@ pub struct Shared<D: Database> {
 impl<D: Database> Shared<D> {
     /// Makes the tables if need be, and starts to follow the log. Tries once, for a bounded time.
     ///
+    /// `folder`: where this server keeps what it has seen of the log. If that is no longer in it, the log has lost it.
+    ///
     /// # Errors
     /// [`OpenError`]; [`OpenError::Away`] when it may help to wait.
-    pub async fn open(database: D) -> Result<Self, OpenError> {
-        let mut server = [0; 4];
-        SystemRandom::new().fill(&mut server).map_err(|_| OpenError::CutShort)?;
+    pub async fn open(database: D, folder: &Path) -> Result<Self, OpenError> {
+        let (mut server, mut identity) = ([0; 4], [0; 8]);
+        let random = SystemRandom::new();
+        random.fill(&mut server).map_err(|_| OpenError::CutShort)?;
+        random.fill(&mut identity).map_err(|_| OpenError::CutShort)?;
+        let identity = Identity(i64::from_ne_bytes(identity));
         let common = Arc::new(Common::new(u32::from_ne_bytes(server)));
         let database = Arc::new(database);
         let (writes, queue) = mpsc::channel(WRITES);
         let away = |fault: Fault| OpenError::Away {
             detail: fault.to_string(),
         };
-        let prepared = within_time(PREPARE, async { Ok(database.prepare().await) });
-        prepared.await.map_err(away)?.map_err(|error| match error {
+        let prepared = within_time(PREPARE, async { Ok(database.prepare(identity).await) });
+        let identity = prepared.await.map_err(away)?.map_err(|error| match error {
             PrepareError::Later(fault) => away(fault),
             PrepareError::Never(problem) => problem,
         })?;
+        let record = Arc::new(Record::new(folder, identity));
+        if let Some(seen) = record.load() {
+            // The first connection looks for it.
+            common.begin_anew(seen);
+        }
         let follower = Follower::begin(Arc::clone(&database), Arc::clone(&common), writes.clone()).await;
         let follower = follower.map_err(away)?;
         let (closed, closing) = watch::channel(false);
@@ -73,12 +86,14 @@ impl<D: Database> Shared<D> {
         let mut tasks = JoinSet::new();
         tasks.spawn(Writer::new(database, Arc::clone(&common), own).run(queue, closing.clone()));
         tasks.spawn(follower.run(waiting, committed, closing.clone()));
-        tasks.spawn(compaction::run(Arc::clone(&readers), closing));
+        tasks.spawn(compaction::run(Arc::clone(&readers), closing.clone()));
+        tasks.spawn(record::run(Arc::clone(&record), Arc::clone(&common), closing));
         Ok(Self {
             writes,
             watches,
             readers,
             common,
+            record,
             closed,
             tasks: Mutex::new(tasks),
         })
@@ -201,6 +216,7 @@ impl<D: Database> Store for Shared<D> {
             let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
             let ended = async { while tasks.join_next().await.is_some() {} };
             let ended = tokio::time::timeout(STOP, ended).await;
+            record::note(&self.record, self.common.seen()).await;
             ended.map_err(|_| StoreError::Unavailable("the database does not answer; writes may be lost".to_owned()))
         }
         .boxed()

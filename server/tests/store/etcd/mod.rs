@@ -49,7 +49,7 @@ async fn try_open_at(text: &str, etcd: &Etcd) -> Result<Arc<dyn Store>, OpenErro
         key: files.map(|files| files.key),
     };
     let endpoint = endpoint::parse(text, false).unwrap();
-    open(&endpoint, &tls, std::path::Path::new("/nonexistent")).await
+    open(&endpoint, &tls, std::path::Path::new("/nonexistent/file")).await
 }
 
 impl Backend for InEtcd {

@@ -37,10 +37,9 @@ impl Mysql {
     }
 
     /// What the tables say of themselves.
-    pub async fn format(&mut self) -> Result<Option<i64>, Error> {
-        let sets = self
-            .run("SELECT revision FROM amphipod_mark WHERE name = 'format'")
-            .await?;
+    pub async fn mark(&mut self, name: &'static str) -> Result<Option<i64>, Error> {
+        let text = format!("SELECT revision FROM amphipod_mark WHERE name = '{name}'");
+        let sets = self.run(&text).await?;
         first(&sets).map(|row| column(row, 0)).transpose()
     }
 

@@ -6,6 +6,7 @@
 mod link;
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use mysql_async::{ClientIdentity, Conn, DriverError, Error, Opts, OptsBuilder, SslOpts};
@@ -13,7 +14,7 @@ use mysql_async::{ClientIdentity, Conn, DriverError, Error, Opts, OptsBuilder, S
 use super::super::OpenError;
 use super::super::endpoint::{self, Place, Tls};
 use super::super::tls;
-use super::database::{Database, FORMAT, Fault, OTHERS, PrepareError, of_others};
+use super::database::{Database, FORMAT, Fault, Identity, OTHERS, PrepareError, of_others};
 use super::shared::Shared;
 use link::{Mysql as Link, code, fault};
 
@@ -73,12 +74,16 @@ impl fmt::Debug for Server {
     }
 }
 
-/// Opens the log.
+/// Opens the log. `folder`: where this server keeps what it has seen of it.
 ///
 /// # Errors
 /// [`OpenError`]: what the endpoint says cannot be, or the database refuses.
-pub async fn open(endpoint: &endpoint::Database, tls: &Tls) -> Result<impl super::super::Store, OpenError> {
-    Shared::open(Server::new(endpoint, tls)?).await
+pub async fn open(
+    endpoint: &endpoint::Database,
+    tls: &Tls,
+    folder: &Path,
+) -> Result<impl super::super::Store, OpenError> {
+    Shared::open(Server::new(endpoint, tls)?, folder).await
 }
 
 impl Server {
@@ -179,7 +184,7 @@ impl Database for Server {
         Ok(Link::new(conn))
     }
 
-    async fn prepare(&self) -> Result<(), PrepareError> {
+    async fn prepare(&self, new: Identity) -> Result<Identity, PrepareError> {
         let conn = match self.open(Some(&self.name)).await {
             Err(error) if code(&error) == Some(NO_DATABASE) => {
                 let mut link = Link::new(self.open(None).await.map_err(|error| judge(&error))?);
@@ -191,7 +196,7 @@ impl Database for Server {
             opened => opened,
         };
         let mut link = Link::new(conn.map_err(|error| judge(&error))?);
-        let found = match link.format().await {
+        let found = match link.mark("format").await {
             Ok(Some(found)) => found,
             Err(error) if code(&error) != Some(NO_TABLE) => return Err(judge(&error)),
             Ok(None) | Err(_) => {
@@ -208,8 +213,18 @@ impl Database for Server {
             let detail = format!("its tables have format {found}, and this version knows {FORMAT}");
             return Err(PrepareError::Never(OpenError::Refused { detail }));
         }
-        Ok(())
+        identity(&mut link, new).await.map_err(|error| judge(&error))
     }
+}
+
+/// Which log it is; whoever comes first says so.
+async fn identity(link: &mut Link, Identity(new): Identity) -> Result<Identity, Error> {
+    if let Some(found) = link.mark("identity").await? {
+        return Ok(Identity(found));
+    }
+    let first = format!("INSERT IGNORE INTO amphipod_mark (name, revision) VALUES ('identity', {new})");
+    link.run(&first).await?;
+    Ok(Identity(link.mark("identity").await?.unwrap_or(new)))
 }
 
 /// Whether waiting may help: not with a wrong password, a missing right, a certificate that is not trusted.

@@ -7,6 +7,7 @@ mod hosts;
 mod link;
 mod tls;
 
+use std::path::Path;
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
@@ -16,7 +17,7 @@ use tokio_postgres::{Client, Config};
 
 use super::super::OpenError;
 use super::super::endpoint::{self, Tls};
-use super::database::{Database, FORMAT, Fault, OTHERS, PrepareError, of_others};
+use super::database::{Database, FORMAT, Fault, Identity, OTHERS, PrepareError, of_others};
 use super::shared::Shared;
 use hosts::{Hosts, Unreached};
 use link::{Postgres as Link, fault};
@@ -52,12 +53,16 @@ pub struct Server {
     name: String,
 }
 
-/// Opens the log.
+/// Opens the log. `folder`: where this server keeps what it has seen of it.
 ///
 /// # Errors
 /// [`OpenError`]: what the endpoint says cannot be, or the database refuses.
-pub async fn open(endpoint: &endpoint::Database, tls: &Tls) -> Result<impl super::super::Store, OpenError> {
-    Shared::open(Server::new(endpoint, tls)?).await
+pub async fn open(
+    endpoint: &endpoint::Database,
+    tls: &Tls,
+    folder: &Path,
+) -> Result<impl super::super::Store, OpenError> {
+    Shared::open(Server::new(endpoint, tls)?, folder).await
 }
 
 impl Server {
@@ -153,7 +158,7 @@ impl Database for Server {
         opened.map_err(|error| error.fault())
     }
 
-    async fn prepare(&self) -> Result<(), PrepareError> {
+    async fn prepare(&self, new: Identity) -> Result<Identity, PrepareError> {
         let link = match self.bare(&self.config).await {
             Err(Unreached::Said(error)) if is(&error, &[SqlState::INVALID_CATALOG_NAME]) => {
                 self.create_database().await.map_err(|error| unreached(&error))?;
@@ -162,7 +167,7 @@ impl Database for Server {
             opened => opened,
         };
         let link = link.map_err(|error| unreached(&error))?;
-        let found = match format(link.client()).await.map_err(|error| judge(&error))? {
+        let found = match mark(link.client(), "format").await.map_err(|error| judge(&error))? {
             Some(found) => found,
             None => {
                 if has_table(link.client(), OTHERS).await.map_err(|error| judge(&error))? {
@@ -181,14 +186,24 @@ impl Database for Server {
             let detail = format!("its tables have format {found}, and this version knows {FORMAT}");
             return Err(PrepareError::Never(OpenError::Refused { detail }));
         }
-        Ok(())
+        identity(link.client(), new).await.map_err(|error| judge(&error))
     }
 }
 
+/// Which log it is; whoever comes first says so.
+async fn identity(client: &Client, Identity(new): Identity) -> Result<Identity, tokio_postgres::Error> {
+    let first = "INSERT INTO amphipod_mark (name, revision) VALUES ('identity', $1) ON CONFLICT (name) DO NOTHING";
+    if let Some(found) = mark(client, "identity").await? {
+        return Ok(Identity(found));
+    }
+    client.execute(first, &[&new]).await?;
+    Ok(Identity(mark(client, "identity").await?.unwrap_or(new)))
+}
+
 /// What the tables say of themselves; `None` without tables.
-async fn format(client: &Client) -> Result<Option<i64>, tokio_postgres::Error> {
-    let query = "SELECT revision FROM amphipod_mark WHERE name = 'format'";
-    match client.query_opt(query, &[]).await {
+async fn mark(client: &Client, name: &str) -> Result<Option<i64>, tokio_postgres::Error> {
+    let query = "SELECT revision FROM amphipod_mark WHERE name = $1";
+    match client.query_opt(query, &[&name]).await {
         Ok(row) => row.map(|row| row.try_get(0)).transpose(),
         Err(error) if is(&error, &[SqlState::UNDEFINED_TABLE]) => Ok(None),
         Err(error) => Err(error),
