@@ -39,6 +39,8 @@ struct Heard {
     body: Vec<u8>,
     /// Whether a client certificate came with it.
     certified: bool,
+    /// Over which connection, counted from 0.
+    connection: usize,
 }
 
 impl Heard {
@@ -80,6 +82,8 @@ struct Played {
     server_ca: String,
     heard: Receiver<Heard>,
     otherwise: Arc<Mutex<Otherwise>>,
+    /// Whether each connection ends with its first answer, without a word.
+    hangs_up: Arc<AtomicBool>,
 }
 
 impl Played {
@@ -110,10 +114,13 @@ impl Played {
         let server_ca = server.1.clone();
         let cluster = Arc::new((server, client, Arc::clone(&otherwise)));
         let config = Arc::new(config);
+        let hangs_up = Arc::<AtomicBool>::default();
+        let brief = Arc::clone(&hangs_up);
         std::thread::spawn(move || {
-            for stream in listener.incoming() {
+            for (number, stream) in listener.incoming().enumerate() {
                 let (config, cluster, says) = (Arc::clone(&config), Arc::clone(&cluster), says.clone());
-                std::thread::spawn(move || converse(stream.unwrap(), config, &cluster, &says));
+                let brief = Arc::clone(&brief);
+                std::thread::spawn(move || converse(stream.unwrap(), number, config, &cluster, &says, &brief));
             }
         });
         Self {
@@ -121,6 +128,7 @@ impl Played {
             server_ca,
             heard,
             otherwise,
+            hangs_up,
         }
     }
 
@@ -151,27 +159,33 @@ impl Played {
 
 fn converse(
     stream: TcpStream,
+    number: usize,
     config: Arc<ServerConfig>,
     cluster: &(Authority, Authority, Arc<Mutex<Otherwise>>),
     says: &Sender<Heard>,
+    brief: &AtomicBool,
 ) {
     let mut tls = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
     let mut bytes = Vec::new();
     loop {
-        let Some(heard) = request(&mut tls, &mut bytes) else {
+        let Some(heard) = request(&mut tls, &mut bytes, number) else {
             return;
         };
         assert_eq!(tls.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
         let (status, body) = answer(&heard, cluster);
         let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         // Before the answer: whoever has that finds this.
-        if says.send(heard).is_err() || tls.write_all(answer.as_bytes()).is_err() {
+        if says.send(heard).is_err() || tls.write_all(answer.as_bytes()).is_err() || brief.load(Ordering::SeqCst) {
             return;
         }
     }
 }
 
-fn request(tls: &mut StreamOwned<ServerConnection, TcpStream>, bytes: &mut Vec<u8>) -> Option<Heard> {
+fn request(
+    tls: &mut StreamOwned<ServerConnection, TcpStream>,
+    bytes: &mut Vec<u8>,
+    connection: usize,
+) -> Option<Heard> {
     loop {
         if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
             let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
@@ -182,7 +196,12 @@ fn request(tls: &mut StreamOwned<ServerConnection, TcpStream>, bytes: &mut Vec<u
                 let body = bytes[end + 4..end + 4 + length].to_vec();
                 bytes.drain(..end + 4 + length);
                 let certified = tls.conn.peer_certificates().is_some();
-                return Some(Heard { head, body, certified });
+                return Some(Heard {
+                    head,
+                    body,
+                    certified,
+                    connection,
+                });
             }
         }
         let mut buffer = [0; 4096];
@@ -287,21 +306,30 @@ fn expected(host: SocketAddr, authorization: &str) -> Vec<String> {
     ]
 }
 
-/// A join by password and one by bootstrap token.
+/// A join by password, one by bootstrap token, and one at a server that keeps no connection.
 pub async fn a_join_is_these_requests() {
     let played = Played::start();
     let password = format!("Basic {}", STANDARD.encode("node:secret"));
-    for (credential, authorization) in [
+    for (credential, authorization, hangs_up) in [
         // Whatever name the token has, agents are `node`.
-        ("server:secret", password.as_str()),
-        ("abcdef.0123456789abcdef", "Bearer abcdef.0123456789abcdef"),
+        ("server:secret", password.as_str(), false),
+        ("abcdef.0123456789abcdef", "Bearer abcdef.0123456789abcdef", false),
+        ("server:secret", password.as_str(), true),
     ] {
+        played.hangs_up.store(hangs_up, Ordering::SeqCst);
         let machine = Machine::new(&played, Some(played.token(credential)));
         machine.joins().await.unwrap();
         let heard = played.all();
         let heads: Vec<String> = heard.iter().map(without_length).collect();
         assert_eq!(heads, expected(played.address, authorization));
         assert!(heard.iter().all(|heard| !heard.certified));
+        // One for each idea of whom to trust, and one for all that is asked with the credential.
+        let first = heard[0].connection;
+        let connections: Vec<usize> = heard.iter().map(|heard| heard.connection - first).collect();
+        match hangs_up {
+            false => assert_eq!(connections, [0, 1, 2, 2, 2, 2, 2, 2, 2]),
+            true => assert_eq!(connections, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        }
         for heard in &heard {
             assert_eq!(heard.body.is_empty(), heard.line().starts_with("GET"), "{heard:?}");
         }

@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -155,7 +155,7 @@ impl Endpoint {
             .map_err(|source| TransportError::Tls { to, source })
     }
 
-    /// Opens a connection, asks once and closes it: for the few requests of a join.
+    /// Opens a connection, asks once and closes it.
     ///
     /// # Errors
     /// [`TransportError`].
@@ -177,6 +177,61 @@ impl Endpoint {
     /// The address if the host is one.
     pub fn address(&self) -> Option<SocketAddr> {
         self.host.parse().ok().map(|ip| SocketAddr::new(ip, self.port))
+    }
+}
+
+/// An endpoint that is asked several things in a row, on one connection as long as the other side keeps it: a handshake costs
+/// both ends more than what is asked in a join.
+pub struct Kept {
+    endpoint: Endpoint,
+    link: Mutex<Option<Link>>,
+}
+
+impl Kept {
+    /// Nothing is connected yet.
+    pub const fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            link: Mutex::new(None),
+        }
+    }
+
+    /// Where it leads.
+    pub const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Asks what may be asked twice: when the kept connection breaks, it is asked again on a new one, once.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub async fn ask(&self, request: Request<Full<Bytes>>, limit: Duration) -> Result<Answer, TransportError> {
+        let asking = async {
+            if let Some(mut link) = self.take()
+                && let Ok(answer) = link.ask(request.clone()).await
+            {
+                self.keep(link);
+                return Ok(answer);
+            }
+            let mut link = self.endpoint.connect().await?;
+            let answer = link.ask(request).await.map_err(|failure| failure.error)?;
+            self.keep(link);
+            Ok(answer)
+        };
+        let late = |_| TransportError::Timeout {
+            to: self.endpoint.authority(),
+            seconds: limit.as_secs(),
+        };
+        timeout(limit, asking).await.map_err(late)?
+    }
+
+    fn take(&self) -> Option<Link> {
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner).take();
+        link.and_then(|mut link| link.is_usable().then_some(link))
+    }
+
+    fn keep(&self, link: Link) {
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Questions to the supervisor: the few requests of a join, each on its own connection.
+//! Questions to the supervisor: the few requests of a join. What is asked with one credential goes over one connection.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::key::{Key, KeyError};
 use super::trust::{self, Shown, TrustError};
 use crate::api::Endpoint;
 use crate::api::request::status_of;
-use crate::api::transport::Answer;
+use crate::api::transport::{Answer, Kept};
 use crate::wire::join::{CACERTS, NODE_IP, NODE_NAME, NODE_PASSWORD, PREFIX, certificates};
 
 /// Any of them; K3s' own limit.
@@ -48,7 +48,7 @@ pub struct Network<'a> {
 
 /// The supervisor, trusted and with a credential.
 pub struct Link {
-    endpoint: Endpoint,
+    server: Kept,
     authorization: Option<String>,
 }
 
@@ -84,7 +84,7 @@ impl Ground for Network<'_> {
             None => trust::anyone()?,
         };
         let link = Link {
-            endpoint: self.address.endpoint(tls),
+            server: Kept::new(self.address.endpoint(tls)),
             authorization: None,
         };
         let answer = self.ask(&link, Method::GET, CACERTS, &[], Bytes::new()).await?;
@@ -93,7 +93,7 @@ impl Ground for Network<'_> {
 
     fn link(&self, ca: &[u8], shown: Option<Shown<'_>>, authorization: Option<String>) -> Result<Link, TrustError> {
         Ok(Link {
-            endpoint: self.address.endpoint(trust::bundle(ca, shown, self.clock)?),
+            server: Kept::new(self.address.endpoint(trust::bundle(ca, shown, self.clock)?)),
             authorization,
         })
     }
@@ -166,8 +166,8 @@ impl Network<'_> {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Answer, JoinError> {
-        let request = request(&link.endpoint, method, path, headers, body)?;
-        let answer = link.endpoint.ask(request, LIMIT).await;
+        let request = request(link.server.endpoint(), method, path, headers, body)?;
+        let answer = link.server.ask(request, LIMIT).await;
         answer.map_err(|error| JoinError::of_transport(&error, &self.address.shown))
     }
 
