@@ -7,7 +7,7 @@ mod addresses;
 mod authorities;
 mod certificates;
 mod images;
-mod renew;
+pub mod renew;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -218,17 +218,47 @@ async fn logs_and_the_node_api_are_asked_of_the_node() {
     }
 }
 
+const EXEC: &str = "/api/v1/namespaces/default/pods/web/exec?container=main&command=sh&stdin=true&stdout=true";
+const UPGRADE: [(&str, &str); 5] = [
+    ("connection", "Upgrade"),
+    ("upgrade", "websocket"),
+    ("sec-websocket-version", "13"),
+    ("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA=="),
+    ("sec-websocket-protocol", "v5.channel.k8s.io"),
+];
+
+async fn echoes(stream: &mut TokioIo<hyper::upgrade::Upgraded>, word: &str) {
+    stream.write_all(word.as_bytes()).await.unwrap();
+    let mut echoed = vec![0; word.len()];
+    stream.read_exact(&mut echoed).await.unwrap();
+    assert_eq!(echoed, word.as_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_stream_goes_on_when_the_servers_certificates_are_renewed() {
+    let rig = rig().await;
+    let mut tasks = JoinSet::new();
+    let response = rig.administrator().send(&mut tasks, "GET", EXEC, &UPGRADE, "").await;
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    echoes(&mut stream, "before").await;
+    // What is taken away is made anew.
+    for file in ["serving-kube-apiserver.crt", "client-kube-apiserver.crt"] {
+        std::fs::remove_file(rig.dir.join("tls").join(file)).unwrap();
+    }
+    let renewed = rig.pki.renew(Timestamp::now()).unwrap();
+    assert_eq!(renewed, [Own::ApiServer, Own::Serving]);
+    echoes(&mut stream, "after").await;
+    // A new one comes through the new certificates, to the client and to the node.
+    let response = rig.administrator().send(&mut tasks, "GET", EXEC, &UPGRADE, "").await;
+    let mut second = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    echoes(&mut second, "anew").await;
+    echoes(&mut stream, "still").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn exec_is_a_stream_to_the_node_for_who_may_create_it() {
     let rig = rig().await;
-    let path = "/api/v1/namespaces/default/pods/web/exec?container=main&command=sh&stdin=true&stdout=true";
-    let upgrade = [
-        ("connection", "Upgrade"),
-        ("upgrade", "websocket"),
-        ("sec-websocket-version", "13"),
-        ("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA=="),
-        ("sec-websocket-protocol", "v5.channel.k8s.io"),
-    ];
+    let (path, upgrade) = (EXEC, UPGRADE);
     let mut tasks = JoinSet::new();
     let response = rig.administrator().send(&mut tasks, "GET", path, &upgrade, "").await;
     assert_eq!(response.status(), 101);
@@ -239,10 +269,7 @@ async fn exec_is_a_stream_to_the_node_for_who_may_create_it() {
     );
     let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
     for word in ["hello", "again"] {
-        stream.write_all(word.as_bytes()).await.unwrap();
-        let mut echoed = [0; 5];
-        stream.read_exact(&mut echoed).await.unwrap();
-        assert_eq!(&echoed, word.as_bytes());
+        echoes(&mut stream, word).await;
     }
     stream.shutdown().await.unwrap();
     let mut rest = Vec::new();

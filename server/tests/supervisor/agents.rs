@@ -14,15 +14,15 @@ use tracing::instrument::WithSubscriber as _;
 use crate::rig::{Cluster, until};
 
 /// A machine that joins, and its files.
-struct Machine {
-    config: Config,
+pub struct Machine {
+    pub config: Config,
     identity: Identity,
-    files: Files,
+    pub files: Files,
     folder: PathBuf,
 }
 
 impl Machine {
-    fn new(cluster: &Cluster, node: &str, machine: &str, token: &str) -> Self {
+    pub fn new(cluster: &Cluster, node: &str, machine: &str, token: &str) -> Self {
         let folder = cluster.dir.join(machine);
         let port = cluster.server().address.port();
         let mut config = Config::new(ServerUrl::new("127.0.0.1", port), node);
@@ -35,7 +35,7 @@ impl Machine {
         }
     }
 
-    fn joiner(&self, clock: Clock) -> Joiner<'_> {
+    pub fn joiner(&self, clock: Clock) -> Joiner<'_> {
         let server = &self.config.server;
         Joiner {
             config: &self.config,

@@ -11,5 +11,6 @@ mod commands;
 mod join;
 mod joining;
 mod passwords;
+mod renewal;
 mod rig;
 mod rotation;

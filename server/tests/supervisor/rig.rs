@@ -48,11 +48,18 @@ pub struct Reply {
 
 impl Cluster {
     pub async fn start(name: &str) -> Self {
+        Self::start_as(name, |_| ()).await
+    }
+
+    /// With something else in its configuration.
+    pub async fn start_as(name: &str, change: fn(&mut config::Config)) -> Self {
         let dir = std::env::temp_dir().join(format!("amphipod-supervisor-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("config.yaml"), "").unwrap();
-        let server = Server::start(&Self::config(&dir)).await.unwrap();
+        let mut config = Self::config(&dir);
+        change(&mut config);
+        let server = Server::start(&config).await.unwrap();
         Self {
             server: Some(server),
             dir,
@@ -86,6 +93,16 @@ impl Cluster {
 
     /// A connection over which that HTTP is spoken.
     pub async fn connect(&self, as_node: Option<&Certificate>, alpn: &[u8]) -> TlsStream<TcpStream> {
+        self.connect_to("kubernetes", as_node, alpn).await
+    }
+
+    /// The leaf certificate that a client is shown who looks for this name.
+    pub async fn shown_to(&self, name: &'static str) -> CertificateDer<'static> {
+        let tls = self.connect_to(name, None, b"http/1.1").await;
+        tls.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+    }
+
+    async fn connect_to(&self, name: &'static str, as_node: Option<&Certificate>, alpn: &[u8]) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         for der in CertificateDer::pem_slice_iter(self.file("tls/server-ca.crt").as_bytes()) {
             roots.add(der.unwrap()).unwrap();
@@ -107,7 +124,7 @@ impl Cluster {
         };
         let address: SocketAddr = self.server().address;
         let tcp = TcpStream::connect(address).await.unwrap();
-        let name = ServerName::try_from("kubernetes").unwrap();
+        let name = ServerName::try_from(name).unwrap();
         config.alpn_protocols = vec![alpn.to_vec()];
         TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()
     }
