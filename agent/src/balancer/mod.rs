@@ -15,7 +15,9 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{KeepAlive, TcpKeepIdle, TcpKeepInterval, TcpUserTimeout};
 use tokio::io::copy_bidirectional;
@@ -131,6 +133,16 @@ impl Balancer {
         Felt {
             balancer: self.clone(),
             address: address.to_owned(),
+        }
+    }
+
+    /// Resolves when a server other than this one has given a sign of life; never, if no tunnel stands to any.
+    pub async fn another_lives(&self, address: &str) {
+        let pulses = lock(&self.0.pulses).clone();
+        let others = pulses.into_iter().filter(|(other, _)| other != address);
+        let mut signs: FuturesUnordered<_> = others.map(|(_, pulse)| pulse()).collect();
+        if signs.next().await.is_none() {
+            std::future::pending().await
         }
     }
 

@@ -270,8 +270,8 @@ impl Tunnels {
     }
 }
 
-/// When the balancer asks for a sign of life and none comes, connections go elsewhere until one does. `ready`: what the server has
-/// said of itself.
+/// When the balancer asks for a sign of life and none comes, connections go elsewhere until one does; but only if another server
+/// gives one meanwhile: a way that is slow for all of them is no reason to change. `ready`: what the server has said of itself.
 async fn leave_when_still(
     balancer: &Balancer,
     address: &str,
@@ -281,8 +281,13 @@ async fn leave_when_still(
 ) -> Infallible {
     loop {
         asked.notified().await;
-        if timeout(PATIENCE, tunnel.answers()).await.is_ok() {
-            continue;
+        let stands_still = async {
+            sleep(PATIENCE).await;
+            balancer.another_lives(address).await;
+        };
+        tokio::select! {
+            () = tunnel.answers() => continue,
+            () = stands_still => {}
         }
         warn!(
             peer = address,
@@ -391,6 +396,7 @@ mod tests {
             AtomicBool::new(true),
         );
         let pulse = pulse(&tunnel, &asked);
+        let other: Pulse = Arc::new(|| Box::pin(std::future::ready(())));
         // Whoever reads answers pings.
         let mut moves = async || while far.next().await.is_some() {};
         let story = async {
@@ -400,6 +406,13 @@ mod tests {
             }
             let _ = timeout(PATIENCE, moves()).await;
             assert_eq!(first(&balancer), "a:1");
+            let (b, silent) = ("b:1", Arc::new(|| Box::pin(std::future::pending()) as _));
+            let felt = balancer.feel(b, silent);
+            assert!(timeout(PATIENCE * 2, pulse()).await.is_err());
+            assert_eq!(first(&balancer), "a:1", "all are slow");
+            let _ = timeout(PATIENCE, moves()).await;
+            drop(felt);
+            let _felt = balancer.feel(b, other);
             assert!(timeout(PATIENCE * 2, pulse()).await.is_err(), "it stands still");
             assert_eq!(first(&balancer), "b:1");
             let _ = timeout(PATIENCE, moves()).await;
