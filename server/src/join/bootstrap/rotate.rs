@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use tracing::info;
 
 use super::super::passwd::{self, Given};
-use super::{BootstrapError, disk, find, move_to, opened, record, records};
-use crate::store::{Entry, Store, StoreError};
+use super::{BootstrapError, disk, find, move_to, opened, record, records, write};
+use crate::store::{Change, Entry, Expect, Store, StoreError};
 
 /// What has become of a rotation that was cut off.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -58,8 +58,10 @@ pub async fn rotate(
     }
 }
 
-/// Finishes a rotation of this server's that was cut off, or forgets it, by what the datastore holds. Nothing is written
-/// there.
+/// Finishes a rotation of this server's that was cut off, or forgets it, by what the datastore holds.
+///
+/// A move that nobody heard the end of may still come to be: a database can hold a commit back that it has taken. So a
+/// rotation is forgotten only once the old record has been written again, as it is; no move of what it was can apply then.
 ///
 /// # Errors
 /// When datastore or disk do not answer; it can be called again.
@@ -69,13 +71,33 @@ pub async fn resume(store: &dyn Store, dir: &Path) -> Result<Outcome, BootstrapE
     };
     let old = passwd::known_secret(dir, &Given::default())?;
     let old = old.filter(|old| *old != next).map(|old| record::key(&old));
-    if !is_done(&records(store).await?, old.as_deref(), &record::key(&next)) {
+    loop {
+        let present = records(store).await?;
+        if is_done(&present, old.as_deref(), &record::key(&next)) {
+            break;
+        }
+        let left = present.iter().find(|entry| Some(&*entry.key) == old.as_deref());
+        if let Some(entry) = left {
+            match hold(store, entry).await {
+                Ok(()) => {}
+                // Somebody has moved it, or this rotation has after all.
+                Err(StoreError::Conflict { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            }
+        }
         passwd::forget_next(dir)?;
         return Ok(Outcome::Forgotten);
     }
     passwd::adopt(dir, &next)?;
     info!("finished a rotation of the token that was cut off");
     Ok(Outcome::Finished)
+}
+
+/// Writes a record again as it is.
+async fn hold(store: &dyn Store, entry: &Entry) -> Result<(), StoreError> {
+    let same = Change::Put(entry.value.clone());
+    write(store, &entry.key, Expect::At(entry.revision), same).await?;
+    Ok(())
 }
 
 /// Whether the record went from the key `old` to `next`, by the records that there are now. Pure.

@@ -439,6 +439,21 @@ async fn of_two_rotations_at_once_one_is_the_token_and_the_other_is_told() {
     start(&store, &dir.0, Some("first")).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_rotation_that_was_forgotten_cannot_come_to_be_afterwards() {
+    let (store, dir) = (Memory::new(), Scratch::new("boot-rotate-late"));
+    start(&store, &dir.0, Some("old")).await.unwrap();
+    let present = records(&store).await.unwrap();
+    let found = find(&present, &Secret::new("old"), &Given::default()).unwrap();
+    let record = opened(&found).unwrap();
+    passwd_next(&dir, "new");
+    assert_eq!(resume(&store, &dir.0).await.unwrap(), Outcome::Forgotten);
+    // The database had held the move back.
+    let late = move_to(&store, found.entry, &record, &Secret::new("new")).await;
+    assert!(matches!(late, Err(BootstrapError::Store(StoreError::Conflict { .. }))));
+    start(&store, &dir.0, Some("old")).await.unwrap();
+}
+
 /// As `Passwd::prepare` leaves it.
 fn passwd_next(dir: &Scratch, next: &str) {
     let text = format!("K10{}::server:{next}\n", "0".repeat(64));
