@@ -14,22 +14,22 @@ use tracing::warn;
 
 use super::place;
 
-/// Where the last jump of the log at `path` led; zero if there was none. No revision has been handed out that is further from
-/// it than a jump.
-///
-/// # Errors
-/// The disk's.
-pub fn read(path: &Path) -> io::Result<Revision> {
+/// Where the last jump of the log at `path` led; zero if there was none, or if the file cannot be read: the log itself, which may
+/// be whole, is not refused for that. No revision has been handed out that is further from it than a jump.
+pub fn read(path: &Path) -> Revision {
     let file = place::with(path, ".floor");
-    let text = match fs::read(&file) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Revision::ZERO),
-        Err(error) => return Err(error),
-    };
-    Ok(Revision::parse(text.trim()).unwrap_or_else(|| {
-        warn!(file = %file.display(), "what it says of revisions cannot be read, and is passed over");
+    let passed_over = |why: &dyn std::fmt::Display| {
+        warn!(file = %file.display(), error = %why, "what it says of revisions cannot be read, and is passed over");
         Revision::ZERO
-    }))
+    };
+    match fs::read(&file) {
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes);
+            Revision::parse(text.trim()).unwrap_or_else(|| passed_over(&"it is no number"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Revision::ZERO,
+        Err(error) => passed_over(&error),
+    }
 }
 
 /// Notes a jump to `to`, which is on the disk then.
@@ -37,7 +37,7 @@ pub fn read(path: &Path) -> io::Result<Revision> {
 /// # Errors
 /// The disk's; what was noted before stays.
 pub fn raise(path: &Path, to: Revision) -> io::Result<()> {
-    if read(path)? >= to {
+    if read(path) >= to {
         return Ok(());
     }
     let next = place::with(path, ".floor.new");
@@ -61,13 +61,13 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("amphipod-floor-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join("state.db");
-        assert_eq!(read(&path).unwrap(), Revision::ZERO);
+        assert_eq!(read(&path), Revision::ZERO);
         for (to, kept) in [(5, 5), (90, 90), (7, 90)] {
             raise(&path, Revision::new(to)).unwrap();
-            assert_eq!(read(&path).unwrap(), Revision::new(kept));
+            assert_eq!(read(&path), Revision::new(kept));
         }
         fs::write(folder.join("state.db.floor"), b"\xff\n").unwrap();
-        assert_eq!(read(&path).unwrap(), Revision::ZERO);
+        assert_eq!(read(&path), Revision::ZERO);
         fs::remove_dir_all(folder).unwrap();
     }
 }

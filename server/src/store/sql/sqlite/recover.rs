@@ -209,10 +209,7 @@ fn build(path: &Path, next: &Path, rest: Rest) -> Result<Option<Now>, NoRoom> {
     let snapshots = snapshot::list(path);
     // The newest one says by its name what was handed out, also if it cannot be used.
     let named = snapshots.first().map(|found| found.revision);
-    let floor = floor::read(path).unwrap_or_else(|error| {
-        warn!(error = %error, "cannot read how far revisions have jumped");
-        Revision::ZERO
-    });
+    let floor = floor::read(path);
     for found in snapshots {
         let used = || {
             let revision = snapshot::verify(&found.path)?.revision;

@@ -129,7 +129,7 @@ pub fn restore(path: &Path, file: &Path) -> Result<Restored, RestoreError> {
     let _lock = place::lock(path)?;
     place::finish(path)?;
     let staged = stage(path, file)?;
-    let goes_on = staged.begin_after(handed_out(path)?)?;
+    let goes_on = staged.begin_after(handed_out(path))?;
     staged.place(path, goes_on)
 }
 
@@ -244,7 +244,7 @@ fn describe(table: &Table, path: &Path) -> Result<Backup, OpenError> {
 
 /// The newest revision that a file can have handed out, as far as it can be read. Else its snapshots, and the last jump, are
 /// nearer to it than another jump.
-fn handed_out(path: &Path) -> io::Result<Revision> {
+fn handed_out(path: &Path) -> Revision {
     let in_snapshots = snapshot::list(path).first().map(|found| found.revision);
     let in_file = || {
         let there = path.try_exists().ok()?;
@@ -254,5 +254,5 @@ fn handed_out(path: &Path) -> io::Result<Revision> {
         Some(describe(&table, path).ok()?.revision)
     };
     let seen = in_file().max(in_snapshots).unwrap_or(Revision::ZERO);
-    Ok(seen.max(floor::read(path)?))
+    seen.max(floor::read(path))
 }

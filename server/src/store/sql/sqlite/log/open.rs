@@ -50,7 +50,7 @@ impl Log {
             path: path.to_owned(),
             source,
         };
-        let floor = floor::read(path).map_err(disk)?;
+        let floor = floor::read(path);
         let jump = match rest {
             Rest::Nothing => 0,
             // That commit was never acknowledged, or it is lost: either way its revisions are not handed out again.
@@ -58,13 +58,19 @@ impl Log {
             // Writes up to who knows where have been acknowledged.
             Rest::Lost => JUMP,
         };
-        let goes_on = match jump {
-            0 => floor,
-            jump => floor.max(Revision::new(revision.get().saturating_add(jump))),
-        };
+        let after = |revision: Revision, jump| Revision::new(revision.get().saturating_add(jump));
+        let mut goes_on = after(revision, jump);
+        // This is a log from before that jump, and what followed the jump may have been handed out.
+        if floor > revision {
+            goes_on = goes_on.max(after(floor, JUMP));
+        }
         if goes_on > revision {
             // First: what is written into the log then may cover what could not be read of it, and be cut off in its turn.
-            floor::raise(path, goes_on).map_err(disk)?;
+            match (floor::raise(path, goes_on), rest) {
+                // On a full disk the log itself has room for its mark over what was begun there.
+                (Err(problem), Rest::Begun) => warn!(error = %problem, "cannot note how far revisions have jumped"),
+                (raised, _) => raised.map_err(disk)?,
+            }
             (revision, reserved) = (goes_on, goes_on);
             table.begin_after(revision).map_err(|problem| OpenError::Sql {
                 path: path.to_owned(),
