@@ -30,6 +30,9 @@ use crate::request::{Client, What};
 
 /// Orphans are looked for this often (K3s).
 const SWEEP: Duration = Duration::from_secs(60);
+/// The file is looked at this often, which takes one system call: a row may be taken out here while its node asks
+/// another server.
+const LOOK: Duration = Duration::from_secs(2);
 /// Nodes that come together are written to the file together.
 const GATHER: Duration = Duration::from_secs(1);
 /// Hashes computed at once: each takes a core and up to 32 MiB.
@@ -244,10 +247,14 @@ impl Register {
             .ok()
     }
 
+    /// The file as we left it.
+    fn left(&self) -> Stamp {
+        *self.stamp.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Has the keeper look at the file before anything is decided, if it is not as we left it.
     async fn heed_operator(&self) {
-        let left = *self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.roll.stamp() == left {
+        if self.roll.stamp() == self.left() {
             return;
         }
         let (done, looked) = oneshot::channel();
@@ -321,6 +328,19 @@ async fn came_or_went(watched: &mut Option<Watch>) {
     }
 }
 
+/// Waits until the file is not as it was left, and has been so for one look: its editor may be in the middle of it.
+async fn edited(roll: &Roll, left: Stamp) {
+    let mut last = left;
+    loop {
+        sleep(LOOK).await;
+        let now = roll.stamp();
+        if now != left && now == last {
+            return;
+        }
+        last = now;
+    }
+}
+
 /// Why a record binds nobody any more, if so.
 fn outdated(node: &str, record: &Record, uid: Option<&str>, now: Timestamp) -> Option<&'static str> {
     let seen = Seen {
@@ -356,6 +376,7 @@ impl Keeper {
             if records.is_none() {
                 records = register.watch(What::SECRETS).await;
             }
+            let before = register.roll.stamp();
             if let Err(why) = self.sweep(Timestamp::now()).await {
                 warn!(error = why, "cannot look after the nodes' password records");
             }
@@ -363,8 +384,14 @@ impl Keeper {
                 // Who asked may have gone meanwhile.
                 let _ = oneshot::Sender::send(done, ());
             }
+            // What a sweep could make nothing of is not swept for again until it changes.
+            let left = register
+                .left()
+                .filter(|left| Some(*left) == register.roll.stamp())
+                .or(before);
             tokio::select! {
                 () = sleep(SWEEP) => {}
+                () = edited(&register.roll, left) => {}
                 () = came_or_went(&mut records) => sleep(GATHER).await,
                 () = came_or_went(&mut nodes) => sleep(GATHER).await,
                 Some(done) = self.looks.recv() => waiting.push(done),

@@ -1,5 +1,7 @@
 //! Node passwords: whose name is whose, on disk, in the cluster, and how a name becomes free again.
 
+use std::time::Duration;
+
 use rcgen::KeyPair;
 use serde_json::json;
 use server::cache::Filter;
@@ -149,6 +151,19 @@ async fn every_server_shows_the_same_records_and_heeds_a_row_taken_out_anywhere(
         .await;
     until(|| !has_row(&first, "pi") && !has_row(&second, "pi")).await;
     assert_eq!(cluster.join("pi", OTHER).await.code, 200);
+    until(same).await;
+    // At the second server, while the node asks the first: that one's own file is as it was.
+    let text = std::fs::read_to_string(&second).unwrap();
+    let kept = text.lines().filter(|row| !row.contains(",pi,"));
+    std::fs::write(&second, kept.map(|row| format!("{row}\n")).collect::<String>()).unwrap();
+    let free = async {
+        while cluster.join("pi", PASSWORD).await.code != 200 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    // Without a look at the file it would be the next sweep, after a minute.
+    tokio::time::timeout(Duration::from_secs(30), free).await.unwrap();
+    assert_eq!(cluster.join("box", OTHER).await.code, 403, "its row is there");
     until(same).await;
     keeping.shutdown().await;
     cluster.stop().await;
