@@ -2,7 +2,8 @@
 //!
 //! Source: K3s v1.36, `pkg/agent/loadbalancer/config.go`: valid only for the same `--server`.
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 /// The addresses in the file; none if it is damaged or of another `server` (`https://host:port`).
 pub fn read(bytes: &[u8], server: &str) -> Vec<String> {
@@ -19,10 +20,22 @@ pub fn read(bytes: &[u8], server: &str) -> Vec<String> {
         .collect()
 }
 
+/// The fields in K3s' order.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct File<'a> {
+    #[serde(rename = "ServerURL")]
+    server_url: &'a str,
+    server_addresses: &'a [String],
+}
+
 /// The file's content.
 pub fn write(server: &str, addresses: &[String]) -> String {
-    let value = json!({ "ServerURL": server, "ServerAddresses": addresses });
-    serde_json::to_string_pretty(&value).unwrap_or_default()
+    let file = File {
+        server_url: server,
+        server_addresses: addresses,
+    };
+    serde_json::to_string_pretty(&file).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -33,6 +46,12 @@ mod tests {
     fn the_list_is_kept_for_the_same_server_only() {
         let addresses = vec!["a:1".to_owned(), "b:1".to_owned()];
         let file = write("https://a:1", &addresses);
+        // As Go's `json.MarshalIndent` writes K3s' struct.
+        let wanted = concat!(
+            "{\n  \"ServerURL\": \"https://a:1\",\n  \"ServerAddresses\": [\n",
+            "    \"a:1\",\n    \"b:1\"\n  ]\n}"
+        );
+        assert_eq!(file, wanted);
         assert_eq!(read(file.as_bytes(), "https://a:1"), addresses);
         assert_eq!(read(file.as_bytes(), "https://c:1"), Vec::<String>::new());
         assert_eq!(read(b"{ torn", "https://a:1"), Vec::<String>::new());
