@@ -168,7 +168,8 @@ fn postgres(rest: &str) -> Result<Database, EndpointError> {
         user: if user.is_empty() { "postgres".to_owned() } else { user },
         password: password.map(decoded).transpose()?.map(Secret::new),
         places,
-        name: decoded(name)?,
+        // As kine folds it, so that K3s' endpoint leads to K3s' database. `dbname` is taken as it is, by both.
+        name: decoded(name)?.to_lowercase(),
         options: Vec::new(),
     };
     // As in libpq, parameters can say what the address does not.
@@ -362,6 +363,18 @@ mod tests {
                 ("options".to_owned(), "-c a=b".to_owned())
             ]
         );
+    }
+
+    #[test]
+    fn a_name_leads_to_the_database_that_k3s_finds_by_it() {
+        for (text, name) in [
+            ("postgres://me@db/K3sProd", "k3sprod"),
+            ("postgres://me@db/K3s%50rod?sslmode=disable", "k3sprod"),
+            ("postgres://me@db/other?dbname=K3sProd", "K3sProd"),
+            ("mysql://me@tcp(db)/K3sProd", "K3sProd"),
+        ] {
+            assert_eq!(database(text).name, name, "{text}");
+        }
     }
 
     #[test]
