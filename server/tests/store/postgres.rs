@@ -7,6 +7,7 @@ use std::time::Duration;
 use server::store::endpoint::Tls;
 use server::store::{Expect, OpenError};
 use tests::database::{Postgres, SqlServer as _};
+use tokio::time::timeout;
 
 use crate::contract::{self, Backend};
 use crate::sql::{Common, Database, Fragile, clusters_of_k3s_are_refused, is_refused, try_open};
@@ -117,16 +118,13 @@ async fn of_several_hosts_a_silent_one_costs_its_time_once() {
     let endpoint = server.endpoint("kubernetes", "").replace(&format!("@{own}/"), &both);
     let tls = Tls::default();
     let opening = try_open(&endpoint, &tls);
-    let store = tokio::time::timeout(Duration::from_secs(60), opening)
-        .await
-        .unwrap()
-        .unwrap();
+    let store = timeout(Duration::from_secs(60), opening).await.unwrap().unwrap();
     let first = store.write(contract::put("/a", Expect::Absent, "1")).await.unwrap();
     assert!(callers(&silent) > 0, "it comes first");
     for number in 0..3 {
         server.cut_connections("kubernetes");
         let written = store.write(contract::put(&format!("/b{number}"), Expect::Absent, "1"));
-        let written = tokio::time::timeout(Duration::from_secs(30), written).await.unwrap();
+        let written = timeout(Duration::from_secs(30), written).await.unwrap();
         assert!(written.is_ok(), "{written:?}");
         assert!(
             store
@@ -150,8 +148,25 @@ async fn a_start_waits_a_bounded_time_for_a_server_that_says_nothing() {
         let parsed = server::store::endpoint::parse(&endpoint, false).unwrap();
         let tls = Tls::default();
         let opening = server::store::open(&parsed, &tls, std::path::Path::new("/nonexistent/file"));
-        let opened = tokio::time::timeout(Duration::from_secs(45), opening).await;
+        let opened = timeout(Duration::from_secs(45), opening).await;
         let problem = opened.expect("it is said after a while").map(drop).unwrap_err();
         assert!(matches!(problem, OpenError::Away { .. }), "{problem}");
     }
+}
+
+/// YugabyteDB is like that: the function is there, and raises.
+#[tokio::test]
+async fn writes_go_on_and_reach_the_others_where_notifications_are_refused() {
+    let database = database();
+    drop(database.open().await);
+    database.sql(
+        "CREATE FUNCTION public.pg_notify(text, text) RETURNS void LANGUAGE plpgsql
+             AS $$ BEGIN RAISE EXCEPTION 'notifications are switched off'; END $$;
+         DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = public, pg_catalog', current_database()); END $$",
+    );
+    let (here, there) = (database.open().await, database.open().await);
+    let mut tail = there.watch(there.revision().await.unwrap()).await.unwrap();
+    let revision = here.write(contract::put("/a", Expect::Absent, "1")).await.unwrap();
+    let seen = timeout(Duration::from_secs(10), contract::drained(&mut tail, 1)).await;
+    assert_eq!(seen.unwrap(), [format!("/a=1@{revision}")]);
 }

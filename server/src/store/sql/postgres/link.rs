@@ -98,8 +98,8 @@ struct Statements {
     get: Statement,
     state: Statement,
     page: Statement,
-    /// Missing where the database cannot notify.
-    notify: Option<Statement>,
+    /// Or why the database cannot notify.
+    notify: Result<Statement, String>,
 }
 
 impl Postgres {
@@ -141,8 +141,7 @@ impl Postgres {
         else {
             return Ok(link);
         };
-        // CockroachDB has neither the function nor LISTEN.
-        let notify = client.prepare(NOTIFY).await.ok();
+        let notify = notifier(client, name).await?;
         link.statements = Some(Statements {
             lock,
             heads,
@@ -156,6 +155,12 @@ impl Postgres {
             notify,
         });
         Ok(link)
+    }
+
+    /// Why the database does not tell others of commits; `None` when it does.
+    pub fn mute(&self) -> Option<&str> {
+        let statements = self.statements.as_ref()?;
+        statements.notify.as_ref().err().map(String::as_str)
     }
 
     /// For what has no statement of its own.
@@ -235,8 +240,8 @@ impl Link for Postgres {
         let tell: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&CHANNEL, &self.name];
         let told = async {
             match &statements.notify {
-                Some(notify) => self.client.query(notify, &tell).await.map(drop),
-                None => Ok(()),
+                Ok(notify) => self.client.query(notify, &tell).await.map(drop),
+                Err(_) => Ok(()),
             }
         };
         let done = try_join(
@@ -346,7 +351,7 @@ impl Link for Postgres {
 
     async fn listen(&mut self) -> Result<Polling, Fault> {
         let listens = match self.client.batch_execute(&format!("LISTEN {CHANNEL}")).await {
-            Ok(()) => self.statements()?.notify.is_some(),
+            Ok(()) => self.statements()?.notify.is_ok(),
             Err(error) if error.as_db_error().is_some() => false,
             Err(error) => return Err(fault(&error)),
         };
@@ -360,6 +365,27 @@ impl Link for Postgres {
 
     async fn told(&mut self) {
         self.news.notified().await;
+    }
+}
+
+/// The statement that tells others of a commit, once it was seen to work: in the transaction of a write it would take the
+/// write along. CockroachDB has no such function; YugabyteDB has one that fails unless LISTEN and NOTIFY were switched on
+/// there (its documentation, "LISTEN, NOTIFY, UNLISTEN"). Others, if it works, look for a write in vain.
+///
+/// # Errors
+/// When the connection is lost. What the database says against it is returned.
+async fn notifier(client: &Client, name: &str) -> Result<Result<Statement, String>, tokio_postgres::Error> {
+    let tried = async {
+        let notify = client.prepare(NOTIFY).await?;
+        client.query(&notify, &[&CHANNEL, &name]).await?;
+        Ok::<_, tokio_postgres::Error>(notify)
+    };
+    match tried.await {
+        Ok(notify) => Ok(Ok(notify)),
+        Err(error) => match error.as_db_error() {
+            Some(refused) => Ok(Err(refused.message().to_owned())),
+            None => Err(error),
+        },
     }
 }
 

@@ -8,12 +8,14 @@ mod link;
 mod tls;
 
 use std::path::Path;
+use std::sync::Once;
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
+use tracing::warn;
 
 use super::super::OpenError;
 use super::super::endpoint::{self, Tls};
@@ -51,6 +53,8 @@ pub struct Server {
     encryption: Encryption,
     /// Tells our own notifications from others'.
     name: String,
+    /// The log has it that the database does not notify.
+    told: Once,
 }
 
 /// Opens the log. `folder`: where this server keeps what it has seen of it.
@@ -121,6 +125,7 @@ impl Server {
             hosts: Hosts::new(&endpoint.places, patience),
             encryption: Encryption::new(mode, &files).map_err(refused)?,
             name: format!("{:016x}", u64::from_ne_bytes(name)),
+            told: Once::new(),
         })
     }
 
@@ -155,7 +160,17 @@ impl Database for Server {
     async fn connect(&self) -> Result<Link, Fault> {
         let (encryption, name) = (&self.encryption, &self.name);
         let opened = self.hosts.connect(&self.config, encryption, name, true).await;
-        opened.map_err(|error| error.fault())
+        let link = opened.map_err(|error| error.fault())?;
+        if let Some(problem) = link.mute() {
+            // Each connection finds it out; it is told once.
+            self.told.call_once(|| {
+                warn!(
+                    error = problem,
+                    "the database does not tell servers of each other's writes: they look for them instead"
+                );
+            });
+        }
+        Ok(link)
     }
 
     async fn prepare(&self, new: Identity) -> Result<Identity, PrepareError> {
