@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use server::store::endpoint::Tls;
 use server::store::{Expect, OpenError, StoreError};
-use tests::database::MariaDb;
+use tests::database::{MariaDb, SqlServer as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -66,6 +66,30 @@ async fn what_cannot_work_is_refused_at_once_and_without_the_password() {
     ] {
         is_refused(&bad, says).await;
     }
+}
+
+#[tokio::test]
+async fn a_user_who_must_show_a_certificate_comes_in_by_it_only() {
+    let database = database();
+    database.server.sql(
+        "mysql",
+        "CREATE USER certified@'%' IDENTIFIED BY 's3cret/of@a test' REQUIRE X509; GRANT ALL ON *.* TO certified@'%'",
+    );
+    let endpoint = database.endpoint("").replace("admin", "certified");
+    let certificates = &database.server.certificates;
+    let bare = Tls {
+        ca: Some(certificates.ca.clone()),
+        ..Tls::default()
+    };
+    let problem = try_open(&endpoint, &bare).await.map(drop).unwrap_err();
+    assert!(matches!(problem, OpenError::Refused { .. }), "{problem}");
+    assert!(problem.to_string().contains("denied"), "{problem}");
+    let whole = Tls {
+        cert: Some(certificates.client.clone()),
+        key: Some(certificates.client_key.clone()),
+        ..bare
+    };
+    drop(try_open(&endpoint, &whole).await.unwrap());
 }
 
 /// A way to the database on which a client is stopped once it has sent `word`: it sends nothing more, and does not go.

@@ -48,7 +48,7 @@ impl SqlServer for MariaDb {
         let (user, password) = SUPERUSER;
         let (plain, his) = PLAIN;
         let grants = format!(
-            "GRANT ALL ON *.* TO '{user}'@'%' IDENTIFIED BY '{password}';\n\
+            "GRANT ALL ON *.* TO '{user}'@'%' IDENTIFIED BY '{password}' WITH GRANT OPTION;\n\
              GRANT ALL ON kubernetes.* TO '{plain}'@'%' IDENTIFIED BY '{his}';\n"
         );
         folder.write(Path::new("users.sql"), &grants);

@@ -42,14 +42,21 @@ async fn open_at(text: &str, etcd: &Etcd) -> Arc<dyn Store> {
 }
 
 async fn try_open_at(text: &str, etcd: &Etcd) -> Result<Arc<dyn Store>, OpenError> {
+    try_open_with(text, &files(etcd)).await
+}
+
+async fn try_open_with(text: &str, tls: &Tls) -> Result<Arc<dyn Store>, OpenError> {
+    let endpoint = endpoint::parse(text, false).unwrap();
+    open(&endpoint, tls, std::path::Path::new("/nonexistent/file")).await
+}
+
+fn files(etcd: &Etcd) -> Tls {
     let files = etcd.files();
-    let tls = Tls {
+    Tls {
         ca: files.as_ref().map(|files| files.ca.clone()),
         cert: files.as_ref().map(|files| files.cert.clone()),
         key: files.map(|files| files.key),
-    };
-    let endpoint = endpoint::parse(text, false).unwrap();
-    open(&endpoint, &tls, std::path::Path::new("/nonexistent/file")).await
+    }
 }
 
 impl Backend for InEtcd {
@@ -66,6 +73,33 @@ mod over_tls {
     use super::InEtcd;
 
     crate::contract::checks!(InEtcd::over_tls(); writes_are_compared_and_swapped, a_watch_misses_and_repeats_nothing);
+}
+
+#[tokio::test]
+async fn the_member_proves_who_it_is_and_so_do_we() {
+    let InEtcd(etcd) = InEtcd::over_tls();
+    let whole = files(&etcd);
+    let store = try_open_with(&etcd.endpoint(), &whole).await.unwrap();
+    store.write(put("/a", Expect::Absent, "1")).await.unwrap();
+    store.close().await.unwrap();
+    let stranger = Tls {
+        ca: whole.cert.clone(),
+        ..whole.clone()
+    };
+    let system = Tls {
+        ca: None,
+        ..whole.clone()
+    };
+    let nobody = Tls {
+        cert: None,
+        key: None,
+        ..whole
+    };
+    for (tls, says) in [(stranger, "certificate"), (system, "certificate"), (nobody, "")] {
+        let problem = try_open_with(&etcd.endpoint(), &tls).await.map(drop).unwrap_err();
+        assert!(matches!(problem, OpenError::Etcd(_)), "{problem}");
+        assert!(problem.to_string().contains(says), "{says}: {problem}");
+    }
 }
 
 /// Of three members.
