@@ -6,6 +6,7 @@
 )]
 
 mod crash;
+mod datastore;
 mod greeting;
 mod rig;
 mod witness;

@@ -59,6 +59,11 @@ pub struct Program {
 impl Program {
     /// `k3s server` without a node, with all it writes in `folder`, and these flags.
     pub fn start(folder: &Folder, flags: &[&str]) -> Self {
+        Self::start_in(folder, flags, &[])
+    }
+
+    /// The same with this environment beside that of the tests.
+    pub fn start_in(folder: &Folder, flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -81,7 +86,8 @@ impl Program {
         ]);
         command
             .args(["--write-kubeconfig", &folder.path("k3s.yaml")])
-            .args(flags);
+            .args(flags)
+            .envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
@@ -112,6 +118,11 @@ impl Program {
             all.push('\n');
         }
         all
+    }
+
+    /// Waits until it ends by itself, and says whether it did well.
+    pub fn ends(mut self) -> bool {
+        self.child.wait().unwrap().success()
     }
 
     /// SIGTERM: it must end by itself, with success.
