@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -339,6 +340,53 @@ pub async fn a_join_is_these_requests() {
             assert_eq!(request.params.distinguished_name.iter().count(), 0);
             assert_eq!(heard.body[0], 0x30);
         }
+        files_are_where_k3s_has_them(&machine, &played);
+    }
+}
+
+/// What a join leaves on the disk (2.6): names, modes, and the kubeconfigs whole.
+fn files_are_where_k3s_has_them(machine: &Machine, played: &Played) {
+    let mode = |name: &str| fs::metadata(machine.path(name)).unwrap().permissions().mode() & 0o7777;
+    let text = |name: &str| fs::read_to_string(machine.path(name)).unwrap();
+    assert_eq!(mode("agent"), 0o700);
+    assert_eq!(
+        (mode("etc/password"), text("etc/password")),
+        (0o600, format!("{PASSWORD}\n"))
+    );
+    for (name, begins) in [
+        ("client-ca.crt", "-----BEGIN CERTIFICATE-----\n"),
+        ("server-ca.crt", "-----BEGIN CERTIFICATE-----\n"),
+        ("client-kubelet.crt", "-----BEGIN CERTIFICATE-----\n"),
+        ("client-kubelet.key", "-----BEGIN EC PRIVATE KEY-----\n"),
+        ("serving-kubelet.crt", "-----BEGIN CERTIFICATE-----\n"),
+        ("serving-kubelet.key", "-----BEGIN EC PRIVATE KEY-----\n"),
+        ("client-kube-proxy.crt", "-----BEGIN CERTIFICATE-----\n"),
+        ("client-kube-proxy.key", "-----BEGIN EC PRIVATE KEY-----\n"),
+        ("client-k3s-controller.crt", "-----BEGIN CERTIFICATE-----\n"),
+        ("client-k3s-controller.key", "-----BEGIN EC PRIVATE KEY-----\n"),
+        ("kubelet.kubeconfig", "apiVersion: v1\n"),
+        ("kubeproxy.kubeconfig", "apiVersion: v1\n"),
+        ("k3scontroller.kubeconfig", "apiVersion: v1\n"),
+    ] {
+        let name = format!("agent/{name}");
+        assert_eq!(mode(&name), 0o600, "{name}");
+        assert!(text(&name).starts_with(begins), "{name}");
+    }
+    for (name, certificate) in [
+        ("kubelet", "client-kubelet"),
+        ("kubeproxy", "client-kube-proxy"),
+        ("k3scontroller", "client-k3s-controller"),
+    ] {
+        let (folder, server) = (machine.path("agent"), &played.address);
+        let folder = folder.display();
+        let wanted = format!(
+            "apiVersion: v1\nkind: Config\nclusters:\n- name: local\n  cluster:\n    server: https://{server}\n    \
+             certificate-authority: {folder}/server-ca.crt\nusers:\n- name: user\n  user:\n    \
+             client-certificate: {folder}/{certificate}.crt\n    client-key: {folder}/{certificate}.key\ncontexts:\n\
+             - name: Default\n  context:\n    cluster: local\n    namespace: default\n    user: user\n\
+             current-context: Default\n"
+        );
+        assert_eq!(text(&format!("agent/{name}.kubeconfig")), wanted);
     }
 }
 

@@ -10,6 +10,8 @@ mod bootstrap;
 mod certificates;
 mod http;
 mod joining;
+mod leaves;
+mod nodes;
 mod routes;
 mod server;
 mod tunnel;
@@ -32,6 +34,9 @@ fn every_route_answers_as_k3s_does() {
     certificates::what_names_nobody_is_401_and_stands_in_no_passwords_way(&server);
     certificates::the_api_answers_what_names_nobody_as_kubernetes_does(&server);
     certificates::a_node_whose_certificate_ran_out_joins_by_its_token(&server);
+    leaves::certificates_say_what_those_of_k3s_say(&server);
+    nodes::a_deleted_nodes_certificate_renews_nothing(&server);
+    nodes::another_token_takes_the_old_ones_place(&server);
     server.stop();
 }
 
