@@ -69,14 +69,7 @@ impl TlsError {
 pub fn client_config(tls: &Tls, protocols: &[&[u8]]) -> Result<Arc<ClientConfig>, TlsError> {
     let roots = match &tls.ca {
         Some(path) => authorities(path)?,
-        None => {
-            let bundle = SYSTEM.iter().map(Path::new).find(|path| path.exists());
-            let found = bundle.map(certificates).transpose()?;
-            let mut roots = RootCertStore::empty();
-            // Some in there are older than our rules: left out.
-            roots.add_parsable_certificates(found.unwrap_or_default());
-            roots
-        }
+        None => system()?,
     };
     let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()
@@ -121,6 +114,19 @@ pub fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
     for certificate in certificates(path)? {
         roots.add(certificate).map_err(TlsError::Unusable)?;
     }
+    Ok(roots)
+}
+
+/// Those whom this machine trusts; none where it keeps no bundle.
+///
+/// # Errors
+/// [`TlsError`].
+pub fn system() -> Result<RootCertStore, TlsError> {
+    let bundle = SYSTEM.iter().map(Path::new).find(|path| path.exists());
+    let found = bundle.map(certificates).transpose()?;
+    let mut roots = RootCertStore::empty();
+    // Some in there are older than our rules: left out.
+    roots.add_parsable_certificates(found.unwrap_or_default());
     Ok(roots)
 }
 

@@ -71,6 +71,10 @@ async fn what_cannot_work_is_refused_at_once_and_without_the_password() {
         (good.replace("s3cret", "wrong"), "password"),
         (good.replace("admin", "nobody"), "password"),
         (database.endpoint("?sslmode=verify-full"), "--datastore-cafile"),
+        (
+            database.endpoint("?sslrootcert=system&sslmode=disable"),
+            "--datastore-cafile",
+        ),
         (database.endpoint("?sslmode=perhaps"), "sslmode"),
         (database.endpoint("?unheard=of"), "unheard"),
     ] {

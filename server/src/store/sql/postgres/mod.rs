@@ -44,6 +44,9 @@ const TABLES: &str = "
     INSERT INTO amphipod_mark (name, revision) VALUES ('format', 1) ON CONFLICT (name) DO NOTHING;
 ";
 
+/// `sslrootcert=system`: the authorities that this machine trusts (PostgreSQL 16, libpq).
+const SYSTEM: &str = "system";
+
 /// Where it is, and who we are to it.
 #[derive(Debug)]
 pub struct Server {
@@ -92,7 +95,7 @@ impl Server {
                 "sslmode" => {
                     mode = Mode::parse(value).ok_or_else(|| refused(format!("sslmode={value} is not known")))?;
                 }
-                "sslrootcert" => files.ca = Some(value.into()),
+                "sslrootcert" => files.ca = (value != SYSTEM).then(|| value.into()),
                 "sslcert" => files.cert = Some(value.into()),
                 "sslkey" => files.key = Some(value.into()),
                 "application_name" => drop(config.application_name(value)),
@@ -112,6 +115,14 @@ impl Server {
                     )));
                 }
             }
+        }
+        // As for libpq and K3s' driver, nothing less makes sense with authorities that sign for anybody.
+        if endpoint
+            .options
+            .iter()
+            .any(|(key, value)| key == "sslrootcert" && value == SYSTEM)
+        {
+            mode = Mode::VerifyFull;
         }
         config.ssl_mode(match mode {
             Mode::Disable => SslMode::Disable,
@@ -251,7 +262,10 @@ fn judge(error: &tokio_postgres::Error) -> PrepareError {
         SqlState::INVALID_CATALOG_NAME,
     ];
     let detail = fault(error).to_string();
-    if is(error, &never) || tls::is_about_certificates(error) {
+    if tls::is_about_certificates(error) {
+        let detail = format!("{detail} (--datastore-cafile names who may vouch for the database)");
+        PrepareError::Never(OpenError::Refused { detail })
+    } else if is(error, &never) {
         PrepareError::Never(OpenError::Refused { detail })
     } else {
         PrepareError::Later(Fault::Lost(detail))

@@ -13,14 +13,14 @@ use ring::digest::{SHA256, SHA384, SHA512, digest};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring as provider;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use x509_parser::oid_registry::{OID_PKCS1_SHA384WITHRSA, OID_PKCS1_SHA512WITHRSA, OID_SIG_ECDSA_WITH_SHA384};
 
 use super::super::super::endpoint::Tls;
-use super::super::super::tls;
+use super::super::super::tls::{self, TlsError};
 
 /// What is asked of a connection. Source: PostgreSQL 17, libpq "SSL Mode Descriptions".
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -58,33 +58,39 @@ pub struct Encryption(Arc<ClientConfig>);
 impl Encryption {
     /// Reads the files. The error says which one, and what to give.
     pub fn new(mode: Mode, files: &Tls) -> Result<Self, String> {
-        let provider = Arc::new(provider::default_provider());
-        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?;
-        let verifier: Arc<dyn ServerCertVerifier> = match (mode, &files.ca) {
-            (Mode::Disable | Mode::Prefer | Mode::Require, None) | (Mode::Disable | Mode::Prefer, Some(_)) => {
-                Arc::new(Anyone::new(provider))
-            }
-            (Mode::VerifyCa | Mode::VerifyFull, None) => {
-                return Err(
-                    "to verify the database's certificate, --datastore-cafile has to name its authority".to_owned(),
-                );
-            }
-            (Mode::Require | Mode::VerifyCa | Mode::VerifyFull, Some(ca)) => {
-                let roots = tls::authorities(ca).map_err(|error| error.whole())?;
-                let whole = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-                let whole = whole.map_err(|error| format!("{}: {error}", ca.display()))?;
-                match mode {
-                    Mode::VerifyFull => whole,
-                    Mode::Disable | Mode::Prefer | Mode::Require | Mode::VerifyCa => Arc::new(AnyName(whole)),
-                }
-            }
+        let roots = || match &files.ca {
+            Some(ca) => tls::authorities(ca),
+            None => tls::system(),
         };
+        let verifier = verifier(mode, files.ca.is_some(), roots)?;
         let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
         let config = tls::shown(builder, files).map_err(|error| error.whole())?;
         Ok(Self(Arc::new(config)))
     }
+}
+
+/// Judges the server's certificate. `named`: an authority is given; else `roots` are the system's, as for K3s (Go's
+/// `crypto/x509`), and not asked for `require` (libpq).
+fn verifier(
+    mode: Mode,
+    named: bool,
+    roots: impl FnOnce() -> Result<RootCertStore, TlsError>,
+) -> Result<Arc<dyn ServerCertVerifier>, String> {
+    let provider = Arc::new(provider::default_provider());
+    let any_name = match (mode, named) {
+        (Mode::Disable | Mode::Prefer, _) | (Mode::Require, false) => return Ok(Arc::new(Anyone::new(provider))),
+        (Mode::Require, true) | (Mode::VerifyCa, _) => true,
+        (Mode::VerifyFull, _) => false,
+    };
+    let roots = roots().map_err(|error| error.whole())?;
+    let whole = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    let whole = whole.map_err(|error| {
+        format!("the database's certificate cannot be verified: --datastore-cafile has to name its authority ({error})")
+    })?;
+    Ok(if any_name { Arc::new(AnyName(whole)) } else { whole })
 }
 
 /// True if trying again cannot help because one side does not trust the other.
@@ -232,5 +238,40 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Encrypted<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_an_authority_of_its_own_a_database_is_judged_by_those_of_the_system() {
+        let authority = rcgen::KeyPair::generate().unwrap();
+        let mut ca = rcgen::CertificateParams::default();
+        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let issuer = rcgen::Issuer::from_params(&ca, &authority);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(["db.test".to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&key, &issuer).unwrap();
+        let mut known = RootCertStore::empty();
+        known.add(ca.self_signed(&authority).unwrap().der().clone()).unwrap();
+        let judged = |mode, roots: &RootCertStore, name: &'static str| {
+            let verifier = verifier(mode, false, || Ok(roots.clone()))?;
+            let (name, now) = (ServerName::try_from(name).unwrap(), UnixTime::now());
+            let verdict = verifier.verify_server_cert(leaf.der(), &[], &name, &[], now);
+            verdict.map(drop).map_err(|error| error.to_string())
+        };
+        for (mode, name, good) in [
+            (Mode::VerifyFull, "db.test", true),
+            (Mode::VerifyFull, "other.test", false),
+            (Mode::VerifyCa, "other.test", true),
+        ] {
+            assert_eq!(judged(mode, &known, name).is_ok(), good, "{mode:?} {name}");
+        }
+        let nobody = RootCertStore::empty();
+        let problem = judged(Mode::VerifyFull, &nobody, "db.test").unwrap_err();
+        assert!(problem.contains("--datastore-cafile"), "{problem}");
+        assert_eq!(judged(Mode::Require, &nobody, "db.test"), Ok(()));
     }
 }
