@@ -125,6 +125,7 @@ async fn config_maps(folder: &Path) {
                 change: Change::Put(object.into()),
                 ttl: None,
                 durability: Durability::Durable,
+                guard: None,
             })
         });
         for written in join_all(writes).await {

@@ -211,6 +211,7 @@ fn create(key: &str) -> Write {
         change: Change::Put(vec![b'x'; SIZE].into()),
         ttl: None,
         durability: Durability::Durable,
+        guard: None,
     }
 }
 

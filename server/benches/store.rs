@@ -136,6 +136,7 @@ async fn create(store: Arc<dyn Store>, client: usize, number: usize) {
         change: Change::Put(vec![b'x'; SIZE].into()),
         ttl: None,
         durability: Durability::Durable,
+        guard: None,
     });
     written.await.unwrap();
 }

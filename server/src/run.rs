@@ -162,8 +162,13 @@ impl Server {
         );
         let peers = match shared {
             true => Some(
-                Peers::new(ground.client.clone(), &config.node.name, place.clone())
-                    .map_err(|_| anyhow!("the system has no randomness"))?,
+                Peers::new(
+                    ground.client.clone(),
+                    Arc::clone(&ground.registry),
+                    &config.node.name,
+                    place.clone(),
+                )
+                .map_err(|_| anyhow!("the system has no randomness"))?,
             ),
             false => None,
         };

@@ -59,6 +59,7 @@ pub async fn fill(folder: &Path, pattern: &str, count: usize) {
                 change: Change::Put(text.into()),
                 ttl: None,
                 durability: Durability::Durable,
+                guard: None,
             })
         });
         for written in join_all(writes).await {

@@ -157,6 +157,7 @@ mod tests {
             change: Change::Put("{}".into()),
             ttl: None,
             durability: Durability::Durable,
+            guard: None,
         };
         store.write(write).await.unwrap()
     }

@@ -121,6 +121,7 @@ fn write(key: &str, label: Option<u8>, padding: usize) -> Write {
         change: label.map_or(Change::Delete, |label| Change::Put(Bytes::from(body(label)))),
         ttl: None,
         durability: Durability::Durable,
+        guard: None,
     }
 }
 

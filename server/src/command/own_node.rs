@@ -85,6 +85,7 @@ async fn let_in_to(store: &dyn Store, here: Here<'_>) -> Result<String, StoreErr
             change: Change::Delete,
             ttl: None,
             durability: Durability::Durable,
+            guard: None,
         };
         store.write(removal).await?;
         said.push_str(&format!(
@@ -120,6 +121,7 @@ mod tests {
                     change: Change::Put(Bytes::from(object.to_string())),
                     ttl: None,
                     durability: Durability::Durable,
+                    guard: None,
                 };
                 store.write(write).await.unwrap();
             }

@@ -1,10 +1,17 @@
 //! Which server runs controllers and scheduler: the holder of the Lease `kube-system/k3s`.
 //!
+//! Before it acts it writes [`TERM`], on the condition that the Lease is as it left it. All that it does then is written on the
+//! condition that nobody has written there since (`fence.rs`): what a holder of before still has on its way, by whatever
+//! delay, comes before that and is seen by the next one before it acts, or does not happen.
+//!
 //! [`Election`] decides (pure): what the Lease shows and the monotonic time in, what to do next out. A holder is taken to
 //! be gone when his Lease was not seen to change for [`EXPIRY`]; he himself has stopped acting after [`LEAD`], which is
 //! shorter. One Lease for controllers and scheduler together, under the name of K3s' own lock: they live in one process
 //! and move together. Rules as in client-go v1.36 `tools/leaderelection/leaderelection.go`; its times are 15, 10 and 2 s.
 
+use std::error::Error;
+
+use agent::units::Revision;
 use agent::wire::object::{integer, text};
 use agent::wire::selector::Fields;
 use agent::wire::status::{Reason, Status};
@@ -18,9 +25,13 @@ use tracing::{debug, info, warn};
 use super::pulse::Pulse;
 use super::{EXPIRY, LEAD, NAMESPACE, Peers, RENEW, RETRY, held, stamp};
 use crate::cache::Filter;
+use crate::request::Pipeline as _;
+use crate::store::{Change, Durability, Expect, Guard, StoreError, Write};
 
 /// Name of the Lease.
 const NAME: &str = "k3s";
+/// The record of the last term in the datastore; no object, so nothing shows it to clients.
+const TERM: &str = "/amphipod/lead";
 
 /// What a Lease shows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -47,6 +58,10 @@ struct Election {
     seen: Option<Pulse>,
     /// When our last write that was acknowledged had been sent.
     led_since: Option<Instant>,
+    /// The Lease as that left it.
+    lease: Revision,
+    /// Counts how often the Lease became ours after it was not, or not for sure.
+    terms: u64,
 }
 
 impl Election {
@@ -55,6 +70,8 @@ impl Election {
             me: me.to_owned(),
             seen: None,
             led_since: None,
+            lease: Revision::ZERO,
+            terms: 0,
         }
     }
 
@@ -87,9 +104,12 @@ impl Election {
         }
     }
 
-    /// The Lease was written as ours; `sent`: the moment before.
-    fn won(&mut self, sent: Instant) {
-        self.led_since = Some(sent);
+    /// The Lease was written as ours, and is at this revision; `sent`: the moment before.
+    fn won(&mut self, sent: Instant, lease: Revision) {
+        if self.led_since.replace(sent).is_none() {
+            self.terms += 1;
+        }
+        self.lease = lease;
     }
 
     /// Until when this server may act.
@@ -108,20 +128,34 @@ impl Peers {
     pub async fn stand(self, start: impl Fn(&mut JoinSet<()>)) {
         let mut election = Election::new(&self.holder);
         let mut acting = JoinSet::new();
+        let mut term = 0;
         let mut watch = None;
         loop {
-            let wake = self.turn(&mut election).await;
+            let mut wake = self.turn(&mut election).await;
             self.fence.set(election.leads_until());
-            match (election.leads(Instant::now()), acting.is_empty()) {
-                (true, true) => {
-                    info!("this server leads: controllers and scheduler run here");
-                    start(&mut acting);
+            let leads = election.leads(Instant::now());
+            // Another one may have led since the last look, and be gone already; or the datastore lost what it had of the term.
+            let goes_on = leads && term == election.terms && self.fence.is_begun();
+            if !acting.is_empty() && !goes_on {
+                warn!("this server leads no longer, controllers and scheduler stop here");
+                acting.shutdown().await;
+                self.fence.end();
+            }
+            if leads
+                && acting.is_empty()
+                && let Some(end) = election.leads_until()
+            {
+                match self.begin(election.lease, end).await {
+                    Ok(()) => {
+                        info!("this server leads: controllers and scheduler run here");
+                        term = election.terms;
+                        start(&mut acting);
+                    }
+                    Err(error) => {
+                        debug!(error = &error as &dyn Error, "cannot begin to lead");
+                        wake = wake.min(Instant::now() + RETRY);
+                    }
                 }
-                (false, false) => {
-                    warn!("this server leads no longer, controllers and scheduler stop here");
-                    acting.shutdown().await;
-                }
-                (true, false) | (false, true) => {}
             }
             // A lead that is over wakes nobody any more.
             let end = election.leads_until().filter(|end| *end > Instant::now());
@@ -154,8 +188,9 @@ impl Peers {
         // A datastore that stalls must not keep us from noticing that our time is up.
         let deadline = election.leads_until().filter(|end| *end > sent).unwrap_or(sent + RENEW);
         match timeout_at(deadline, self.hold(lease.as_ref(), self.lead(lease.as_ref()))).await {
-            Ok(Ok(())) => {
-                election.won(sent);
+            Ok(Ok(lease)) => {
+                let revision = stamp(&lease).parse();
+                election.won(sent, revision.map_or(Revision::ZERO, Revision::new));
                 sent + RENEW
             }
             Ok(Err(status)) if status.is(Reason::Conflict) || status.is(Reason::AlreadyExists) => {
@@ -168,6 +203,34 @@ impl Peers {
             }
             Err(_) => wait,
         }
+    }
+
+    /// Writes that a new term begins, if the Lease is still as at `lease`, and waits until this server shows all that was done
+    /// in those before; not beyond `end`.
+    pub(super) async fn begin(&self, lease: Revision, end: Instant) -> Result<(), StoreError> {
+        let late = || StoreError::Unavailable("the lead was over before it could begin".to_owned());
+        let row = self
+            .registry
+            .find("coordination.k8s.io", "v1", "leases")
+            .ok_or_else(late)?;
+        let write = Write {
+            key: TERM.into(),
+            expect: Expect::Any,
+            change: Change::Put(json!({ "holder": self.holder }).to_string().into()),
+            ttl: None,
+            durability: Durability::Durable,
+            guard: Some(Guard {
+                key: row.key(Some(NAMESPACE), NAME).into(),
+                at: lease,
+            }),
+        };
+        let begin = async {
+            let at = self.registry.store().write(write).await?;
+            self.registry.cache().reached(at).await;
+            self.fence.begin(Guard { key: TERM.into(), at });
+            Ok(())
+        };
+        timeout_at(end, begin).await.map_err(|_| late())?
     }
 
     /// Gives the lead up, so that another server has it at once.
@@ -185,7 +248,7 @@ impl Peers {
         }
         match self.hold(Some(&lease), given_up).await {
             Err(status) if status.is(Reason::Conflict) => Ok(()),
-            outcome => outcome,
+            outcome => outcome.map(drop),
         }
     }
 
@@ -227,6 +290,8 @@ mod tests {
 
     use super::*;
 
+    const LEASE: Revision = Revision::new(5);
+
     fn by<'r>(holder: &'r str, stamp: &'r str) -> Option<Record<'r>> {
         Some(Record { holder, stamp })
     }
@@ -258,7 +323,7 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         election.observe(None, at(0));
         assert!(!election.leads(at(0)));
-        election.won(at(0));
+        election.won(at(0), LEASE);
         assert_eq!(election.observe(by("a", "1"), at(1)), Step::Wait(at(3)));
         assert_eq!(election.observe(by("a", "1"), at(3)), Step::Write);
         // Nothing is acknowledged any more.
@@ -274,10 +339,26 @@ mod tests {
     #[test]
     fn who_sees_another_holder_leads_no_longer() {
         let (mut election, now) = (Election::new("a"), Instant::now());
-        election.won(now);
+        election.won(now, LEASE);
         assert!(election.leads(now));
         election.observe(by("b", "2"), now);
         assert!(!election.leads(now));
+    }
+
+    #[test]
+    fn a_lease_that_was_another_ones_meanwhile_is_a_new_term() {
+        let (mut election, start) = (Election::new("a"), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        election.observe(None, at(0));
+        election.won(at(0), LEASE);
+        assert_eq!(election.observe(by("a", "1"), at(3)), Step::Write);
+        election.won(at(3), LEASE.next());
+        assert_eq!((election.terms, election.lease), (1, LEASE.next()), "renewed");
+        // Stood still, while somebody led and gave it up.
+        assert_eq!(election.observe(by("", "9"), at(60)), Step::Write);
+        election.won(at(60), LEASE);
+        assert!(election.leads(at(60)));
+        assert_eq!(election.terms, 2);
     }
 
     /// Who holds it, and how often it was written.
@@ -334,7 +415,7 @@ mod tests {
                 let [a, b] = &mut servers;
                 let server = if second { b } else { a };
                 if let Some(sent) = server.unheard.take() {
-                    server.election.won(sent);
+                    server.election.won(sent, LEASE);
                 }
                 prop_assert!(!both_lead(&servers, now));
                 let [a, b] = &mut servers;

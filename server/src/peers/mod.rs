@@ -35,6 +35,7 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use crate::cache::{self, Filter, Watch};
+use crate::registry::Registry;
 use crate::request::{Api, Client, DeleteOptions, What};
 
 pub use endpoints::{present as present_endpoints, reconcile as reconcile_endpoints};
@@ -77,14 +78,20 @@ pub struct Peers {
     holder: String,
     /// Open while this server leads.
     fence: Fence,
+    registry: Arc<Registry>,
 }
 
 impl Peers {
-    /// The server `node` that is reached at `place`; `client` acts as the supervisor.
+    /// The server `node` that is reached at `place`; `client` acts as the supervisor, in `registry`.
     ///
     /// # Errors
     /// When the system has no randomness.
-    pub fn new(client: Client, node: &str, place: watch::Receiver<Place>) -> Result<Self, ring::error::Unspecified> {
+    pub fn new(
+        client: Client,
+        registry: Arc<Registry>,
+        node: &str,
+        place: watch::Receiver<Place>,
+    ) -> Result<Self, ring::error::Unspecified> {
         let mut life = [0; 16];
         SystemRandom::new().fill(&mut life)?;
         Ok(Self {
@@ -93,6 +100,7 @@ impl Peers {
             node: node.to_owned(),
             holder: format!("{node}_{}", hex(&life)),
             fence: Fence::default(),
+            registry,
         })
     }
 
@@ -102,14 +110,17 @@ impl Peers {
         place.reachable.then_some(place.address)
     }
 
-    /// The API for what only a leader does: writes are refused while this server does not lead.
-    pub fn leaders_api(&self, api: &Api) -> Arc<Api> {
-        Arc::new(api.through(|pipeline| self.fence.around(pipeline)))
+    /// Registry and API for what only a leader does: writes are refused while this server does not lead.
+    pub fn leaders(&self, api: &Api) -> (Arc<Registry>, Arc<Api>) {
+        let registry = Arc::new(self.registry.through(|store| self.fence.over(store)));
+        let fenced = self.fence.around(Arc::clone(&registry) as _);
+        (registry, Arc::new(api.through(|_| fenced)))
     }
 
     /// Says good-bye: leaves the endpoints, gives up the lead. Whatever acts has been stopped before.
     pub async fn leave(&self) {
         self.fence.set(None);
+        self.fence.end();
         let leaving = async {
             let (led, present) = tokio::join!(self.release(), self.depart());
             led.and(present)
@@ -122,9 +133,10 @@ impl Peers {
     }
 
     /// Writes a Lease of this server's over the one that is there, or where there is none; never over one that was not seen.
-    async fn hold(&self, present: Option<&Value>, mut wanted: Value) -> Result<(), Status> {
+    /// Returns it as it is then.
+    async fn hold(&self, present: Option<&Value>, mut wanted: Value) -> Result<Value, Status> {
         let name = text(&wanted, &["metadata", "name"]).to_owned();
-        let answer = match present {
+        match present {
             None => self.client.create(What::LEASES, NAMESPACE, wanted).await,
             Some(present) => {
                 let revision = text(present, &["metadata", "resourceVersion"]);
@@ -133,8 +145,7 @@ impl Peers {
                 }
                 self.client.update(What::LEASES, NAMESPACE, &name, wanted).await
             }
-        };
-        answer.map(drop)
+        }
     }
 
     /// A Lease, as the cache has it.

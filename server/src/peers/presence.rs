@@ -237,7 +237,7 @@ impl Peers {
                 "annotations": { ADDRESS: own.to_string(), NODE: self.node } },
             "spec": held(&self.holder, &acquired, 0),
         });
-        self.hold(present.as_ref(), lease).await
+        self.hold(present.as_ref(), lease).await.map(drop)
     }
 
     /// Where the other servers are. One that has died may be among them for some seconds.

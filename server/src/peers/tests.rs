@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use agent::units::Revision;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -12,8 +13,8 @@ use crate::cache::Cache;
 use crate::kinds;
 use crate::registry::{RealWorld, Registry, Settings};
 use crate::request::User;
-use crate::store::Store;
 use crate::store::refusing::Refusing;
+use crate::store::{Change, Durability, Expect, Store, StoreError, Write};
 use crate::tunnel::Sessions;
 
 struct Server {
@@ -52,7 +53,8 @@ impl Server {
             .await
             .unwrap();
         let registry = Registry::new(store, cache.clone(), Arc::new(RealWorld), Settings::default());
-        let api = Arc::new(Api::new(Arc::new(registry), Arc::new(Authorizer::new(cache))));
+        let registry = Arc::new(registry);
+        let api = Arc::new(Api::new(Arc::clone(&registry) as _, Arc::new(Authorizer::new(cache))));
         let client = Client::new(
             Arc::clone(&api),
             User::new("system:k3s-supervisor", &["system:masters"]),
@@ -62,7 +64,7 @@ impl Server {
             let _ = client.create(What::NAMESPACES, "", namespace).await;
         }
         let (moving, place) = watch::channel(at(address));
-        let peers = Peers::new(client.clone(), node, place).unwrap();
+        let peers = Peers::new(client.clone(), registry, node, place).unwrap();
         peers.alone().await?;
         peers.arrive().await.unwrap();
         let (mut acting, leads) = (JoinSet::new(), Arc::new(AtomicBool::new(false)));
@@ -96,6 +98,12 @@ impl Server {
         all.iter().map(ToString::to_string).collect()
     }
 
+    /// What a controller has in hand.
+    fn controller(&self) -> Client {
+        let masters = User::new("system:admin", &["system:masters"]);
+        Client::new(self.peers.leaders(&self.api).1, masters)
+    }
+
     async fn crash(&mut self) {
         self.acting.shutdown().await;
     }
@@ -126,6 +134,10 @@ async fn until(mut is_so: impl AsyncFnMut() -> bool) -> Duration {
         sleep(Duration::from_millis(50)).await;
     }
     begun.elapsed()
+}
+
+fn map(name: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name } })
 }
 
 fn both() -> BTreeSet<String> {
@@ -175,9 +187,7 @@ async fn while_the_datastore_is_away_nobody_leads_and_nobody_is_taken_for_dead()
     let a = Server::start(&store, A).await;
     let b = Server::start(&store, B).await;
     until(async || a.leads()).await;
-    let masters = User::new("system:admin", &["system:masters"]);
-    let acting = Client::new(a.peers.leaders_api(&a.api), masters);
-    let map = |name: &str| json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name } });
+    let acting = a.controller();
     acting.create(What::CONFIG_MAPS, "default", map("led")).await.unwrap();
     store.refuse(Some(""));
     let took = until(async || !a.leads()).await;
@@ -193,6 +203,85 @@ async fn while_the_datastore_is_away_nobody_leads_and_nobody_is_taken_for_dead()
         assert!(!(a.leads() && b.leads()));
         sleep(Duration::from_millis(300)).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_leader_of_before_has_on_its_way_does_not_happen() {
+    let store: Arc<Refusing> = Arc::default();
+    let mut a = Server::start(&store, A).await;
+    let b = Server::start(&store, B).await;
+    until(async || a.leads()).await;
+    let (old, new) = (a.controller(), b.controller());
+    old.create(What::CONFIG_MAPS, "default", map("led")).await.unwrap();
+    store.hold(Some("/registry/configmaps/"));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { old.create(What::CONFIG_MAPS, "default", map("late")).await });
+    sleep(RETRY).await;
+    a.crash().await;
+    until(async || b.leads()).await;
+    store.hold(None);
+    let refused = tasks.join_next().await.unwrap().unwrap().unwrap_err();
+    assert!(refused.message.contains("taken over"), "{refused}");
+    let found = b.client.get(What::CONFIG_MAPS, "default", "late").await;
+    assert!(found.unwrap_err().is(Reason::NotFound));
+    new.create(What::CONFIG_MAPS, "default", map("new")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_term_that_begins_too_late_begins_not_at_all() {
+    let store: Arc<Refusing> = Arc::default();
+    store.hold(Some("/amphipod/lead"));
+    let mut a = Server::start(&store, A).await;
+    sleep(RETRY).await;
+    let lease = a.peers.lease("k3s").await.unwrap().unwrap();
+    assert_eq!(text(&lease, &["spec", "holderIdentity"]), a.peers.holder);
+    let lease = Revision::new(stamp(&lease).parse().unwrap());
+    let (mut tasks, peers) = (JoinSet::new(), a.peers.clone());
+    tasks.spawn(async move { peers.begin(lease, Instant::now() + NOTICED * 4).await });
+    a.crash().await;
+    let b = Server::start(&store, B).await;
+    sleep(NOTICED).await;
+    let lease = b.peers.lease("k3s").await.unwrap().unwrap();
+    assert_eq!(text(&lease, &["spec", "holderIdentity"]), b.peers.holder);
+    assert!(!a.leads() && !b.leads(), "whoever cannot begin does not act");
+    store.hold(None);
+    let refused = tasks.join_next().await.unwrap().unwrap();
+    assert!(matches!(refused, Err(StoreError::Overtaken)), "{refused:?}");
+    until(async || b.leads()).await;
+    let written = b.controller().create(What::CONFIG_MAPS, "default", map("new")).await;
+    written.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_whose_term_the_datastore_has_lost_begins_another_one() {
+    let store: Arc<Refusing> = Arc::default();
+    let a = Server::start(&store, A).await;
+    until(async || a.leads()).await;
+    let controller = a.controller();
+    controller
+        .create(What::CONFIG_MAPS, "default", map("one"))
+        .await
+        .unwrap();
+    let lost = Write {
+        key: "/amphipod/lead".into(),
+        expect: Expect::Any,
+        change: Change::Delete,
+        ttl: None,
+        durability: Durability::Durable,
+        guard: None,
+    };
+    store.write(lost).await.unwrap();
+    let refused = controller.create(What::CONFIG_MAPS, "default", map("two")).await;
+    assert!(refused.unwrap_err().message.contains("taken over"));
+    let written = async || {
+        controller
+            .create(What::CONFIG_MAPS, "default", map("two"))
+            .await
+            .is_ok()
+    };
+    let took = until(written).await;
+    assert!(took <= RENEW, "{took:?}");
+    assert!(a.leads());
 }
 
 #[tokio::test(start_paused = true)]

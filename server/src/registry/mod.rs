@@ -107,8 +107,8 @@ pub struct Registry {
     /// Where cluster IPs and node ports come from.
     services: ServiceRange,
     patience: Patience,
-    /// The newest revision that was acknowledged here.
-    acknowledged: AtomicU64,
+    /// The newest revision that was acknowledged in this process.
+    acknowledged: Arc<AtomicU64>,
     world: Arc<dyn World>,
 }
 
@@ -129,11 +129,30 @@ impl Registry {
             admission: Admission::new(cache.clone(), Arc::clone(&world)),
             services: settings.services,
             patience: settings.patience,
-            acknowledged: AtomicU64::new(0),
+            acknowledged: Arc::default(),
             store,
             cache,
             world,
         }
+    }
+
+    /// The same registry, but that it writes through another store on the same log.
+    #[must_use]
+    pub fn through(&self, wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>) -> Self {
+        Self {
+            store: wrap(Arc::clone(&self.store)),
+            cache: self.cache.clone(),
+            admission: Admission::new(self.cache.clone(), Arc::clone(&self.world)),
+            services: self.services.clone(),
+            patience: self.patience,
+            acknowledged: Arc::clone(&self.acknowledged),
+            world: Arc::clone(&self.world),
+        }
+    }
+
+    /// Where writes go.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// What reads are served from.
@@ -190,6 +209,7 @@ impl Registry {
             change,
             ttl: keep.ttl,
             durability: keep.durability,
+            guard: None,
         };
         let written = timeout(self.patience.commit, self.store.write(write)).await;
         let written = written.unwrap_or_else(|_| {
@@ -372,7 +392,7 @@ impl<'c> Context<'c> {
 /// What a client hears when the store did not do it.
 fn store_failure(error: &StoreError) -> Status {
     match error {
-        StoreError::Unavailable(_) => Status::unavailable(error.to_string()),
+        StoreError::Unavailable(_) | StoreError::Overtaken => Status::unavailable(error.to_string()),
         // It takes a person to make room.
         StoreError::Full => Status::unavailable(error.to_string()).retry_after(FULL_RETRY_S),
         StoreError::TooLarge(_) => Status::failure(Reason::RequestEntityTooLarge, error.to_string()),

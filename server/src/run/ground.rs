@@ -72,7 +72,7 @@ pub(super) struct Ground {
     pub(super) passwd: Arc<Passwd>,
     pub(super) store: Arc<dyn Store>,
     cache: Cache,
-    registry: Arc<Registry>,
+    pub(super) registry: Arc<Registry>,
     api: Arc<Api>,
     /// The API as the supervisor.
     pub(super) client: Client,
@@ -248,25 +248,23 @@ impl Ground {
             root_ca: self.pki.server_ca_pem().to_owned(),
             cluster_cidr: derived::pod_range(config)?,
         };
-        let (cache, registry) = (self.cache.clone(), Arc::clone(&self.registry));
-        let start = move |api: &Arc<Api>, tasks: &mut JoinSet<()>| {
+        let cache = self.cache.clone();
+        let start = move |registry: &Arc<Registry>, api: &Arc<Api>, tasks: &mut JoinSet<()>| {
             controllers::start(api, &cache, settings.clone(), tasks);
             scheduler::start(api, tasks);
-            let registry = Arc::clone(&registry);
-            // Not behind the fence: its writes are compared, and the worst that a leader of old leaves is a claim without a Service,
-            // which is released after a while (decision 0006).
+            let registry = Arc::clone(registry);
             tasks.spawn(async move { registry.keep_addresses().await });
         };
         match peers {
-            None => start(&self.api, &mut acting),
+            None => start(&self.registry, &self.api, &mut acting),
             Some(peers) => {
-                let api = peers.leaders_api(&self.api);
+                let (registry, api) = peers.leaders(&self.api);
                 acting.spawn(peers.clone().stay(Arc::clone(sessions)));
                 if let Some(commits) = self.store.commits() {
                     let link = Link::new(self.pki.client_config(Own::Supervisor)?);
                     acting.spawn(peers.clone().tell(link, commits));
                 }
-                acting.spawn(peers.clone().stand(move |tasks| start(&api, tasks)));
+                acting.spawn(peers.clone().stand(move |tasks| start(&registry, &api, tasks)));
             }
         }
         Ok(acting)

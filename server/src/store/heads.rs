@@ -90,8 +90,15 @@ impl Heads {
     /// Decides on a write and applies it as the revisions after `newest`: one, and of a [`Change::Move`] two.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when what the write expects is not so; nothing has changed then.
+    /// [`StoreError::Overtaken`] when its guard does not hold, [`StoreError::Conflict`] when what it expects is not so;
+    /// nothing has changed then.
     pub fn plan(&mut self, write: &Write, newest: Revision, now: Instant) -> Result<Plan, StoreError> {
+        let last_write = |key: &str| self.by_key.get(key).map(|head| head.revision);
+        if let Some(guard) = &write.guard
+            && !guard.holds(last_write(&guard.key))
+        {
+            return Err(StoreError::Overtaken);
+        }
         let first = self.plan_key(write, newest.next(), now)?;
         let Change::Move { from, at, .. } = &write.change else {
             return Ok(Plan { first, second: None });
@@ -102,6 +109,7 @@ impl Heads {
             change: Change::Delete,
             ttl: None,
             durability: Durability::Durable,
+            guard: None,
         };
         match self.plan_key(&removal, newest.next().next(), now) {
             Ok(second) => Ok(Plan {
@@ -213,6 +221,7 @@ mod tests {
             change: value.map_or(Change::Delete, |text| Change::Put(Bytes::from_static(text.as_bytes()))),
             ttl: None,
             durability: Durability::Durable,
+            guard: None,
         }
     }
 

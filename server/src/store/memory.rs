@@ -63,6 +63,7 @@ impl Log {
                 change: Change::Delete,
                 ttl: None,
                 durability: Durability::Volatile,
+                guard: None,
             };
             // It is as it was seen a moment ago, under this lock.
             let _ = self.write(&write, now);

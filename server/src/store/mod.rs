@@ -77,6 +77,23 @@ pub enum Durability {
     Volatile,
 }
 
+/// Another key that must be as it was for a write to happen, whatever that expects of its own: what a leader of before wrote
+/// does not happen once the next one has written there.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Guard {
+    /// The other key.
+    pub key: Arc<str>,
+    /// Its last write.
+    pub at: Revision,
+}
+
+impl Guard {
+    /// Whether a key whose last write is `current` (`None`: no such key) is as it was.
+    fn holds(&self, current: Option<Revision>) -> bool {
+        current == Some(self.at)
+    }
+}
+
 /// One write.
 #[derive(Clone, Debug)]
 pub struct Write {
@@ -90,6 +107,8 @@ pub struct Write {
     pub ttl: Option<Duration>,
     /// How soon on disk.
     pub durability: Durability,
+    /// Looked at in the same transaction.
+    pub guard: Option<Guard>,
 }
 
 impl Write {
@@ -178,6 +197,9 @@ pub enum StoreError {
         /// The key's last write, if it exists; of [`Change::Move`]'s other key, if the first one is as expected.
         current: Option<Revision>,
     },
+    /// The write's [`Guard`] holds no longer, and will not again.
+    #[error("another server has taken over")]
+    Overtaken,
     /// Begin anew from the present state.
     #[error("revision {asked} is compacted; the oldest kept is {oldest}")]
     Compacted {

@@ -1,10 +1,12 @@
-//! For tests: a store in memory that refuses writes when told so, and gives way before each, so that others get between.
+//! For tests: a store in memory that refuses or holds writes when told so, and gives way before each, so that others get
+//! between.
 
 use std::sync::{Mutex, PoisonError};
 
 use agent::units::Revision;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
+use tokio::sync::watch;
 
 use super::memory::Memory;
 use super::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
@@ -14,12 +16,18 @@ use super::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
 pub struct Refusing {
     store: Memory,
     refused: Mutex<Option<&'static str>>,
+    held: watch::Sender<Option<&'static str>>,
 }
 
 impl Refusing {
     /// From now on it is away for writes of keys that begin so; `None`: for none.
     pub fn refuse(&self, prefix: Option<&'static str>) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = prefix;
+    }
+
+    /// From now on writes of keys that begin so are on their way, until told otherwise.
+    pub fn hold(&self, prefix: Option<&'static str>) {
+        self.held.send_replace(prefix);
     }
 
     fn refuses(&self, key: &str) -> bool {
@@ -35,6 +43,9 @@ impl Store for Refusing {
         }
         async move {
             tokio::task::yield_now().await;
+            let is_free = |held: &Option<&str>| !held.is_some_and(|prefix| write.key.starts_with(prefix));
+            // The sender is here.
+            let _ = self.held.subscribe().wait_for(is_free).await;
             self.store.write(write).await
         }
         .boxed()

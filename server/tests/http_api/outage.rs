@@ -40,6 +40,7 @@ async fn elsewhere(store: &Faulty, name: &str) {
         change: Change::Put(object.to_string().into()),
         ttl: None,
         durability: Durability::Durable,
+        guard: None,
     };
     store.inner.write(write).await.unwrap();
 }
@@ -150,6 +151,7 @@ async fn a_committed_write_is_acknowledged_although_the_server_cannot_show_it_ye
             change: Change::Delete,
             ttl: None,
             durability: Durability::Durable,
+            guard: None,
         })
         .await
         .unwrap();

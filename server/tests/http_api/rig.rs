@@ -59,6 +59,7 @@ async fn age(store: &dyn Store) {
             change,
             ttl: None,
             durability: Durability::Durable,
+            guard: None,
         };
         store.write(write).await.unwrap();
     }

@@ -14,6 +14,9 @@ use futures_util::future::BoxFuture;
 use server::store::{Change, Durability, Entry, Event, Expect, Range, Store, StoreError, Tail, Write};
 use tokio::task::JoinSet;
 
+pub use crate::guards::{
+    a_write_under_a_guard_happens_only_while_that_is_as_it_was, nothing_of_a_term_happens_after_the_next_one_began,
+};
 pub use crate::moves::{
     a_key_becomes_another_one_in_one_transaction, a_move_that_lost_the_race_for_either_key_changes_nothing, moved,
     of_servers_that_move_one_key_at_once_one_does,
@@ -48,6 +51,7 @@ macro_rules! of_all {
             writes_are_compared_and_swapped,
             a_key_becomes_another_one_in_one_transaction,
             a_move_that_lost_the_race_for_either_key_changes_nothing,
+            a_write_under_a_guard_happens_only_while_that_is_as_it_was,
             the_past_can_be_listed,
             a_watch_misses_and_repeats_nothing,
             what_is_compacted_is_said_to_be,
@@ -74,6 +78,7 @@ macro_rules! of_shared {
             what_one_server_wrote_the_other_reads_at_once,
             servers_that_write_at_once_lose_no_update,
             of_servers_that_move_one_key_at_once_one_does,
+            nothing_of_a_term_happens_after_the_next_one_began,
             every_watch_shows_the_writes_of_all_servers,
             a_key_expires_once_whoever_sees_it,
             what_one_server_compacted_is_gone_for_the_other,
@@ -89,6 +94,7 @@ pub fn put(key: &str, expect: Expect, value: &str) -> Write {
         change: Change::Put(Bytes::copy_from_slice(value.as_bytes())),
         ttl: None,
         durability: Durability::Durable,
+        guard: None,
     }
 }
 

@@ -231,6 +231,7 @@ async fn write_for_ever(store: Arc<dyn Store>, writer: u64) {
                 change: Change::Put(Bytes::from(format!("{number} {}", "x".repeat(500)))),
                 ttl: None,
                 durability,
+                guard: None,
             })
             .await
             .unwrap();

@@ -12,6 +12,7 @@ mod damage;
 mod etcd;
 mod faults;
 mod full;
+mod guards;
 mod jumps;
 mod memory;
 mod moves;

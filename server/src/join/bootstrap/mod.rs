@@ -317,6 +317,7 @@ async fn write(store: &dyn Store, key: &str, expect: Expect, change: Change) -> 
         change,
         ttl: None,
         durability: Durability::Durable,
+        guard: None,
     };
     store.write(write).await
 }

@@ -202,6 +202,7 @@ async fn a_first_server_that_died_is_waited_for_and_cannot_come_back_as_another_
         change: Change::Put(Bytes::from_static(b"{}")),
         ttl: None,
         durability: Durability::Durable,
+        guard: None,
     };
     let held = store.write(place(Expect::Absent)).await.unwrap();
     let begun = tokio::time::Instant::now();
@@ -370,6 +371,7 @@ async fn the_lock_of_a_k3s_server_that_died_is_waited_for_and_then_lifted() {
         change: Change::Put(Bytes::new()),
         ttl: None,
         durability: Durability::Durable,
+        guard: None,
     };
     store.write(write).await.unwrap();
     let begun = tokio::time::Instant::now();

@@ -274,6 +274,7 @@ async fn services_from_before_claims_get_theirs() {
         change: Change::Put(Bytes::from(old.to_string())),
         ttl: None,
         durability: Durability::Durable,
+        guard: None,
     };
     let revision = store.write(write).await.unwrap();
     a.registry.cache.reached(revision).await;

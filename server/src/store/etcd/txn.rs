@@ -47,6 +47,8 @@ pub enum Outcome {
     Done(Revision),
     /// What the write expects is not so.
     Conflict(Option<Revision>),
+    /// The write's guard holds no longer.
+    Overtaken,
     /// The fence is elsewhere: the write did not happen.
     Fenced(Revision),
     /// It has not the form of an answer.
@@ -88,6 +90,10 @@ fn transaction(write: &Write, lease: i64, signer: &Signer, fence: Revision, mark
     let expected_too = other
         .as_ref()
         .map(|(from, at)| compare(from, CompareResult::Equal, Compared::Mod(signed(at.get()))));
+    let guarded = write.guard.as_ref().map(|guard| {
+        let key = Bytes::copy_from_slice(guard.key.as_bytes());
+        compare(&key, CompareResult::Equal, Compared::Mod(signed(guard.at.get())))
+    });
     let fenced = Compared::Mod(signed(fence.get()));
     let fenced = compare(&signer.fence, CompareResult::Equal, fenced);
     let change = match &write.change {
@@ -101,11 +107,14 @@ fn transaction(write: &Write, lease: i64, signer: &Signer, fence: Revision, mark
     let removal = other
         .as_ref()
         .map(|(from, _)| Request::Delete(DeleteRangeRequest { key: from.clone() }));
-    let reads = [read(&signer.fence), read(&key)];
+    let reads = [&signer.fence, &key].into_iter();
+    let reads = reads.chain(other.as_ref().map(|(from, _)| from));
+    let reads = reads.chain(guarded.as_ref().map(|compare| &compare.key)).map(read);
+    let compared = expected.into_iter().chain(expected_too);
     TxnRequest {
-        compare: expected.into_iter().chain(expected_too).chain([fenced]).collect(),
         success: operations([change].into_iter().chain(removal).chain(mark)),
-        failure: operations(reads.into_iter().chain(other.as_ref().map(|(from, _)| read(from)))),
+        failure: operations(reads),
+        compare: compared.chain([fenced]).chain(guarded).collect(),
     }
 }
 
@@ -128,14 +137,20 @@ pub fn outcome(write: &Write, answer: &TxnResponse, fence: Revision) -> Outcome 
         Some(found.map(|kv| Revision::new(number(kv.mod_revision))))
     };
     let own = last_write(1);
-    let own_is_met = other(write).is_some() && own.is_some_and(|current| write.expect.holds(current));
+    let has_other = other(write).is_some();
+    let own_is_met = has_other && own.is_some_and(|current| write.expect.holds(current));
     let unmet = if own_is_met { last_write(2) } else { own };
-    match (last_write(0), unmet) {
-        (Some(seen), Some(current)) => match seen.unwrap_or(Revision::ZERO) {
-            seen if seen == fence => Outcome::Conflict(current),
-            seen => Outcome::Fenced(seen),
+    let guard_is_met = match &write.guard {
+        None => Some(true),
+        Some(guard) => last_write(if has_other { 3 } else { 2 }).map(|current| guard.holds(current)),
+    };
+    match (last_write(0), guard_is_met, unmet) {
+        (Some(seen), Some(guard_is_met), Some(current)) => match seen.unwrap_or(Revision::ZERO) {
+            seen if seen != fence => Outcome::Fenced(seen),
+            _ if !guard_is_met => Outcome::Overtaken,
+            _ => Outcome::Conflict(current),
         },
-        (None, _) | (_, None) => Outcome::Odd,
+        (None, ..) | (_, None, _) | (.., None) => Outcome::Odd,
     }
 }
 
@@ -202,6 +217,7 @@ mod tests {
                 change: value.map_or(Change::Delete, |text| Change::Put(Bytes::from_static(text.as_bytes()))),
                 ttl: None,
                 durability: Durability::Durable,
+                guard: None,
             };
             let request = request(&write, 0, &signer, signature);
             let own = compared.map(|(result, with)| compare(&key, result, with));
@@ -231,6 +247,7 @@ mod tests {
             },
             ttl: None,
             durability: Durability::Durable,
+            guard: None,
         }
     }
 

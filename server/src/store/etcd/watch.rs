@@ -282,7 +282,11 @@ async fn open_anew(client: &Client, last: Revision) -> Option<Stream> {
                 return None;
             }
             Err(
-                StoreError::Conflict { .. } | StoreError::Unavailable(_) | StoreError::TooLarge(_) | StoreError::Full,
+                StoreError::Conflict { .. }
+                | StoreError::Overtaken
+                | StoreError::Unavailable(_)
+                | StoreError::TooLarge(_)
+                | StoreError::Full,
             ) => {}
         }
         tokio::time::sleep(delay).await;

@@ -111,6 +111,7 @@ impl Writer {
                 Ok(answer) => match txn::outcome(write, &answer, signature.fence) {
                     Outcome::Done(revision) => return Ok(revision),
                     Outcome::Conflict(current) => return Err(StoreError::Conflict { current }),
+                    Outcome::Overtaken => return Err(StoreError::Overtaken),
                     Outcome::Fenced(seen) => {
                         self.learn(signature.fence, seen);
                         continue;
@@ -151,6 +152,7 @@ impl Writer {
                 Ok(answer) => match txn::outcome(write, &answer, fence) {
                     Outcome::Done(revision) => return Ok(revision),
                     Outcome::Conflict(current) => return Err(StoreError::Conflict { current }),
+                    Outcome::Overtaken => return Err(StoreError::Overtaken),
                     Outcome::Fenced(seen) => {
                         self.learn(fence, seen);
                         continue;

@@ -24,13 +24,15 @@ pub struct Decided {
     pub stamp: Stamp,
 }
 
-/// The keys of a batch, each once.
+/// The keys that a batch is decided by, each once.
 pub fn keys(writes: &[Write]) -> Vec<Arc<str>> {
     let mut keys: Vec<Arc<str>> = writes.iter().map(|write| Arc::clone(&write.key)).collect();
     keys.extend(writes.iter().filter_map(|write| match &write.change {
         Change::Move { from, .. } => Some(Arc::clone(from)),
         Change::Put(_) | Change::Delete => None,
     }));
+    let guards = writes.iter().filter_map(|write| write.guard.as_ref());
+    keys.extend(guards.map(|guard| Arc::clone(&guard.key)));
     keys.sort();
     keys.dedup();
     keys
@@ -95,6 +97,7 @@ mod tests {
             change,
             ttl: None,
             durability: Durability::Volatile,
+            guard: None,
         }
     }
 

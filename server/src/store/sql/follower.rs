@@ -249,6 +249,7 @@ impl<D: Database> Follower<D> {
                 change: Change::Delete,
                 ttl: None,
                 durability: Durability::Durable,
+                guard: None,
             };
             // If there is no room now it is due again later.
             let _ = self.writer.try_send(Queued { write, reply: None });

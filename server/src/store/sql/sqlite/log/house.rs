@@ -157,5 +157,6 @@ fn expiry(key: Arc<str>, at: Revision) -> Write {
         change: Change::Delete,
         ttl: None,
         durability: Durability::Volatile,
+        guard: None,
     }
 }
