@@ -14,9 +14,6 @@ use crate::takeover::takes_place;
 const LONG: Duration = Duration::from_secs(13);
 /// Until an agent has given up connections through which nothing comes any more (`docs/server-died.md`: 20 s), and works.
 pub const SILENT: Duration = Duration::from_secs(25);
-/// Until agents work through the others, when a server is cut off from its database: that lets go of what the server had locked
-/// after 10 s (`server/src/store/sql/postgres/link.rs`), and nobody writes before.
-const HELD: Duration = Duration::from_secs(20);
 /// Until a node says again that it is ready, when it has been silent for too long meanwhile: an attempt to renew its Lease that
 /// falls into the void may last for 10 s, and the next one comes 10 s later (`agent/src/kubelet/node`).
 pub const BACK: Duration = Duration::from_secs(25);
@@ -95,7 +92,7 @@ pub fn the_leader_is_cut_off_from_the_datastore(cluster: &Cluster) {
     let (worked, taken) = thread::scope(|scope| {
         let taken = scope.spawn(|| takes_place(cluster, away, begun));
         let writing = scope.spawn(|| load.goes_on(HEALED));
-        let worked = agents_work_within(HELD, begun, cluster, others[0], "without-cut-off");
+        let worked = agents_work_within(MOVE, begun, cluster, others[0], "without-cut-off");
         writing.join().unwrap();
         (worked, taken.join().unwrap())
     });

@@ -24,10 +24,12 @@ use super::tls::Encryption;
 /// Where servers tell each other of commits.
 const CHANNEL: &str = "amphipod";
 
-/// For each connection. Nobody may hold the counter's lock for long: not who is stuck, not who is gone. A server that does
-/// not know one of them is told in vain. Sequential scans: a plan made while the table was small would be kept.
+/// For each connection. Nobody may hold the counter's lock for long: not who is stuck, not who is gone. Idle is who is waited
+/// for, be it to say something or to send the rest of it: the time must do for a full batch on a narrow way (`writer.rs`), and
+/// what the database does with it counts for nothing. A server that does not know one of them is told in vain. Sequential
+/// scans: a plan made while the table was small would be kept.
 const SETTINGS: [&str; 7] = [
-    "SET idle_in_transaction_session_timeout = '10s'",
+    "SET idle_in_transaction_session_timeout = '3s'",
     "SET lock_timeout = '8s'",
     "SET tcp_keepalives_idle = 5",
     "SET tcp_keepalives_interval = 2",
