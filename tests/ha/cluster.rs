@@ -133,11 +133,15 @@ impl Cluster {
 
     /// How many nodes are ready, by a server's word: those of the first server and of [`AGENTS`], no others.
     pub fn ready_nodes(&self, server: &str) -> usize {
+        self.ready_of(server, &[self.servers[0], AGENTS[0], AGENTS[1]])
+    }
+
+    /// How many of these are.
+    pub fn ready_of(&self, server: &str, wanted: &[&str]) -> usize {
         let nodes = self.at(server).try_run(&["get", "nodes", "--no-headers"]);
         let ready = |line: &&str| {
             let mut words = line.split_whitespace();
-            let name = words.next().unwrap_or_default();
-            (name == self.servers[0] || AGENTS.contains(&name)) && words.next() == Some("Ready")
+            wanted.contains(&words.next().unwrap_or_default()) && words.next() == Some("Ready")
         };
         nodes.map_or(0, |nodes| nodes.lines().filter(ready).count())
     }

@@ -39,6 +39,7 @@ fn on_postgresql_a_cluster_survives() {
     steps::a_deployment_runs(&cluster);
     steps::a_watch_goes_on_at_another_server(&cluster);
     steps::the_leader_is_killed(&mut cluster);
+    steps::the_leader_is_stopped(&mut cluster);
     steps::the_load_balancer_is_taken_away(&mut cluster);
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
     outage::the_datastore_is_away(&mut cluster, Away::Paused);

@@ -8,7 +8,7 @@ use tests::lab::{Kubectl, image, until, within_of};
 
 use crate::cluster::{AGENTS, Cluster, FRONT, now};
 use crate::load::Load;
-use crate::takeover::takes_place;
+use crate::takeover::{HANDOVER, takes_place, takes_place_within};
 
 /// Until agents work through another server, or again: from the instant in which something broke or healed.
 pub const MOVE: Duration = Duration::from_secs(10);
@@ -141,6 +141,44 @@ pub fn the_leader_is_killed(cluster: &mut Cluster) {
         "killed leader: agents worked after {worked:?}, {taken}; started again, in the endpoints after {listed:?}, all nodes \
          ready after {ready:?}: {verdict}"
     );
+}
+
+/// The leader is stopped under load, and hands over: another one leads at once, nothing is lost, agents work on and their nodes
+/// stay ready, and it comes back.
+pub fn the_leader_is_stopped(cluster: &mut Cluster) {
+    until("somebody leads", || cluster.leader(cluster.servers[0]).is_some());
+    let gone = cluster.leader(cluster.servers[0]).unwrap();
+    let others = cluster.others(gone);
+    let before = cluster.pods(others[0]);
+    let load = Load::start(&cluster.doors, "stopped");
+    let begun = Instant::now();
+    cluster.lab.ask_to_end(gone);
+    let (taken, worked) = thread::scope(|scope| {
+        let taken = scope.spawn(|| takes_place_within(HANDOVER, cluster, gone, begun));
+        let writing = scope.spawn(|| load.goes_on(MOVE));
+        let working = scope.spawn(|| agents_work_within(MOVE, begun, cluster, others[0], "after-the-stop"));
+        while begun.elapsed() < MOVE || !working.is_finished() {
+            let ready = cluster.ready_of(others[0], &AGENTS);
+            assert_eq!(ready, AGENTS.len(), "after {:?} an agent is not ready", begun.elapsed());
+        }
+        writing.join().unwrap();
+        (taken.join().unwrap(), working.join().unwrap())
+    });
+    assert!(!cluster.lab.runs(gone), "it has not ended for {MOVE:?}");
+    cluster.lab.see_end(gone);
+    assert_eq!(cluster.pods(others[0]), before);
+    let begun = Instant::now();
+    cluster.start_server(gone);
+    within_of(MOVE, begun, "the server is back", || {
+        cluster.endpoints(others[0]) == cluster.servers
+    });
+    within_of(MOVE, begun, "its node is ready", || {
+        cluster.ready_nodes(gone) == 1 + AGENTS.len()
+    });
+    load.goes_on(MOVE);
+    let verdict = load.end();
+    assert_eq!(cluster.pods(gone), before);
+    eprintln!("stopped leader: {taken}, agents worked after {worked:?}: {verdict}");
 }
 
 /// Every agent starts a pod that it is given through a server, and its status is seen there. Returns how long that took.

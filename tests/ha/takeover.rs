@@ -12,6 +12,8 @@ use crate::door::Door;
 
 /// Until a dead server is out of the endpoints and of what agents are told, and another one leads (`docs/server-died.md`).
 pub const TAKEOVER: Duration = Duration::from_secs(15);
+/// The same, of one that says good-bye.
+pub const HANDOVER: Duration = Duration::from_secs(2);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -39,10 +41,15 @@ impl fmt::Display for Takeover {
 /// Waits until every other server shows that they are without `gone`, which it was at `begun`, and holds that to the promise.
 /// What a server shows with a warning that it may be out of date does not count.
 pub fn takes_place(cluster: &Cluster, gone: &str, begun: Instant) -> Takeover {
+    takes_place_within(TAKEOVER, cluster, gone, begun)
+}
+
+/// The same, held to another promise.
+pub fn takes_place_within(limit: Duration, cluster: &Cluster, gone: &str, begun: Instant) -> Takeover {
     let others = cluster.others(gone);
     let doors: Vec<&Door> = others.iter().map(|name| cluster.door(name)).collect();
     let all: BTreeSet<String> = others.iter().map(|name| cluster.lab.address(name)).collect();
-    let end = Deadline::from_std(begun + TAKEOVER);
+    let end = Deadline::from_std(begun + limit);
     now(async {
         let endpoints = async {
             let found = seen_by_all(&doors, end, async |door| Some(endpoints(door).await? == all)).await;
@@ -58,7 +65,7 @@ pub fn takes_place(cluster: &Cluster, gone: &str, begun: Instant) -> Takeover {
             found.then(|| begun.elapsed())
         };
         let (endpoints, listed, led) = tokio::join!(endpoints, listed, led);
-        let late = |what: &str| format!("{TAKEOVER:?} after {gone} was gone {what}");
+        let late = |what: &str| format!("{limit:?} after {gone} was gone {what}");
         Takeover {
             endpoints: endpoints.unwrap_or_else(|| panic!("{}", late("the endpoints still had it"))),
             listed: listed.unwrap_or_else(|| panic!("{}", late("agents were still told of it"))),

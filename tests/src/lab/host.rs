@@ -275,6 +275,18 @@ impl Lab {
         self.end_by(name, if at_once { "-KILL" } else { "-TERM" }, at_once);
     }
 
+    /// Asks a host's program to end, and does not wait for that.
+    pub fn ask_to_end(&self, name: &str) {
+        run("kill", &["-TERM", &self.pid(name).to_string()]);
+    }
+
+    /// Waits for the end of what was asked to; it must be a clean one.
+    pub fn see_end(&mut self, name: &str) {
+        let mut program = self.host_mut(name).program.take().unwrap();
+        let status = program.wait().unwrap();
+        assert!(status.success(), "{name} did not stop cleanly: {status}");
+    }
+
     /// Ends it as Ctrl-C does.
     pub fn interrupt(&mut self, name: &str) {
         self.end_by(name, "-INT", false);
