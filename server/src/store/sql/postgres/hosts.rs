@@ -111,7 +111,9 @@ impl Hosts {
             }
         }
         begin_after(&mut targets, self.failed().as_ref());
-        for target in targets {
+        let count = targets.len();
+        for (place, target) in targets.into_iter().enumerate() {
+            let patience = time_for(self.patience, count - place - 1);
             let mut asked = Asked {
                 hosts: self,
                 fails: Some(target.clone()),
@@ -123,14 +125,14 @@ impl Hosts {
                     false => Link::connect(&config, encryption, name).await,
                 }
             };
-            let failure = match timeout(self.patience, attempt).await {
+            let failure = match timeout(patience, attempt).await {
                 Ok(Ok(link)) => {
                     asked.fails = None;
                     return Ok(link);
                 }
                 Ok(Err(error)) => Unreached::Said(error),
                 Err(_) => {
-                    let seconds = self.patience.as_secs();
+                    let seconds = patience.as_secs();
                     Unreached::Silent(format!("{target} has not taken a connection for {seconds} s"))
                 }
             };
@@ -188,6 +190,14 @@ async fn resolve(place: &Place) -> Result<Vec<Target>, String> {
     Ok(found.map(target).collect())
 }
 
+/// How long a server has: no longer than leaves time for those after it. Whoever needs more is asked last the next time. Pure.
+fn time_for(patience: Duration, after: usize) -> Duration {
+    match after {
+        0 => patience,
+        _ => patience.min(HOST),
+    }
+}
+
 /// Puts whoever comes after the failed one first, and that one last. Pure.
 fn begin_after<T: PartialEq>(targets: &mut [T], failed: Option<&T>) {
     if let Some(at) = targets.iter().position(|target| Some(target) == failed) {
@@ -214,6 +224,16 @@ mod tests {
             ['a', 'b', 'c'],
             "an address that the name no longer has"
         );
+    }
+
+    #[test]
+    fn an_endpoint_that_grants_much_time_grants_it_to_the_last_one() {
+        let (long, short) = (Duration::from_secs(30), Duration::from_secs(2));
+        assert_eq!(
+            (time_for(long, 0), time_for(long, 1), time_for(long, 2)),
+            (long, HOST, HOST)
+        );
+        assert_eq!((time_for(short, 0), time_for(short, 1)), (short, short));
     }
 
     #[tokio::test]
