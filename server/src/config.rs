@@ -61,6 +61,8 @@ pub struct Config {
     pub kubeconfig: PathBuf,
     /// Its permission bits.
     pub kubeconfig_mode: u32,
+    /// What it calls the cluster, the user and the context.
+    pub kubeconfig_name: String,
     /// No node of its own.
     pub disable_agent: bool,
     /// Packaged components that are not wanted.
@@ -264,6 +266,7 @@ fn resolve(flags: Server, around: &Surroundings, warnings: Vec<String>) -> Resul
             .write_kubeconfig
             .unwrap_or_else(|| below_home(home, ".kube/k3s.yaml", "/etc/rancher/k3s/k3s.yaml")),
         kubeconfig_mode: mode(flags.write_kubeconfig_mode.as_deref())?,
+        kubeconfig_name: flags.write_kubeconfig_name,
         disable_agent: flags.disable_agent,
         disable: flags.disable.into_iter().collect(),
         cluster,

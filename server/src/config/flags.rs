@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use agent::config::flags::Foreign;
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::{ArgAction, Parser};
 
 /// `k3s --help`.
@@ -94,6 +94,9 @@ pub(super) struct Server {
     /// Who may read it; default 0600
     #[arg(long, env = "K3S_KUBECONFIG_MODE", value_name = "MODE")]
     pub(super) write_kubeconfig_mode: Option<String>,
+    /// What it calls the cluster, the user and the context
+    #[arg(long, env = "K3S_KUBECONFIG_NAME", value_name = "NAME", default_value = "default", value_parser = NonEmptyStringValueParser::new())]
+    pub(super) write_kubeconfig_name: String,
     /// No node on this machine: only the control plane, which needs no root
     #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_parser = BoolishValueParser::new(), default_value_t = false, default_missing_value = "true")]
     pub(super) disable_agent: bool,
@@ -170,6 +173,8 @@ pub(super) struct Server {
 /// [`SWITCHES`] stand alone, the others have a value. Those of its node are the agent's.
 pub(super) const PASSED_OVER: &[&str] = &[
     "advertise-port",
+    "apiserver-bind-address",
+    "apiserver-port",
     "default-local-storage-path",
     "disable-cloud-controller",
     "disable-etcd",
@@ -197,6 +202,7 @@ pub(super) const PASSED_OVER: &[&str] = &[
     "etcd-snapshot-compress",
     "etcd-snapshot-dir",
     "etcd-snapshot-name",
+    "etcd-snapshot-reconcile-interval",
     "etcd-snapshot-retention",
     "etcd-snapshot-schedule-cron",
     "flannel-external-ip",
@@ -205,7 +211,9 @@ pub(super) const PASSED_OVER: &[&str] = &[
     "helm-job-image",
     "kine-tls",
     "kube-apiserver-arg",
+    "kube-cloud-controller-arg",
     "kube-cloud-controller-manager-arg",
+    "kube-controller-arg",
     "kube-controller-manager-arg",
     "kube-scheduler-arg",
     "lb-server-port",

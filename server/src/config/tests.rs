@@ -211,11 +211,12 @@ fn every_flag_of_k3s_works_or_is_named() {
     }
 }
 
-/// Protocol 9.1.
+/// K3s v1.36.3, `pkg/cli/cmds/server.go`; some of older releases, too.
 const K3S: &str = "config debug vmodule log alsologtostderr bind-address https-listen-port supervisor-port advertise-address \
     advertise-port tls-san tls-san-security data-dir cluster-cidr service-cidr service-node-port-range cluster-dns cluster-domain \
     flannel-backend flannel-ipv6-masq flannel-external-ip egress-selector-mode servicelb-namespace write-kubeconfig \
-    write-kubeconfig-mode write-kubeconfig-group helm-job-image helm-controller-arg token token-file agent-token agent-token-file \
+    write-kubeconfig-mode write-kubeconfig-group write-kubeconfig-name apiserver-port apiserver-bind-address kube-controller-arg \
+    kube-cloud-controller-arg etcd-snapshot-reconcile-interval helm-job-image helm-controller-arg token token-file agent-token agent-token-file \
     server cluster-init cluster-reset cluster-reset-restore-path kube-apiserver-arg kube-controller-manager-arg kube-scheduler-arg \
     kube-cloud-controller-manager-arg etcd-arg datastore-endpoint datastore-cafile datastore-certfile datastore-keyfile \
     etcd-expose-metrics etcd-disable-snapshots etcd-snapshot-name etcd-snapshot-schedule-cron etcd-snapshot-retention \

@@ -63,7 +63,8 @@ pub(super) fn write_kubeconfig(config: &Config, pki: &Pki, port: u16) -> anyhow:
     let path = &config.kubeconfig;
     let admin = pki.own(Own::Admin).context("no administrator's certificate")?;
     let server = SocketAddr::new(address::loopback(config), port);
-    let text = kubeconfig::text(&format!("https://{server}"), pki.server_ca_pem(), &admin);
+    let server = format!("https://{server}");
+    let text = kubeconfig::text(&server, pki.server_ca_pem(), &admin, &config.kubeconfig_name);
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
