@@ -186,8 +186,14 @@ pub enum ConfigError {
     #[error("server address {0:?} is not of the form https://host:port")]
     Url(String),
     /// The token is malformed.
-    #[error("the token cannot be used")]
+    #[error(
+        "the token cannot be used (take the whole text of {path} on a server)",
+        path = "/var/lib/rancher/k3s/server/node-token"
+    )]
     Token(#[from] TokenError),
+    /// The token file says nothing.
+    #[error("the token file {} is empty: write the token into it", .0.display())]
+    EmptyTokenFile(PathBuf),
     /// The token file is not readable.
     #[error("cannot read the token file {}", path.display())]
     TokenFile {
@@ -210,8 +216,13 @@ pub enum ConfigError {
         form: &'static str,
     },
     /// An address that cannot be read.
-    #[error("{0:?} is no IP address")]
-    Address(String),
+    #[error("{flag} {text:?} is no IP address: write one such as 192.168.1.10, or several with commas between them")]
+    Address {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        text: String,
+    },
     /// The configuration file cannot be used.
     #[error("{}: {why}", path.display())]
     File {
@@ -400,9 +411,9 @@ fn resolve(args: Args, around: &Surroundings) -> Result<Config, ConfigError> {
     let data_dir = args.data_dir.or_else(home);
     let mut config = Config::new(server, node_name);
     config.data_dir = data_dir.unwrap_or(config.data_dir);
-    config.token = match (args.token, args.token_file) {
+    config.token = match (args.token, args.token_file.as_deref()) {
         (Some(text), _) => Some(text),
-        (None, Some(path)) => Some(token_file(&path)?),
+        (None, Some(path)) => Some(token_file(path)?),
         (None, None) => None,
     }
     .filter(|text| !text.is_empty())
@@ -410,11 +421,15 @@ fn resolve(args: Args, around: &Surroundings) -> Result<Config, ConfigError> {
     match &config.token {
         Some(token) => drop(Token::parse(token.expose())?),
         None if joined_before(&config) => {}
-        None => return Err(ConfigError::NoToken),
+        None => {
+            return Err(args
+                .token_file
+                .map_or(ConfigError::NoToken, ConfigError::EmptyTokenFile));
+        }
     }
     config.with_node_id = args.with_node_id;
-    config.node_ips = addresses(&args.node_ip)?;
-    config.node_external_ips = addresses(&args.node_external_ip)?;
+    config.node_ips = addresses("--node-ip", &args.node_ip)?;
+    config.node_external_ips = addresses("--node-external-ip", &args.node_external_ip)?;
     config.labels = args
         .node_label
         .iter()
@@ -460,15 +475,19 @@ fn check_name(name: &str) -> Result<(), ConfigError> {
     valid.then_some(()).ok_or_else(|| ConfigError::NodeName(name.into()))
 }
 
-/// Reads addresses as `--node-ip` has them.
+/// Reads addresses as `flag` (`--node-ip`) has them.
 ///
 /// # Errors
 /// [`ConfigError`] names the flag and the form.
-pub fn addresses(texts: &[String]) -> Result<Vec<IpAddr>, ConfigError> {
-    texts
-        .iter()
-        .map(|text| text.trim().parse().map_err(|_| ConfigError::Address(text.clone())))
-        .collect()
+pub fn addresses(flag: &'static str, texts: &[String]) -> Result<Vec<IpAddr>, ConfigError> {
+    let one = |text: &String| {
+        let text = text.trim();
+        text.parse().map_err(|_| ConfigError::Address {
+            flag,
+            text: text.to_owned(),
+        })
+    };
+    texts.iter().map(one).collect()
 }
 
 /// Reads a label as `--node-label` has it.
@@ -495,7 +514,7 @@ pub fn taint(text: &str) -> Result<Taint, ConfigError> {
     let error = || ConfigError::Pair {
         what: "--node-taint",
         text: text.into(),
-        form: "key=value:effect",
+        form: "key=value:effect, the effect being NoSchedule, PreferNoSchedule or NoExecute",
     };
     let (pair, effect) = text.rsplit_once(':').ok_or_else(error)?;
     let (key, value) = pair.split_once('=').unwrap_or((pair, ""));

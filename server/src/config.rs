@@ -236,8 +236,8 @@ fn resolve(flags: Server, around: &Surroundings, warnings: Vec<String>) -> Resul
     let node = Node {
         name,
         with_id: flags.with_node_id,
-        ips: agent::config::addresses(&flags.node_ip)?,
-        external_ips: agent::config::addresses(&flags.node_external_ip)?,
+        ips: agent::config::addresses("--node-ip", &flags.node_ip)?,
+        external_ips: agent::config::addresses("--node-external-ip", &flags.node_external_ip)?,
         labels: flags
             .node_label
             .iter()
@@ -302,7 +302,7 @@ fn cluster(flags: &Server) -> Result<ClusterConfig, ConfigError> {
         all.map_err(|why| ConfigError::Value { flag, why })
     };
     let service_cidrs = ranges("--service-cidr", &flags.service_cidr)?;
-    let mut cluster_dns = agent::config::addresses(&flags.cluster_dns)?;
+    let mut cluster_dns = agent::config::addresses("--cluster-dns", &flags.cluster_dns)?;
     if cluster_dns.is_empty() {
         cluster_dns = service_cidrs
             .first()

@@ -74,10 +74,22 @@ fn what_cannot_work_is_refused_with_a_cure() {
         ("k3s-agent -t pw", "--server is required"),
         ("k3s-agent -s https://a:1 -d /nonexistent", "--token is required"),
         ("k3s-agent -s http://a:1 -t pw", "https://host:port"),
-        ("k3s-agent -s https://a:1 -t K10abc", "cannot be used"),
+        ("k3s-agent -s https://a:1 -t K10abc", "server/node-token on a server"),
+        (
+            "k3s-agent -s https://a:1 --token-file /dev/null -d /nonexistent",
+            "file /dev/null is empty",
+        ),
         ("k3s-agent -s https://a:1 -t pw --node-name a_b", "--node-name"),
         ("k3s-agent -s https://a:1 -t pw --node-taint x", "--node-taint"),
-        ("k3s-agent -s https://a:1 -t pw --node-ip x", "no IP address"),
+        ("k3s-agent -s https://a:1 -t pw --node-taint a=b:No", "PreferNoSchedule"),
+        (
+            "k3s-agent -s https://a:1 -t pw --node-ip 10.0.0.1,x",
+            "--node-ip \"x\" is no IP address",
+        ),
+        (
+            "k3s-agent -s https://a:1 -t pw --node-external-ip x",
+            "--node-external-ip \"x\"",
+        ),
         ("k3s-agent -s https://a:1 --token-file /nonexistent", "/nonexistent"),
         ("k3s-agent -s https://a:1 -t pw --sever x", "--server"),
     ];
