@@ -354,14 +354,15 @@ pub fn refusals_are_a_status(server: &Server) {
     }
 }
 
-/// Differs: K3s signs a serving certificate for any name and address. It lower-cases names, as is done here.
+/// Differs: K3s signs a serving certificate for any name and address. It lower-cases names, as is done here. Its agents tell a
+/// 403 as "duplicate hostname", with the flag for another one; of a 400 they show the number.
 pub fn the_names_of_the_api_are_given_to_no_node(server: &Server) {
     let key = csr(&KeyPair::generate().unwrap());
     let token = basic("node", AGENT_TOKEN);
     for (node, addresses, code) in [
-        ("kubernetes", "192.0.2.9", 400),
-        ("Kubernetes.Default.svc", "192.0.2.9", 400),
-        ("kubernetes.default.svc.cluster.local", "192.0.2.9", 400),
+        ("kubernetes", "192.0.2.9", 403),
+        ("Kubernetes.Default.svc", "192.0.2.9", 403),
+        ("kubernetes.default.svc.cluster.local", "192.0.2.9", 403),
         ("10.43.0.1", "192.0.2.9", 400),
         ("other", "192.0.2.9,10.43.0.1", 400),
         ("Other", "192.0.2.9", 200),
@@ -373,7 +374,7 @@ pub fn the_names_of_the_api_are_given_to_no_node(server: &Server) {
             let head = format!("POST /v1-k3s/{route} HTTP/1.1\nHost: k3s\n{token}\n{fields}");
             let answer = server.open(None).ask(&head, &key);
             assert_eq!(answer.code(), code, "{node} {addresses}: {answer:?}");
-            if code == 400 {
+            if code != 200 {
                 let message = answer.json()["message"].as_str().unwrap().to_owned();
                 assert!(
                     message.contains("API server") && message.contains("--node-"),

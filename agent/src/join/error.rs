@@ -76,7 +76,7 @@ pub enum JoinError {
          /var/lib/rancher/k3s/server/node-token on the server"
     )]
     Certificate(String),
-    /// 400: what this machine says of itself cannot be.
+    /// 400, or 403 because of the name: what this machine says of itself cannot be.
     #[error("the server does not take this node: {0}")]
     Node(String),
     /// 403 because of the password, with the cure.
@@ -163,6 +163,7 @@ impl JoinError {
                 "{message}: another machine is called {node}, or this one lost its password; use --node-name or \
                  --with-node-id, or, if it is the same machine, run \"kubectl delete node {node}\""
             )),
+            403 if message.contains("--node-name") => Self::Node(message),
             403 => Self::Forbidden(message),
             429 | 500..=599 => Self::NotReady(message),
             code => Self::Odd {
@@ -216,5 +217,12 @@ mod tests {
             assert!(error.contains(message), "{error}");
             assert_eq!(error.matches(cure).count(), 1, "{error}");
         }
+    }
+
+    #[test]
+    fn a_name_that_no_node_may_have_is_not_laid_on_the_token() {
+        let status = Status::failure(Reason::Forbidden, "\"box\" is the API server's own: set --node-name");
+        let error = JoinError::of_status(&status, "/v1-k3s/serving-kubelet.crt", "box");
+        assert!(matches!(error, JoinError::Node(_)), "{error}");
     }
 }

@@ -26,6 +26,17 @@ pub struct Reserved {
     said: Vec<IpAddr>,
 }
 
+/// Why a node gets no serving certificate: what is reserved, and what to do.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Refused {
+    /// Its name.
+    #[error("{0}")]
+    Name(String),
+    /// One of its addresses, or a name that is one.
+    #[error("{0}")]
+    Address(String),
+}
+
 impl Reserved {
     /// On a server of these names. `is_here`: whether its machine has this address.
     pub fn new(names: &Names, is_here: impl Fn(IpAddr) -> bool) -> Self {
@@ -50,8 +61,8 @@ impl Reserved {
     /// may have that server's name and addresses. What comes through a load balancer comes from the balancer's.
     ///
     /// # Errors
-    /// What the name or address is, and what to do.
-    pub fn allows(&self, node: &Node, servers: &[IpAddr], from: IpAddr) -> Result<(), String> {
+    /// [`Refused`].
+    pub fn allows(&self, node: &Node, servers: &[IpAddr], from: IpAddr) -> Result<(), Refused> {
         let from = from.to_canonical();
         let here = from.is_loopback() || self.here.contains(&from);
         let (name, own) = (node.name.as_str(), node.name == self.node);
@@ -60,10 +71,10 @@ impl Reserved {
         } else {
             self.names.iter().any(|reserved| covers(reserved, name))
         } {
-            return Err(format!(
+            return Err(Refused::Name(format!(
                 "node name {name:?} is the API server's own, and a serving certificate for it would let this node pass for \
                  that: give the node another name with --node-name"
-            ));
+            )));
         }
         // A name that is an address is one in a certificate.
         let named = name.parse().ok();
@@ -77,10 +88,10 @@ impl Reserved {
                 address => self.said.contains(&address),
             };
             if reserved {
-                return Err(format!(
+                return Err(Refused::Address(format!(
                     "{address} is an address of the API server, and a serving certificate for it would let node {name:?} pass \
                      for that; only a node on that very machine may have it: set this node's own with --node-ip"
-                ));
+                )));
             }
         }
         Ok(())

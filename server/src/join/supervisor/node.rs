@@ -18,7 +18,7 @@ use crate::http::{Body, Peer};
 use crate::join::certificate::{key_hash, requested_key};
 use crate::join::issue::{Node, issue};
 use crate::join::register::{Claim, Refusal};
-use crate::join::reserved::Reserved;
+use crate::join::reserved::{Refused, Reserved};
 use crate::join::route::{Certificate, NODES_GROUP};
 use crate::peers;
 use crate::request::User;
@@ -60,7 +60,11 @@ impl Supervisor {
         let servers = peers::present_endpoints(&self.parts.client).await?;
         let servers: Vec<IpAddr> = servers.iter().map(SocketAddr::ip).collect();
         let allowed = Reserved::new(&self.parts.pki.names(), is_here).allows(node, &servers, peer.address.ip());
-        allowed.map_err(|why| Status::failure(Reason::BadRequest, why))
+        // K3s' agents say at a 403 that the name is another's, and which flag gives the node one of its own (`pkg/agent/config`).
+        allowed.map_err(|refused| match refused {
+            Refused::Name(why) => Status::failure(Reason::Forbidden, why),
+            Refused::Address(why) => Status::failure(Reason::BadRequest, why),
+        })
     }
 
     /// Whether this caller may be this node (3.4).
