@@ -153,6 +153,8 @@ impl Tunnels {
         let mut failures = 0;
         let mut changes = self.balancer.changes();
         loop {
+            // What is new from here on counts for the next attempt, also if it comes while this one hangs.
+            changes.mark_unchanged();
             let opened = tokio::select! {
                 opened = timeout(OPEN_LIMIT, self.open(&address)) => opened,
                 _ = leave.wait_for(|leave| *leave == Leave::Now) => return,
@@ -166,6 +168,7 @@ impl Tunnels {
                         link::LinkError::Left | link::LinkError::Away => info!(peer = address, "tunnel ended"),
                         error => warn!(peer = address, error = %error, "tunnel closed"),
                     }
+                    changes.mark_unchanged();
                 }
                 Ok(Err(error)) => warn_once(failures, &address, &error),
                 Err(_) => warn_once(failures, &address, "no answer in time"),
@@ -179,7 +182,6 @@ impl Tunnels {
                 .min(RETRY_MAX);
             failures += 1;
             // The balancer may reach the server before it is time: then so does the tunnel.
-            changes.mark_unchanged();
             tokio::select! {
                 () = sleep(full.mul_f64(0.5 + random())) => {}
                 _ = changes.changed() => sleep(RETRY_FIRST.mul_f64(random())).await,
@@ -377,10 +379,13 @@ async fn carry(stream: Stream, target: SocketAddr) {
 mod tests {
     use futures_util::StreamExt as _;
     use serde_json::json;
+    use tokio::net::TcpListener;
+    use tokio::time::Instant;
     use tokio_tungstenite::WebSocketStream;
     use tokio_tungstenite::tungstenite::protocol;
 
     use super::*;
+    use crate::api::Endpoint;
 
     #[tokio::test(start_paused = true)]
     async fn a_server_that_stands_still_is_left_and_taken_back_when_it_moves() {
@@ -423,6 +428,51 @@ mod tests {
             never = leave_when_still(&balancer, "a:1", &tunnel, &asked, &ready) => match never {},
             () = story => {}
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_that_come_while_an_attempt_hangs_bring_the_next_one_forward() {
+        // It accepts, and never says a word.
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = silent.local_addr().unwrap().to_string();
+        let servers = [address.clone()];
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let balancer = Balancer::new(&address, &servers, 0);
+        let tunnels = Tunnels {
+            client: Client::new(Endpoint {
+                host: "127.0.0.1".to_owned(),
+                port: 0,
+                tls: Some(Arc::new(tls)),
+            }),
+            balancer: balancer.clone(),
+            kubelet_port: 0,
+            supervisor_port: None,
+        };
+        let (_leave, leaving) = watch::channel(Leave::Stay);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(tunnels.keep(address, || 1.0, leaving, Arc::default()));
+        let attempt = async || silent.accept().await.unwrap().0;
+        // Until the pauses are long.
+        let mut held = Vec::new();
+        for _ in 0..6 {
+            held.push(attempt().await);
+        }
+        let begun = Instant::now();
+        sleep(OPEN_LIMIT / 2).await;
+        balancer.set(&servers);
+        held.push(attempt().await);
+        let took = begun.elapsed();
+        assert!(took >= OPEN_LIMIT && took <= OPEN_LIMIT + RETRY_FIRST * 2, "{took:?}");
+        // Once is enough: the next pause is long again.
+        let begun = Instant::now();
+        held.push(attempt().await);
+        assert!(begun.elapsed() > OPEN_LIMIT + RETRY_MAX, "{:?}", begun.elapsed());
+        tasks.shutdown().await;
     }
 
     #[test]
