@@ -205,15 +205,14 @@ impl Balancer {
         let only_way = order.len() == 1;
         let dials = order.into_iter().map(|address| async move {
             let cut = self.cuts(&address);
-            let alive = async {
-                if !only_way {
-                    self.sign_of_life(&address).await;
-                }
-                Ok(())
-            };
+            let alive = async { Ok(only_way || self.sign_of_life(&address).await) };
             match tokio::try_join!(open(&self.0.resolve, &address), alive) {
-                Ok((server, ())) => {
-                    self.dialed(&address);
+                Ok((server, alive)) => {
+                    // That a kernel accepts for a server whose tunnel says nothing makes the server no better.
+                    if alive {
+                        self.dialed(&address);
+                    }
+                    *lock(&self.0.trouble) = None;
                     Ok((server, cut))
                 }
                 Err(error) => {
@@ -232,11 +231,13 @@ impl Balancer {
         None
     }
 
-    /// Waits until the tunnel of a server has told that it lives; not at all without a tunnel, and [`PULSE_LIMIT`] at most.
-    async fn sign_of_life(&self, address: &str) {
+    /// Waits until the tunnel of a server has told that it lives, [`PULSE_LIMIT`] at most, and answers whether it has. Without a
+    /// tunnel nothing speaks against it.
+    async fn sign_of_life(&self, address: &str) -> bool {
         let pulse = lock(&self.0.pulses).get(address).cloned();
-        if let Some(pulse) = pulse {
-            let _ = timeout(PULSE_LIMIT, pulse()).await;
+        match pulse {
+            Some(pulse) => timeout(PULSE_LIMIT, pulse()).await.is_ok(),
+            None => true,
         }
     }
 
@@ -246,7 +247,6 @@ impl Balancer {
         if recovered {
             self.0.changed.send_replace(());
         }
-        *lock(&self.0.trouble) = None;
     }
 
     fn cuts(&self, address: &str) -> watch::Receiver<()> {
@@ -294,6 +294,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::time::timeout;
 
+    use super::choice::State;
     use super::*;
 
     async fn server(name: u8, tasks: &mut JoinSet<()>) -> String {
@@ -389,6 +390,27 @@ mod tests {
         assert_eq!(name().await, 1);
         drop(felt);
         assert!(lock(&balancer.0.pulses).get(&still).is_none());
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_server_that_stands_still_gets_no_better_by_being_the_last_resort() {
+        let mut tasks = JoinSet::new();
+        let still = server(1, &mut tasks).await;
+        let balancer = Balancer::new(&still, &[still.clone(), "127.0.0.1:1".to_owned()], 0);
+        let _felt = balancer.feel(&still, Arc::new(|| Box::pin(std::future::pending())));
+        balancer.report(&still, true);
+        balancer.report(&still, false);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap();
+        tasks.spawn(balancer.clone().serve(listener));
+        let changes = balancer.changes();
+        let mut through = TcpStream::connect(port).await.unwrap();
+        let name = timeout(dial::LIMIT, through.read_u8()).await;
+        assert_eq!(name.unwrap().unwrap(), 1, "there is no better way");
+        assert_eq!(lock(&balancer.0.choice).state(&still), Some(State::Failed));
+        assert!(!changes.has_changed().unwrap(), "nothing is told to have recovered");
+        assert_eq!(balancer.trouble(), None);
         tasks.shutdown().await;
     }
 
