@@ -77,6 +77,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
             &joined.client,
             from_disk,
             || balancer.trouble(),
+            || balancer.doubt(),
             node_ips.clone(),
         );
         let trusting = authorities::run(

@@ -59,8 +59,8 @@ pub trait Ground {
     /// From when to when the first certificate of a chain (PEM) is good; `None` for what cannot be read.
     fn window(&self, chain: &[u8]) -> Option<Window>;
 
-    /// What time it is at least, in seconds since 1970: by this machine's clock, and by the floor that its servers vouch for.
-    fn at_least(&self) -> u64;
+    /// Whether it is past that, by this machine's clock and by the floor that its servers vouch for ([`super::renewal::is_over`]).
+    fn is_over(&self, window: Window) -> bool;
 
     /// The kept key (PEM) if it can be used, else a new one, and a request for its certificate (DER).
     fn key(&self, kept: Option<&[u8]>) -> Result<(String, Vec<u8>), KeyError>;
@@ -311,7 +311,7 @@ impl<G: Ground> Enrolment<'_, G> {
         self.ground.link(chain.as_bytes(), Some(shown), None)?;
         // A server whose clock is behind, as those of K3s sign then. What is kept may be good, and this is not.
         let window = self.ground.window(chain.as_bytes());
-        let dead = |window: &Window| window.is_empty() || window.until < self.ground.at_least();
+        let dead = |window: &Window| window.is_empty() || self.ground.is_over(*window);
         if let Some(window) = window.filter(dead) {
             return Err(JoinError::Dead { window });
         }

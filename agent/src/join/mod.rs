@@ -102,8 +102,13 @@ impl Joiner<'_> {
 
     /// As [`Self::join`], for a node that runs: `ips` says at each attempt which addresses it has registered, so that certificate
     /// and Node name the same.
-    pub async fn renew(&self, ips: impl Fn() -> Vec<IpAddr>, trouble: impl Fn() -> Option<String>) -> Joined {
-        self.persist(async || self.once_at(ips()).await, trouble, || ()).await
+    pub async fn renew(
+        &self,
+        ips: impl Fn() -> Vec<IpAddr>,
+        trouble: impl Fn() -> Option<String>,
+        astray: impl Fn(),
+    ) -> Joined {
+        self.persist(async || self.once_at(ips()).await, trouble, astray).await
     }
 
     async fn persist(

@@ -1,8 +1,10 @@
 //! A join over real TLS on loopback, from a server that is played: its CAs change, and it notes which addresses it is told.
 
+use std::cell::Cell;
 use std::fs;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -16,9 +18,10 @@ use rustls::ServerConfig;
 use rustls_pki_types::PrivateKeyDer;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::{Address, Clock, Files, Identity, JoinError, Joiner};
+use super::{Address, Certificate, Clock, Files, Identity, JoinError, Joiner};
 use crate::config::{Config, Secret, ServerUrl};
 use crate::scratch::TempDir;
 use crate::wire::join::{NODE_IP, ca_hash};
@@ -95,6 +98,11 @@ impl Supervisor {
 
     fn shows(&self, by: &Authority) {
         self.state.lock().unwrap().tls = tls(by);
+    }
+
+    /// Answers what it gave before.
+    fn gives(&self, pair: String) -> String {
+        std::mem::replace(&mut self.state.lock().unwrap().given, pair)
     }
 
     fn told(&self) -> Vec<String> {
@@ -186,9 +194,35 @@ async fn a_renewed_certificate_names_the_addresses_that_the_node_has_registered(
     assert_eq!(supervisor.told(), [found.clone(), found]);
     // As of a machine that keeps an address while a second way out has come up.
     let registered = vec![IpAddr::from([192, 0, 2, 7]), IpAddr::from([192, 0, 2, 8])];
-    let renewed = machine.joiner().renew(|| registered.clone(), || None).await;
+    let renewed = machine.joiner().renew(|| registered.clone(), || None, || ()).await;
     assert_eq!(renewed.node_ips, registered);
     assert_eq!(supervisor.told(), ["192.0.2.7,192.0.2.8"; 2]);
+}
+
+#[tokio::test]
+async fn a_renewal_that_got_a_dead_certificate_goes_to_another_server() {
+    let supervisor = Supervisor::start().await;
+    let machine = Machine::new(&supervisor);
+    let joiner = machine.joiner();
+    let joined = joiner.once().await.unwrap();
+    let kept = || fs::read(machine.files.cert(Certificate::ClientKubelet)).unwrap();
+    let before = kept();
+    // As of a server whose clock is years behind.
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
+    let dead = params.signed_by(&key, &supervisor.first).unwrap().pem() + &key.serialize_pem();
+    let good = supervisor.gives(dead);
+    let times = Cell::new(0);
+    let astray = || {
+        times.set(times.get() + 1);
+        assert_eq!(kept(), before, "what it had is better");
+        // The next one.
+        supervisor.gives(good.clone());
+    };
+    let renewing = joiner.renew(|| joined.node_ips.clone(), || None, astray);
+    timeout(Duration::from_secs(30), renewing).await.unwrap();
+    assert_eq!(times.get(), 1);
 }
 
 #[tokio::test]

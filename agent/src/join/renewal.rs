@@ -36,6 +36,15 @@ pub fn is_due(own: &[Option<Window>], system: u64, floor: u64, told: u64) -> boo
     own.iter().any(|window| window.as_ref().is_none_or(due))
 }
 
+/// Whether a certificate that was just signed has ended: by the system clock if that can be right and the certificate has begun by
+/// it, or else also by the floor. A floor may be false (a server's clock was ahead), and makes nothing of a clock that is right.
+///
+/// `system`, `floor`: as of [`is_due`].
+pub fn is_over(window: Window, system: u64, floor: u64) -> bool {
+    let knows = system >= PLAUSIBLE_SINCE.max(window.from);
+    window.until < if knows { system } else { system.max(floor) }
+}
+
 /// Less than a third of its time is left, or less than 122 days: some K3s servers sign from when their authority begins.
 fn runs_out(window: Window, now: u64) -> bool {
     window.until.saturating_sub(now) < (window.until.saturating_sub(window.from) / 3).min(LONGEST)
@@ -109,6 +118,29 @@ mod tests {
         for (system, told, due) in [(0, 0, false), (0, 700, false), (700, 0, false), (0, BEGIN, false)] {
             assert_eq!(is_due(&good, system, BEGIN, told), due, "{system}, told {told}");
         }
+    }
+
+    #[test]
+    fn a_false_floor_ends_no_certificate_that_is_good_by_a_right_clock() {
+        let (from, until) = (BEGIN, BEGIN + 365 * DAY);
+        for (system, floor, over) in [
+            (BEGIN + DAY, BEGIN, false),
+            (BEGIN + DAY, until + DAY, false),
+            (until + DAY, BEGIN, true),
+            // A board that boots in 1970, and one whose clock is behind the certificate: the floor is all there is.
+            (0, BEGIN, false),
+            (0, until + DAY, true),
+            (BEGIN - 1, until + DAY, true),
+        ] {
+            assert_eq!(
+                is_over(Window { from, until }, system, floor),
+                over,
+                "{system}, {floor}"
+            );
+        }
+        // By a clock in 1970, as the board's is too, it would be good for long.
+        let until = 365 * DAY;
+        assert!(is_over(Window { from: 0, until }, DAY, BEGIN));
     }
 
     #[test]

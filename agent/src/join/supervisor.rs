@@ -16,6 +16,7 @@ use super::enrol::{Ground, Who};
 use super::error::JoinError;
 use super::files::Certificate;
 use super::key::{Key, KeyError};
+use super::renewal;
 use super::trust::{self, Shown, TrustError};
 use crate::api::Endpoint;
 use crate::api::request::status_of;
@@ -118,8 +119,8 @@ impl Ground for Network<'_> {
         certificates(chain).first().and_then(|der| Window::of(der))
     }
 
-    fn at_least(&self) -> u64 {
-        self.clock.now().max(self.clock.floor())
+    fn is_over(&self, window: Window) -> bool {
+        renewal::is_over(window, self.clock.now(), self.clock.floor())
     }
 
     fn key(&self, kept: Option<&[u8]>) -> Result<(String, Vec<u8>), KeyError> {

@@ -18,18 +18,19 @@ const LOOK: Duration = Duration::from_secs(3600);
 /// all the time.
 const HEED_REFUSALS: Duration = Duration::from_secs(60);
 
-/// Runs for ever. `trouble`: why the balancer reaches no server; `ips`: what the kubelet's certificate is to say.
+/// Runs for ever. `trouble` and `astray`: as of [`Joiner::join`]; `ips`: what the kubelet's certificate is to say.
 pub async fn run(
     joiner: &Joiner<'_>,
     client: &Client,
     mut due: bool,
     trouble: impl Fn() -> Option<String>,
+    astray: impl Fn(),
     mut ips: NodeIps,
 ) {
     let mut refusals = client.refusals();
     loop {
         if due {
-            let joined = joiner.renew(|| ips.now(), &trouble).await;
+            let joined = joiner.renew(|| ips.now(), &trouble, &astray).await;
             if let Some(tls) = joined.client.endpoint().tls {
                 client.replace_tls(tls);
             }

@@ -68,7 +68,7 @@ async fn streams_and_their_tunnel_stay_open_while_the_certificates_under_them_ar
     let (old, tls) = (read(), joined.client.endpoint().tls.unwrap());
     let renewed = || !Arc::ptr_eq(&tls, &joined.client.endpoint().tls.unwrap());
     tokio::select! {
-        () = renew::run(&joiner, &joined.client, true, || None, NodeIps::from(joined.node_ips.clone())) => {}
+        () = renew::run(&joiner, &joined.client, true, || None, || (), NodeIps::from(joined.node_ips.clone())) => {}
         () = until(renewed) => {}
     }
     for (old, new) in old.iter().zip(read()) {

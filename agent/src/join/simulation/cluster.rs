@@ -15,6 +15,7 @@ use crate::join::durable::Disk;
 use crate::join::enrol::{Ground, Who};
 use crate::join::error::JoinError;
 use crate::join::key::KeyError;
+use crate::join::renewal;
 use crate::join::trust::{Shown, TrustError};
 use crate::wire::join::ca_hash;
 use crate::wire::status::{Reason, Status};
@@ -471,9 +472,9 @@ impl Ground for Machine<'_> {
         Leaf::read(chain).map(|leaf| leaf.window)
     }
 
-    fn at_least(&self) -> u64 {
+    fn is_over(&self, window: Window) -> bool {
         let cluster = self.cluster.borrow();
-        cluster.system.max(cluster.floor.at())
+        renewal::is_over(window, cluster.system, cluster.floor.at())
     }
 
     fn key(&self, kept: Option<&[u8]>) -> Result<(String, Vec<u8>), KeyError> {

@@ -538,6 +538,31 @@ impl World {
 }
 
 #[test]
+fn a_false_floor_keeps_out_nobody_whose_clock_is_right() {
+    for seed in 0..20 {
+        let mut world = World::new(seed);
+        let now = {
+            let mut cluster = world.cluster.borrow_mut();
+            cluster.pass(YEAR);
+            let now = cluster.now;
+            // Certificates by a clock that is right again: what it vouched for meanwhile is believed.
+            for server in &mut cluster.servers {
+                server.window.until = now + 5 * YEAR;
+            }
+            now
+        };
+        let floor = format!("{}\n", now + 3 * YEAR).into_bytes();
+        world.disk.put(&world.files.time_floor(), Some(floor));
+        world.start(false);
+        world.attempt().unwrap();
+        assert!(
+            world.cluster.borrow().floor.at() > now + 2 * YEAR,
+            "nobody has proved it false"
+        );
+    }
+}
+
+#[test]
 fn a_machine_stays_who_it_is_whatever_happens() {
     simulate(10_000, |seed| {
         let mut world = World::new(seed);
