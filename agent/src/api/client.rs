@@ -1,7 +1,7 @@
 //! The client: verbs, answers, watches. Keeps one idle connection; a watch has its own.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -67,6 +67,9 @@ struct Inner {
     /// What time it was by the server that answered last; 0: none did yet.
     date: AtomicU64,
     refusals: watch::Sender<()>,
+    /// The last request had no answer.
+    unheard: AtomicBool,
+    returns: watch::Sender<()>,
     permits: tokio::sync::Semaphore,
 }
 
@@ -88,6 +91,8 @@ impl Client {
             idle: Mutex::default(),
             date: AtomicU64::new(0),
             refusals: watch::Sender::new(()),
+            unheard: AtomicBool::new(false),
+            returns: watch::Sender::new(()),
             permits,
         }))
     }
@@ -106,6 +111,11 @@ impl Client {
     /// Notices of servers that refuse this client's certificate.
     pub fn refusals(&self) -> watch::Receiver<()> {
         self.0.refusals.subscribe()
+    }
+
+    /// Notices of a server that answers, after a request that none has answered.
+    pub fn returns(&self) -> watch::Receiver<()> {
+        self.0.returns.subscribe()
     }
 
     /// Where it connects to.
@@ -189,6 +199,7 @@ impl Client {
             let mut link = endpoint.connect().await.map_err(|error| self.failed(error))?;
             let request = self.request(Method::GET, path, None)?;
             let answer = link.send(request).await.map_err(|failure| self.failed(failure.error))?;
+            self.note_answer();
             let (head, mut body) = answer.into_parts();
             if head.status.is_success() {
                 return Ok(WatchStream {
@@ -225,6 +236,7 @@ impl Client {
             self.ask(request).await
         };
         let answer = timeout(REQUEST_TIMEOUT, asking).await.map_err(|_| self.late())??;
+        self.note_answer();
         if let Some(date) = answer.date() {
             self.0.date.store(date, Ordering::Relaxed);
         }
@@ -313,7 +325,14 @@ impl Client {
         self.0.refusals.send_replace(());
     }
 
+    fn note_answer(&self) {
+        if self.0.unheard.swap(false, Ordering::Relaxed) {
+            self.0.returns.send_replace(());
+        }
+    }
+
     fn failed(&self, error: TransportError) -> ApiError {
+        self.0.unheard.store(true, Ordering::Relaxed);
         if is_refusal(&error) {
             self.note_refusal();
         }
@@ -336,6 +355,7 @@ impl Client {
     }
 
     fn late(&self) -> ApiError {
+        self.0.unheard.store(true, Ordering::Relaxed);
         let to = self.0.authority.clone();
         TransportError::Timeout {
             to,

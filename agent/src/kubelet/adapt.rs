@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::ports::{Api, ApiFailure, Change, Containers, Control, Events, Network, Networks, Process, Watch};
+use super::ports::{Api, ApiFailure, Change, Containers, Control, Events, Network, Networks, Process, Returns, Watch};
 use crate::api::{ApiError, Client, PatchType, WatchKind, WatchStream};
 use crate::podnet::Podnet;
 use crate::podnet::address::Range;
@@ -187,6 +187,10 @@ impl Api for Client {
 
     fn watch<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Box<dyn Watch>, ApiFailure>> {
         Box::pin(async move { Ok(Box::new(Client::watch(self, path).await?) as Box<dyn Watch>) })
+    }
+
+    fn returns(&self) -> Returns {
+        Returns::new(Client::returns(self))
     }
 }
 

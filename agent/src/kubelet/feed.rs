@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::clock;
-use super::ports::{Api, ApiFailure, Change};
+use super::ports::{Api, ApiFailure, Change, Returns};
 use crate::trouble::Trouble;
 use crate::wire::object::text;
 
@@ -31,9 +31,9 @@ pub enum Update {
 /// Sends updates until nobody takes them.
 pub async fn feed(api: &dyn Api, node_name: &str, to: mpsc::Sender<Update>) {
     let selector = format!("fieldSelector=spec.nodeName%3D{node_name}");
-    let (mut delay, mut trouble) = (FIRST_DELAY, Trouble::default());
+    let (mut delay, mut trouble, mut returns) = (FIRST_DELAY, Trouble::default(), api.returns());
     loop {
-        match follow(api, &selector, &to, &mut delay, &mut trouble).await {
+        match follow(api, &selector, &to, &mut delay, &mut trouble, &mut returns).await {
             Ok(()) => {}
             Err(End::Closed) => return,
             Err(End::Failed(error)) => {
@@ -41,7 +41,7 @@ pub async fn feed(api: &dyn Api, node_name: &str, to: mpsc::Sender<Update>) {
                     true => tracing::warn!(%error, retry_ms = delay.as_millis(), "pods are not followed"),
                     false => tracing::debug!(%error, retry_ms = delay.as_millis(), "pods are not followed"),
                 }
-                sleep(delay).await;
+                returns.pause(delay).await;
                 delay = (delay * 2).min(LONGEST_DELAY);
             }
         }
@@ -66,9 +66,11 @@ async fn follow(
     to: &mpsc::Sender<Update>,
     delay: &mut Duration,
     trouble: &mut Trouble,
+    returns: &mut Returns,
 ) -> Result<(), End> {
     let send = |update| async { to.send(update).await.map_err(|_| End::Closed) };
     // Who is not listed is ended: a past in which he was not there yet would do that to the living.
+    returns.forget();
     let mut list = api.list(&format!("/api/v1/pods?{selector}")).await?;
     let mut version = text(&list, &["metadata", "resourceVersion"]).to_owned();
     let items = match list.get_mut("items").map(Value::take) {
@@ -82,12 +84,13 @@ async fn follow(
         let path = format!(
             "/api/v1/pods?{selector}&watch=1&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={WATCH_SECONDS}"
         );
+        returns.forget();
         let mut watch = match api.watch(&path).await {
             Ok(watch) => watch,
             Err(error) if error.code() == 410 => return Ok(()),
             Err(error) if error.code() == 0 || error.code() >= 429 => {
                 tracing::debug!(%error, "the watch of pods waits for a server");
-                sleep(*delay).await;
+                returns.pause(*delay).await;
                 *delay = (*delay * 2).min(LONGEST_DELAY);
                 continue;
             }

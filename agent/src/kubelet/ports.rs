@@ -6,11 +6,14 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
 use crate::runtime::{
     ContainerSpec, ExecSpec, Image, PodState, RuntimeError, Sandbox, SandboxSpec, Status as RunStatus,
@@ -199,6 +202,37 @@ pub trait Api: Send + Sync {
     fn delete<'a>(&'a self, path: &'a str, options: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>>;
     /// Watch; the path has its query.
     fn watch<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Box<dyn Watch>, ApiFailure>>;
+    /// Notices of a server that answers, after a call that none has answered.
+    fn returns(&self) -> Returns;
+}
+
+/// Between a notice and the next attempt: where one call is answered and the next is not, attempts must not follow without a rest.
+const SOON: Duration = Duration::from_millis(500);
+
+/// Whoever has had no answer, and waits before it tries again, learns here that another call had one.
+pub struct Returns(watch::Receiver<()>);
+
+impl Returns {
+    /// Those that are sent there.
+    pub const fn new(notices: watch::Receiver<()>) -> Self {
+        Self(notices)
+    }
+
+    /// What was so far does not count. To be called before an attempt: what happens while it hangs does.
+    pub fn forget(&mut self) {
+        self.0.mark_unchanged();
+    }
+
+    /// Waits this long, or until soon after a server answers again.
+    pub async fn pause(&mut self, most: Duration) {
+        let noticed = async {
+            if self.0.changed().await.is_err() {
+                std::future::pending().await
+            }
+            sleep(SOON).await;
+        };
+        let _ = timeout(most, noticed).await;
+    }
 }
 
 /// What happened to a watched object.

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use super::ports::{Containers, Control, Events, Process};
 use crate::runtime::{
@@ -41,6 +41,8 @@ pub struct Fake {
     /// Whether a container ends on SIGTERM.
     pub obedient: Mutex<bool>,
     events: broadcast::Sender<RuntimeEvent>,
+    /// Something has happened here.
+    pub news: watch::Sender<()>,
 }
 
 impl Default for Fake {
@@ -56,6 +58,7 @@ impl Default for Fake {
             start_takes: Mutex::default(),
             obedient: Mutex::new(true),
             events: broadcast::channel(16).0,
+            news: watch::Sender::new(()),
         }
     }
 }
@@ -80,6 +83,7 @@ impl Fake {
             }
         }
         let _ = self.events.send(RuntimeEvent { pod_uid: uid.into() });
+        self.news.send_replace(());
     }
 
     /// Loses what is known of a pod's containers, as a sandbox that is made anew does.
@@ -90,6 +94,7 @@ impl Fake {
     fn process(&self, container: &str, command: &str) -> Process {
         let asked = format!("{container} {command}");
         self.commands.lock().unwrap().push(asked.trim_end().to_owned());
+        self.news.send_replace(());
         let behaviour = self.behaviour.lock().unwrap().get(command).copied();
         let prepared = self.processes.lock().unwrap().pop_front();
         prepared.unwrap_or_else(|| played(behaviour.unwrap_or_default()))
@@ -140,6 +145,7 @@ impl Containers for Fake {
                 ..PodState::default()
             };
             self.pods().entry(spec.pod_uid.clone()).or_insert_with(fresh);
+            self.news.send_replace(());
             Ok(Sandbox {
                 netns: "/nowhere".into(),
                 created: jiff::Timestamp::now(),
@@ -162,6 +168,7 @@ impl Containers for Fake {
             }
             let asked = format!("{} {}", spec.name, spec.attempt);
             self.started.lock().unwrap().push(asked);
+            self.news.send_replace(());
             pod.containers.push(ContainerState {
                 name: spec.name.clone(),
                 attempt: spec.attempt,
@@ -183,6 +190,7 @@ impl Containers for Fake {
     ) -> BoxFuture<'a, Result<(), RuntimeError>> {
         Box::pin(async move {
             self.signals.lock().unwrap().push(format!("{container} {signal}"));
+            self.news.send_replace(());
             if *self.obedient.lock().unwrap() || signal == libc::SIGKILL {
                 self.end(pod_uid, container, 128 + signal);
             }
@@ -208,6 +216,7 @@ impl Containers for Fake {
     fn remove_sandbox<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<(), RuntimeError>> {
         Box::pin(async move {
             self.pods().remove(pod_uid);
+            self.news.send_replace(());
             Ok(())
         })
     }

@@ -29,6 +29,9 @@ use crate::wire::object::{list, text};
 
 /// How often the lease is renewed and the status looked at: Kubernetes' `nodeStatusUpdateFrequency`.
 const BEAT: Duration = Duration::from_secs(10);
+/// After an attempt that no server has answered: a node that was silent for long is lost to its cluster until its first word. One
+/// that begins in the void can go through at the next of its SYNs (1, 3, 7 s) or lasts for 10 s, so this is 3 s more at most.
+const UNHEARD: Duration = Duration::from_secs(3);
 /// How often an unchanged status is sent: Kubernetes' `nodeStatusReportFrequency`.
 const REPORT: Duration = Duration::from_secs(300);
 /// Between attempts to register; doubles up to [`LONGEST_DELAY`].
@@ -73,14 +76,21 @@ pub async fn keep(host: Arc<Host>, networks: Arc<dyn Networks>, network: watch::
         tracing::warn!(%error, "the node's range of pod addresses is not kept for the next start");
     }
     let mut ips = host.settings.node_ips.clone();
-    let mut annotated = true;
+    let (mut annotated, mut returns) = (true, host.api.returns());
     loop {
-        keeper.beat().await;
-        if !annotated {
+        returns.forget();
+        let heard = keeper.beat().await;
+        if heard && !annotated {
             annotated = annotate(&host).await;
         }
+        let pause = async {
+            match heard {
+                true => sleep(BEAT).await,
+                false => returns.pause(UNHEARD).await,
+            }
+        };
         tokio::select! {
-            () = sleep(BEAT) => {}
+            () = pause => {}
             () = ips.changed() => annotated = false,
         }
     }
@@ -221,42 +231,53 @@ impl Keeper {
             lease,
             told,
             told_at: None,
-            alive_at: Instant::now(),
+            alive_at: clock::now(),
             unrenewed: Trouble::default(),
             untold: Trouble::default(),
         }
     }
 
-    async fn beat(&mut self) {
+    /// Renews the lease, and tells the status where that is due. Returns whether a server has answered, whatever it said.
+    async fn beat(&mut self) -> bool {
         match self.lease.renew(self.host.api.as_ref(), Timestamp::now()).await {
             Ok(()) => {
-                if self.alive_at.elapsed() > PRESUMED_DEAD {
+                if clock::now().duration_since(self.alive_at) > PRESUMED_DEAD {
                     self.told_at = None;
                 }
-                self.alive_at = Instant::now();
+                self.alive_at = clock::now();
                 self.unrenewed.ends();
             }
-            Err(error) if self.unrenewed.is_news(clock::now()) => {
-                tracing::warn!(%error, "the node's lease is not renewed");
+            Err(error) => {
+                match self.unrenewed.is_news(clock::now()) {
+                    true => tracing::warn!(%error, "the node's lease is not renewed"),
+                    false => tracing::debug!(%error, "the node's lease is not renewed"),
+                }
+                if error.code() == 0 {
+                    // The status would wait for as long again.
+                    return false;
+                }
             }
-            Err(error) => tracing::debug!(%error, "the node's lease is not renewed"),
         }
         let observed = observe(&self.host).await;
         let status = object::status(&self.host.settings, &observed, &self.told, Timestamp::now());
-        let recent = self.told_at.is_some_and(|at| at.elapsed() < REPORT);
-        if recent && object::says_the_same(&self.told, &status) {
-            return;
+        let recent = |at: Instant| clock::now().duration_since(at) < REPORT;
+        if self.told_at.is_some_and(recent) && object::says_the_same(&self.told, &status) {
+            return true;
         }
         let path = format!("/api/v1/nodes/{}/status", self.host.settings.node_name);
         let body = json!({"status": difference(&self.told, &status)});
         match self.host.api.patch(&path, &body).await {
-            Ok(_) => self.has_told(status),
+            Ok(_) => {
+                self.has_told(status);
+                true
+            }
             Err(error) => {
                 match self.untold.is_news(clock::now()) {
                     true => tracing::warn!(%error, "the node's status is not reported"),
                     false => tracing::debug!(%error, "the node's status is not reported"),
                 }
                 self.told_at = None;
+                error.code() != 0
             }
         }
     }
@@ -276,7 +297,7 @@ impl Keeper {
             _ => {}
         }
         self.told = status;
-        self.told_at = Some(Instant::now());
+        self.told_at = Some(clock::now());
         self.untold.ends();
     }
 }
@@ -314,6 +335,37 @@ fn difference(old: &Value, new: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kubelet::testing::node::{LEASE, NODE, Rig};
+
+    /// Wherever in an attempt, or between two, that falls.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_is_heard_again_within_seconds_of_its_way_being_back() {
+        for phase in 0..28 {
+            let mut rig = Rig::start();
+            rig.registers();
+            let versions = |rig: &Rig| {
+                [NODE, LEASE].map(|path| {
+                    let object = rig.api.object(path).unwrap_or_default();
+                    text(&object, &["metadata", "resourceVersion"]).to_owned()
+                })
+            };
+            rig.until("it is heard", |rig| rig.api.object(LEASE).is_some()).await;
+            rig.api.vanish();
+            sleep(Duration::from_secs(60) + Duration::from_millis(500) * phase).await;
+            let before = versions(&rig);
+            rig.api.plug();
+            let took = rig
+                .until("it is heard again", |rig| {
+                    let now = versions(rig);
+                    now[0] != before[0] && now[1] != before[1]
+                })
+                .await;
+            assert!(took < Duration::from_secs(7), "{took:?}, phase {phase}");
+            rig.run("web", json!({"containers": [{"name": "c", "image": "i"}]}));
+            let took = rig.until("it hears", |rig| rig.phase("web") == "Running").await;
+            assert!(took < Duration::from_secs(4), "{took:?}, phase {phase}");
+        }
+    }
 
     #[test]
     fn a_status_patch_holds_conditions_and_what_changed() {

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 
-use crate::kubelet::ports::{Api, ApiFailure, Change, Watch};
+use crate::kubelet::ports::{Api, ApiFailure, Change, Returns, Watch};
 use crate::wire::object::{self, text};
 use crate::wire::status::{Reason, STALE, Status};
 
@@ -19,6 +21,12 @@ struct State {
     gone: Vec<Value>,
     watches: Vec<mpsc::UnboundedSender<Change>>,
     unplugged: bool,
+    /// What is sent into the void waits for an answer, instead of failing at once.
+    void: bool,
+    /// The last call had no answer.
+    unheard: bool,
+    returns: watch::Sender<()>,
+    news: watch::Sender<()>,
     /// What is answered to who asks for a token.
     token: Option<Value>,
     /// It shows a past without pods, and says so where it is asked for the present.
@@ -68,6 +76,11 @@ impl FakeApi {
         self.state().token = Some(answer);
     }
 
+    /// Notices of objects that were written or are gone.
+    pub fn news(&self) -> watch::Receiver<()> {
+        self.state().news.subscribe()
+    }
+
     /// Takes the service accounts away.
     pub fn refuse_tokens(&self) {
         self.state().token = None;
@@ -90,6 +103,12 @@ impl FakeApi {
         state.watches.clear();
     }
 
+    /// Has packets vanish from now on: a call fails only after a while.
+    pub fn vanish(&self) {
+        self.unplug();
+        self.state().void = true;
+    }
+
     /// Plugs it in again.
     pub fn plug(&self) {
         self.state().unplugged = false;
@@ -100,6 +119,28 @@ impl FakeApi {
         let mut state = self.state();
         state.behind = behind;
         state.watches.clear();
+    }
+
+    /// Whether somebody answers, when that is known. As with Linux' SYNs, which come again after 1, 3 and 7 s, and a limit of 10 s.
+    async fn reach(&self) -> Result<(), ApiFailure> {
+        let vanishes = || {
+            let state = self.state();
+            state.unplugged && state.void
+        };
+        for wait in [1, 2, 4, 3] {
+            if vanishes() {
+                sleep(Duration::from_secs(wait)).await;
+            }
+        }
+        let mut state = self.state();
+        if state.unplugged {
+            state.unheard = true;
+            return Err(ApiFailure::Unreachable("the cable is out".into()));
+        }
+        if std::mem::take(&mut state.unheard) {
+            state.returns.send_replace(());
+        }
+        Ok(())
     }
 
     /// Reasons of the events that were written, in their order.
@@ -133,6 +174,7 @@ impl State {
         self.version += 1;
         object::set(&mut object, &["metadata", "resourceVersion"], self.version.to_string());
         self.objects.insert(path.into(), object.clone());
+        self.news.send_replace(());
         if is_pod(path) {
             self.watches
                 .retain(|watch| watch.send(Change::Set(object.clone())).is_ok());
@@ -142,6 +184,7 @@ impl State {
     fn remove(&mut self, path: &str) {
         self.version += 1;
         let gone = self.objects.remove(path);
+        self.news.send_replace(());
         for object in gone.into_iter().filter(|_| is_pod(path)) {
             let told = |watch: &mpsc::UnboundedSender<Change>| watch.send(Change::Gone(object.clone())).is_ok();
             self.watches.retain(told);
@@ -149,15 +192,7 @@ impl State {
         }
     }
 
-    fn reach(&self) -> Result<(), ApiFailure> {
-        match self.unplugged {
-            true => Err(ApiFailure::Unreachable("the cable is out".into())),
-            false => Ok(()),
-        }
-    }
-
     fn find(&self, path: &str) -> Result<Value, ApiFailure> {
-        self.reach()?;
         let missing = || ApiFailure::Status(Status::failure(Reason::NotFound, format!("{path} not found")));
         self.objects.get(path).cloned().ok_or_else(missing)
     }
@@ -206,12 +241,12 @@ impl Watch for Changes {
 impl Api for FakeApi {
     fn get<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Value, ApiFailure>> {
         Box::pin(async move {
+            self.reach().await?;
             let state = self.state();
             let (plain, query) = path.split_once('?').unwrap_or((path, ""));
             if query.is_empty() && !plain.ends_with("/services") {
                 return state.find(plain);
             }
-            state.reach()?;
             let items: Vec<Value> = match plain {
                 "/api/v1/pods" if !state.behind => {
                     let pods = state.objects.iter().filter(|(path, _)| is_pod(path));
@@ -232,22 +267,27 @@ impl Api for FakeApi {
 
     fn create<'a>(&'a self, path: &'a str, body: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {
         Box::pin(async move {
+            self.reach().await?;
             let mut state = self.state();
-            state.reach()?;
             if path.ends_with("/token") {
                 let refused = || ApiFailure::Status(Status::failure(Reason::NotFound, "serviceaccounts not found"));
                 return state.token.clone().ok_or_else(refused);
             }
             let mut object = body.clone();
             object::set(&mut object, &["serial"], state.version);
-            let name = text(body, &["metadata", "name"]);
-            state.put(&format!("{path}/{name}"), object.clone());
+            let path = format!("{path}/{}", text(body, &["metadata", "name"]));
+            if state.objects.contains_key(&path) {
+                let there = Status::failure(Reason::AlreadyExists, format!("{path} already exists"));
+                return Err(ApiFailure::Status(there));
+            }
+            state.put(&path, object.clone());
             Ok(object)
         })
     }
 
     fn update<'a>(&'a self, path: &'a str, body: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {
         Box::pin(async move {
+            self.reach().await?;
             let mut state = self.state();
             state.find(path)?;
             state.put(path, body.clone());
@@ -257,6 +297,7 @@ impl Api for FakeApi {
 
     fn patch<'a>(&'a self, path: &'a str, body: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {
         Box::pin(async move {
+            self.reach().await?;
             let mut state = self.state();
             let path = path.strip_suffix("/status").unwrap_or(path);
             let mut object = state.find(path)?;
@@ -277,6 +318,7 @@ impl Api for FakeApi {
 
     fn delete<'a>(&'a self, path: &'a str, options: &'a Value) -> BoxFuture<'a, Result<Value, ApiFailure>> {
         Box::pin(async move {
+            self.reach().await?;
             let mut state = self.state();
             let object = state.find(path)?;
             assert_eq!(
@@ -291,8 +333,8 @@ impl Api for FakeApi {
 
     fn watch<'a>(&'a self, _path: &'a str) -> BoxFuture<'a, Result<Box<dyn Watch>, ApiFailure>> {
         Box::pin(async move {
+            self.reach().await?;
             let mut state = self.state();
-            state.reach()?;
             let (to, from) = mpsc::unbounded_channel();
             // What happened between list and watch comes again: a state twice is none too many.
             for pod in &state.gone {
@@ -304,5 +346,9 @@ impl Api for FakeApi {
             state.watches.push(to);
             Ok(Box::new(Changes(from)) as Box<dyn Watch>)
         })
+    }
+
+    fn returns(&self) -> Returns {
+        Returns::new(self.state().returns.subscribe())
     }
 }

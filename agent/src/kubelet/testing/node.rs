@@ -20,14 +20,19 @@ use super::{Behaviour, Fake};
 use crate::kubelet::host::{Host, NetworkState};
 use crate::kubelet::links::Links;
 use crate::kubelet::node::Machine;
-use crate::kubelet::ports::{Api, Network};
+use crate::kubelet::ports::{Api, Network, Networks};
 use crate::kubelet::settings::Settings;
-use crate::kubelet::{event, keeper, pods};
+use crate::kubelet::{event, keeper, node, pods};
 use crate::scratch::TempDir;
 use crate::wire::object::{list, text};
 
-/// How often [`Rig::until`] looks.
+/// Where the node's own object is, and its lease.
+pub const NODE: &str = "/api/v1/nodes/box";
+pub const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/box";
+/// How long after something has happened [`Rig::until`] looks, and how often for what happens beside runtime and API, such as in
+/// files. Each look copies what it looks at, and a test may wait for an hour.
 const STEP: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_secs(1);
 /// What has not happened by then never will.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -65,6 +70,14 @@ impl Network for FakeNetwork {
     }
 }
 
+struct Started(Arc<FakeNetwork>);
+
+impl Networks for Started {
+    fn start<'a>(&'a self, _range: &'a str) -> BoxFuture<'a, Result<Arc<dyn Network>, String>> {
+        Box::pin(async { Ok(self.0.clone() as Arc<dyn Network>) })
+    }
+}
+
 /// The node. Its agent may die and start again; runtime, network, disk and API stay.
 pub struct Rig {
     pub fake: Arc<Fake>,
@@ -73,6 +86,7 @@ pub struct Rig {
     up: watch::Sender<NetworkState>,
     settings: Settings,
     dir: TempDir,
+    host: Option<Arc<Host>>,
     agent: JoinSet<()>,
 }
 
@@ -100,6 +114,7 @@ impl Rig {
             up: watch::channel(NetworkState::Missing("it is being made".into())).0,
             settings,
             dir,
+            host: None,
             agent: JoinSet::new(),
         }
     }
@@ -133,7 +148,16 @@ impl Rig {
         let reporting = host.clone();
         self.agent
             .spawn(async move { reporting.reports.run(reporting.api.as_ref()).await });
-        self.agent.spawn(pods::keep(host));
+        self.agent.spawn(pods::keep(host.clone()));
+        self.host = Some(host);
+    }
+
+    /// Has the agent that runs keep its Node and lease, too. The Node is there, with its range of addresses.
+    pub fn registers(&mut self) {
+        self.api.put(NODE, json!({"spec": {"podCIDR": "10.42.0.0/24"}}));
+        let networks = Arc::new(Started(self.network.clone()));
+        let host = self.host.clone().unwrap();
+        self.agent.spawn(node::keep(host, networks, self.up.clone()));
     }
 
     /// Ends the agent as a crash does.
@@ -209,6 +233,11 @@ impl Rig {
         self.fake.behaviour.lock().unwrap().insert(command.into(), behaviour);
     }
 
+    /// Loses what is kept of a pod for times without a server.
+    pub fn forget_kept(&self, name: &str) {
+        std::fs::remove_file(self.settings.root.join("kept-pods").join(name)).unwrap();
+    }
+
     /// Where a file of a pod's folder is.
     pub fn path(&self, name: &str, path: &str) -> PathBuf {
         self.settings.root.join("pods").join(name).join(path)
@@ -222,12 +251,19 @@ impl Rig {
     /// Waits until something is so; how long that took.
     pub async fn until(&self, what: &str, mut so: impl FnMut(&Self) -> bool) -> Duration {
         let begun = Instant::now();
+        let (mut told, mut done) = (self.api.news(), self.fake.news.subscribe());
         while !so(self) {
-            let (started, signals) = (self.started(), self.signals());
             assert!(
                 begun.elapsed() < LONG,
-                "never: {what}; started {started:?}, signalled {signals:?}"
+                "never: {what}; started {:?}, signalled {:?}",
+                self.started(),
+                self.signals()
             );
+            tokio::select! {
+                _ = told.changed() => {}
+                _ = done.changed() => {}
+                () = sleep(LOOK) => {}
+            }
             sleep(STEP).await;
         }
         begun.elapsed()
