@@ -99,6 +99,9 @@ pub struct PodSeen {
     pub setup_not_before: Option<Instant>,
     /// Restart policy of the pod.
     pub policy: RestartPolicy,
+    /// How long the sidecars of a pod that has completed may take. Source: Kubernetes v1.36, `pkg/kubelet/kuberuntime`
+    /// `computePodActions`, which ends such a pod without a grace of its own.
+    pub grace: Duration,
     /// Init containers in order, then the others.
     pub containers: Vec<Seen>,
 }
@@ -176,14 +179,11 @@ impl Life {
 
 fn live(seen: &PodSeen, now: Instant) -> (Life, Plan) {
     match containers(seen, now) {
-        Standing::Over => stopping(seen, now + SIDECAR_GRACE, true, now),
+        Standing::Over => stopping(seen, now + seen.grace, true, now),
         Standing::Open(plan) if seen.sandbox => (Life::Live, plan),
         Standing::Open(_) => (Life::Live, set_up(seen, now)),
     }
 }
-
-/// Sidecars of a pod that has completed get this long.
-const SIDECAR_GRACE: Duration = Duration::from_secs(30);
 
 fn set_up(seen: &PodSeen, now: Instant) -> Plan {
     match seen.setup_not_before {
@@ -321,6 +321,7 @@ mod tests {
             remains: true,
             setup_not_before: None,
             policy,
+            grace: Duration::from_secs(30),
             containers,
         }
     }
@@ -547,6 +548,7 @@ mod tests {
                 remains: remains || sandbox,
                 setup_not_before: None,
                 policy,
+                grace: Duration::from_secs(30),
                 containers,
             },
         )

@@ -6,25 +6,34 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{sleep, timeout};
 
 use super::disk::{blocking, read_json, remove_folder};
 use super::event::About;
 use super::feed::{Update, feed};
 use super::host::{Host, NetworkState};
 use super::ignored;
+use super::ports::Attempt;
 use super::translate::log_dir;
 use super::volume;
 use super::worker::{Desired, work};
+use crate::runtime::PodState;
 use crate::wire::object::{self, Meta};
 use crate::wire::pod::{Pod, PodStatus, RestartPolicy};
 
 /// Updates read ahead of the workers.
 const QUEUE: usize = 64;
+/// What the containers of a pod that nobody knows get between signal and kill: how long they want is not known either. Source:
+/// Kubernetes v1.36, `pkg/kubelet` `HandlePodCleanups` (a second) and `minimumGracePeriodInSeconds`.
+const PARTING: Duration = Duration::from_secs(2);
+/// How often it is looked whether they have ended.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Runs all pods of the node until it is dropped.
 pub async fn keep(host: Arc<Host>) {
@@ -245,6 +254,33 @@ impl Pods {
         }
     }
 
+    async fn unwanted(&self) -> Vec<PodState> {
+        let mut all = self.host.containers.pods().await.unwrap_or_default();
+        all.retain(|state| !self.workers.contains_key(&state.pod_uid));
+        all
+    }
+
+    /// Asks what runs of these pods to end, and lets it.
+    async fn part(&self, pods: &[PodState]) {
+        for state in pods {
+            for it in Attempt::all(state).iter().filter(|it| it.running) {
+                let (uid, name) = (&state.pod_uid, &it.container);
+                if let Err(error) = self.host.containers.signal(uid, name, it.stop_signal).await {
+                    tracing::warn!(uid, container = name, %error, "a container that nobody wants is not told to end");
+                }
+            }
+        }
+        let runs = |state: &PodState| Attempt::all(state).iter().any(|it| it.running);
+        if pods.iter().any(runs) {
+            let ended = async {
+                while self.unwanted().await.iter().any(runs) {
+                    sleep(LOOK).await;
+                }
+            };
+            let _ = timeout(PARTING, ended).await;
+        }
+    }
+
     /// Removes what is on the node and belongs to no pod: what an earlier run could not.
     async fn sweep(&self) {
         let network = match &*self.host.network.borrow() {
@@ -252,11 +288,10 @@ impl Pods {
             NetworkState::Missing(_) => None,
         };
         let mine = |uid: &str| self.workers.contains_key(uid);
-        for state in self.host.containers.pods().await.unwrap_or_default() {
+        let unwanted = self.unwanted().await;
+        self.part(&unwanted).await;
+        for state in unwanted {
             let uid = &state.pod_uid;
-            if mine(uid) {
-                continue;
-            }
             tracing::info!(
                 pod = format!("{}/{}", state.namespace, state.name),
                 uid,

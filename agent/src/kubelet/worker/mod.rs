@@ -106,6 +106,11 @@ pub async fn work(host: Arc<Host>, mut desired: watch::Receiver<Desired>, nudge:
     }
 }
 
+/// As whole seconds, and not none at all.
+fn grace(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).max(SHORTEST_GRACE)
+}
+
 struct Worker {
     host: Arc<Host>,
     pod: Arc<Pod>,
@@ -238,7 +243,6 @@ impl Worker {
     }
 
     fn wanted(&self) -> Wanted {
-        let grace = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).max(SHORTEST_GRACE);
         match () {
             () if self.gone || self.pod.meta.deletion_timestamp.is_some() => Wanted::Delete {
                 grace: grace(self.asked_grace()),
@@ -277,6 +281,7 @@ impl Worker {
             remains: self.setup.remains,
             setup_not_before: self.setup.not_before.filter(|at| *at > now),
             policy,
+            grace: grace(self.own_grace()),
             containers: containers.collect(),
         }
     }

@@ -200,6 +200,28 @@ async fn the_hook_of_a_sidecar_runs_at_once_and_its_signal_waits_for_its_turn() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_sidecar_of_a_pod_that_has_completed_has_the_pods_own_grace() {
+    for grace in [5, 100] {
+        let rig = Rig::start();
+        *rig.fake.obedient.lock().unwrap() = false;
+        let sidecar = named("s", json!({"restartPolicy": "Always"}));
+        rig.run(
+            "job",
+            json!({
+                "restartPolicy": "Never", "terminationGracePeriodSeconds": grace,
+                "initContainers": [sidecar], "containers": [named("c", json!({}))],
+            }),
+        );
+        rig.until("it runs", |rig| rig.phase("job") == "Running").await;
+        rig.fake.end("job", "c", 0);
+        rig.until("it is asked", |rig| rig.signals() == ["s 15"]).await;
+        let took = rig.until("it is killed", |rig| rig.signals() == ["s 15", "s 9"]).await;
+        assert!(about(took, seconds(grace)), "{took:?} instead of {grace} s");
+        rig.until("it is done", |rig| rig.phase("job") == "Succeeded").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn sidecars_end_in_the_reverse_of_their_order() {
     let rig = Rig::start();
     let sidecar = |name| named(name, json!({"restartPolicy": "Always"}));

@@ -319,6 +319,30 @@ async fn a_sandbox_that_is_nobodys_is_swept_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_runs_and_is_nobodys_is_asked_to_end_before_it_is_killed() {
+    for (obedient, least, most) in [(true, 0, 1), (false, 2, 3)] {
+        let mut rig = Rig::start();
+        rig.run("web", one("Always", json!({})));
+        rig.run("old", one("Always", json!({})));
+        rig.until("both run", |rig| {
+            rig.phase("web") == "Running" && rig.phase("old") == "Running"
+        })
+        .await;
+        tokio::time::sleep(seconds(1)).await; // what is kept on disk is kept in the background
+        rig.agent_dies().await;
+        rig.delete("old", 0);
+        rig.forget_kept("old");
+        *rig.fake.obedient.lock().unwrap() = obedient;
+        rig.agent_starts();
+        let took = rig.until("it is gone", |rig| rig.fake.state("old").is_none()).await;
+        assert!(took >= seconds(least) && took <= seconds(most), "{took:?}");
+        assert_eq!(rig.signals(), ["c 15"]);
+        rig.until_gone("old").await;
+        assert!(rig.fake.state("web").is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_status_names_the_image_that_runs_and_not_the_one_that_is_asked_for_now() {
     let rig = Rig::start();
     rig.run("web", one("Always", json!({})));
