@@ -1,6 +1,6 @@
 //! The chance of simulations: the same numbers for the same seed, for ever, and a way to run one seed again.
 //!
-//! `SEED=4711 cargo test -p agent simulation` replays what failed.
+//! `SEED=4711 cargo test -p agent simulation` replays what failed; `SEEDS=100` bounds how many run where a processor is emulated.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -26,17 +26,17 @@ impl Random {
     }
 }
 
-/// Runs a simulation with the seeds from 0 to `count`, or with that of `SEED` alone; a failure names its seed.
+/// Runs a simulation with the seeds from 0 to `count` (or to `SEEDS`), or with that of `SEED` alone; a failure names its seed.
 pub fn simulate(count: u64, run: impl Fn(u64)) {
     #[expect(
         clippy::disallowed_methods,
-        reason = "a developer's way to replay one seed, not configuration"
+        reason = "a developer's way to choose seeds, not configuration"
     )]
-    let only = std::env::var("SEED").ok().map(|text| text.parse::<u64>().unwrap());
-    if let Some(seed) = only {
+    let given = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    if let Some(seed) = given("SEED") {
         return run(seed);
     }
-    for seed in 0..count {
+    for seed in 0..given("SEEDS").map_or(count, |most| most.min(count)) {
         let outcome = catch_unwind(AssertUnwindSafe(|| run(seed)));
         assert!(outcome.is_ok(), "failed with SEED={seed}");
     }
