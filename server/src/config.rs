@@ -201,6 +201,7 @@ fn server(args: Vec<String>, around: &Surroundings) -> Result<Config, ConfigErro
     let mut known = file::Flags::of(&command);
     known.add(flags::FOREIGN.iter().flat_map(Foreign::names));
     let (args, mut warnings) = file::apply(args, around.config_file.as_deref(), &around.usual_file, &known)?;
+    warnings.extend(flags::pass_over_variables(&args, variable)?);
     let (args, passed_over) = pass_over(args, &command, flags::FOREIGN)?;
     warnings.extend(passed_over);
     resolve(Server::try_parse_from(args)?, around, warnings)

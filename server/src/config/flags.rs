@@ -7,6 +7,8 @@ use agent::config::flags::Foreign;
 use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::{ArgAction, Parser};
 
+use super::ConfigError;
+
 /// `k3s --help`.
 pub const HELP: &str = "\
 Amphipod: Kubernetes for small boxes, a drop-in for K3s.
@@ -285,6 +287,52 @@ pub(super) const FOREIGN: &[Foreign] = &[
     },
     agent::config::flags::AGENT,
 ];
+
+/// Variables by which K3s takes flags that this command does not have.
+///
+/// Source: K3s v1.36.3, `pkg/cli/cmds/server.go` and `agent.go`.
+pub(super) const VARIABLES: &[(&str, &str)] = &[
+    ("K3S_URL", "server"),
+    ("K3S_CLUSTER_INIT", "cluster-init"),
+    ("K3S_CLUSTER_RESET", "cluster-reset"),
+    ("K3S_SUPERVISOR_PORT", "supervisor-port"),
+    ("K3S_APISERVER_PORT", "apiserver-port"),
+    ("K3S_APISERVER_BIND_ADDRESS", "apiserver-bind-address"),
+    ("K3S_KUBECONFIG_GROUP", "write-kubeconfig-group"),
+    ("K3S_LB_SERVER_PORT", "lb-server-port"),
+    ("K3S_SELINUX", "selinux"),
+    ("K3S_SYSTEM_DEFAULT_REGISTRY", "system-default-registry"),
+    ("K3S_VPN_AUTH", "vpn-auth"),
+    ("K3S_VPN_AUTH_FILE", "vpn-auth-file"),
+];
+
+/// Warnings of the variables that are passed over; `value` looks one up. A flag in `args` goes before its variable.
+///
+/// # Errors
+/// [`ConfigError::Refused`] for one that somebody relies on, without its value.
+pub(super) fn pass_over_variables(
+    args: &[String],
+    value: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<String>, ConfigError> {
+    let given = |flag: &str| {
+        let flag = format!("--{flag}");
+        let mut names = args.iter().map(|arg| arg.split('=').next());
+        names.any(|name| name == Some(&flag))
+    };
+    let mut warnings = Vec::new();
+    for (variable, flag) in VARIABLES {
+        let off = |value: &String| matches!(value.as_str(), "" | "0" | "f" | "F" | "false" | "FALSE" | "False");
+        if given(flag) || value(variable).is_none_or(|value| off(&value)) {
+            continue;
+        }
+        let mut refused = FOREIGN.iter().flat_map(|table| table.refused);
+        match refused.find(|(name, _)| name == flag) {
+            Some((_, why)) => return Err(ConfigError::Refused(format!("{variable}: {why}"))),
+            None => warnings.push(format!("{variable} has no effect here")),
+        }
+    }
+    Ok(warnings)
+}
 
 /// What to say of a first word that is no command.
 pub(super) fn unknown_command(word: &str) -> String {

@@ -229,6 +229,30 @@ const K3S: &str = "config debug vmodule log alsologtostderr bind-address https-l
     vpn-auth-file no-deploy no-flannel cluster-secret";
 
 #[test]
+fn a_variable_of_k3s_is_no_more_passed_over_in_silence_than_its_flag() {
+    let named: Vec<&str> = flags::FOREIGN.iter().flat_map(Foreign::names).collect();
+    for (variable, flag) in flags::VARIABLES {
+        assert!(named.contains(flag), "{variable} is that of --{flag}");
+    }
+    let with = |variable: &str, value: &str, line: &str| {
+        let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        flags::pass_over_variables(&args, |name| (name == variable).then(|| value.to_owned()))
+            .map_err(|error| error.to_string())
+    };
+    let refused = with("K3S_URL", "https://hidden:6443", "k3s").unwrap_err();
+    assert!(
+        refused.starts_with("K3S_URL: a server is not joined") && !refused.contains("hidden"),
+        "{refused}"
+    );
+    assert!(with("K3S_CLUSTER_INIT", "true", "k3s").is_err());
+    assert_eq!(with("K3S_CLUSTER_INIT", "false", "k3s"), Ok(vec![]));
+    assert_eq!(with("K3S_CLUSTER_INIT", "true", "k3s --cluster-init=false"), Ok(vec![]));
+    let passed_over = with("K3S_KUBECONFIG_GROUP", "admins", "k3s").unwrap();
+    assert_eq!(passed_over, ["K3S_KUBECONFIG_GROUP has no effect here"]);
+    assert_eq!(with("K3S_TOKEN", "t", "k3s"), Ok(vec![]), "a flag of this command");
+}
+
+#[test]
 fn a_datastore_is_read_and_its_password_is_not_printed() {
     let config = with(
         "datastore-cafile: /ca.pem\n",
