@@ -15,11 +15,12 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
-use tokio_tungstenite::client_async_with_config;
+use tokio_rustls::client::TlsStream;
 use tracing::{debug, info, warn};
 
 use super::session::Role;
 use super::stream::{Opened, Stream, Tunnel};
+use super::upgrade::upgrade;
 use super::{allow, link};
 use crate::api::Client;
 use crate::balancer::{Balancer, Pulse};
@@ -190,10 +191,7 @@ impl Tunnels {
         }
     }
 
-    async fn open(
-        &self,
-        address: &str,
-    ) -> Result<tokio_tungstenite::WebSocketStream<tokio_rustls::client::TlsStream<TcpStream>>, String> {
+    async fn open(&self, address: &str) -> Result<link::Socket<TlsStream<TcpStream>>, String> {
         let tls = self.client.endpoint().tls.ok_or("no certificate")?;
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -205,8 +203,8 @@ impl Tunnels {
             .await
             .map_err(|error| error.to_string())?;
         let url = format!("wss://{address}{PREFIX}/connect");
-        match client_async_with_config(url, tls, Some(link::websocket_config())).await {
-            Ok((socket, _)) => Ok(socket),
+        match upgrade(&url, tls).await {
+            Ok(socket) => Ok(socket),
             Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => Err(match answer.status().as_u16() {
                 401 => {
                     self.client.note_refusal();
@@ -224,7 +222,7 @@ impl Tunnels {
 
     async fn serve<S>(
         &self,
-        socket: tokio_tungstenite::WebSocketStream<S>,
+        socket: link::Socket<S>,
         address: &str,
         leave: watch::Receiver<Leave>,
         news: &Notify,
@@ -390,7 +388,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_that_stands_still_is_left_and_taken_back_when_it_moves() {
         let (near, far) = tokio::io::duplex(1 << 20);
-        let near = WebSocketStream::from_raw_socket(near, protocol::Role::Client, None).await;
+        let near = link::Socket::new(near);
         let mut far = WebSocketStream::from_raw_socket(far, protocol::Role::Server, None).await;
         let balancer = Balancer::new("a:1", &["a:1".to_owned(), "b:1".to_owned()], 0);
         balancer.report("a:1", true);

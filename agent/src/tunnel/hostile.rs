@@ -1,14 +1,13 @@
 //! Peers that send nonsense, take nothing, or do not read one stream of a hundred; at each end of a tunnel.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex, split};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, duplex, split};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol;
 
-use super::link::{self, LinkError};
+use super::link::{self, LinkError, Socket};
 use super::session::{Role, Session};
 use super::stream::{Opened, Stream, Tunnel};
 use crate::chance::{Random, simulate};
@@ -40,17 +39,15 @@ fn a_session_outlives_or_refuses_any_frames_and_answers_each_at_most_so_often() 
             }
         }
         // One answer to a frame, and what its own streams have to say; it never goes on for ever.
-        let answers = std::iter::from_fn(|| session.transmit()).take(1000).count();
-        assert!(answers < 1000, "{answers}");
+        let mut wire = Vec::new();
+        let outputs = (0..1000).take_while(|_| {
+            wire.clear();
+            session.output(&mut wire, || Ok::<_, Infallible>(None)).unwrap();
+            !wire.is_empty()
+        });
+        let outputs = outputs.count();
+        assert!(outputs < 1000, "{outputs}");
     });
-}
-
-async fn websocket(socket: DuplexStream, role: Role) -> WebSocketStream<DuplexStream> {
-    let side = match role {
-        Role::Dialer => protocol::Role::Server,
-        Role::Listener => protocol::Role::Client,
-    };
-    WebSocketStream::from_raw_socket(socket, side, Some(link::websocket_config())).await
 }
 
 /// A peer that is there, as its pings and pongs show, and takes not a byte.
@@ -78,7 +75,7 @@ async fn a_peer_that_takes_nothing_is_given_up_half_a_minute_after_the_first_fra
             tasks.spawn(async move { while stream.write_all(&[7; 4096]).await.is_ok() {} });
         }
         let began = Instant::now();
-        let run = link::run(websocket(near, role).await, &tunnel, drop);
+        let run = link::run(Socket::new(near), &tunnel, drop);
         // A listener only pings: 4 KiB of them take hours.
         let limit = Duration::from_secs(match role {
             Role::Dialer => 40,
@@ -112,12 +109,12 @@ where
     let dialer = Tunnel::new(Role::Dialer, 1);
     let tunnel = dialer.clone();
     tasks.spawn(async move {
-        link::run(websocket(near, Role::Dialer).await, &tunnel, drop).await;
+        link::run(Socket::new(near), &tunnel, drop).await;
     });
     tasks.spawn(async move {
         let tunnel = Tunnel::new(Role::Listener, 1);
         let mut streams = JoinSet::new();
-        let socket = websocket(far, Role::Listener).await;
+        let socket = Socket::new(far);
         let serve = |opened: Opened| drop(streams.spawn(serve(opened.stream)));
         link::run(socket, &tunnel, serve).await;
     });
@@ -186,4 +183,31 @@ async fn a_reader_that_is_stuck_at_the_server_holds_nobody_else_up() {
         .expect("they wait");
     drop(stuck_reader);
     tasks.shutdown().await;
+}
+
+/// Those that end while their writers wait for their turn may be all whose turn it is.
+#[tokio::test(start_paused = true)]
+async fn writers_go_on_when_many_others_are_cut_off_among_them() {
+    for (streams, kept) in [(100, 3), (100, 50), (40, 1)] {
+        let mut tasks = JoinSet::new();
+        let pour = |mut stream: Stream| async move { while stream.write_all(&[7; 40_000]).await.is_ok() {} };
+        let tunnel = connected(pour, &mut tasks);
+        let mut readers = JoinSet::new();
+        for number in 0..streams {
+            let mut stream = tunnel.dial("127.0.0.1:10250").unwrap();
+            readers.spawn(async move {
+                let most = if number % (streams / kept) == 0 {
+                    4 << 20
+                } else {
+                    number << 14
+                };
+                let mut buffer = vec![0; most];
+                stream.read_exact(&mut buffer).await.unwrap();
+            });
+        }
+        timeout(Duration::from_secs(4), readers.join_all())
+            .await
+            .unwrap_or_else(|_| panic!("{kept} of {streams} wait"));
+        tasks.shutdown().await;
+    }
 }

@@ -1,28 +1,28 @@
 //! Moves the frames of one tunnel over one websocket, until either ends. It decides nothing: `session.rs` does.
 
 use std::future::Future;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{sleep_until, timeout};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until, timeout};
 
+use super::masks::NoMask;
 use super::session::Violation;
 use super::stream::{Opened, Tunnel};
-use crate::wire::frame::{Frame, FrameError, MAX_FRAME};
+use super::websocket::{AWAY, Incoming, Reader, WebsocketError};
+use crate::wire::frame::{Frame, FrameError};
 
 /// A peer that does not take a frame for so long is gone, whatever it may still send.
 const SEND_LIMIT: Duration = Duration::from_secs(30);
-/// Reads go through it; large frames grow it for their time.
+/// Small frames and the heads of large ones are read through it. Every idle tunnel holds one.
 const READ_BUFFER: usize = 4 << 10;
-
+/// After so many bytes those for whom they are may run, before their processor has forgotten them and the peer has to pause.
+const TURN: usize = 128 << 10;
+/// Who has nothing to send for so long gives the buffer back.
+const IDLE: Duration = Duration::from_secs(1);
 /// Why a tunnel ended.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -36,8 +36,11 @@ pub enum LinkError {
     #[error("closed here")]
     Left,
     /// The connection broke.
-    #[error("{0}")]
-    Socket(Box<tungstenite::Error>),
+    #[error(transparent)]
+    Socket(io::Error),
+    /// It does not speak as a websocket should.
+    #[error(transparent)]
+    Websocket(#[from] WebsocketError),
     /// It no longer takes what it is sent.
     #[error("a frame could not be sent for {} s", SEND_LIMIT.as_secs())]
     Stuck,
@@ -47,40 +50,45 @@ pub enum LinkError {
     /// It sends what is no frame.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// It sends text.
-    #[error("the peer sent text")]
-    Text,
+    /// Nothing can be sent.
+    #[error(transparent)]
+    Mask(#[from] NoMask),
 }
 
-impl From<tungstenite::Error> for LinkError {
-    fn from(error: tungstenite::Error) -> Self {
-        match error {
-            tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => Self::Closed,
+impl From<io::Error> for LinkError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
             // A process that is stopped says no goodbye on the TLS layer.
-            tungstenite::Error::Io(error)
-                if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) =>
-            {
-                Self::Closed
-            }
-            other => Self::Socket(Box::new(other)),
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Socket(error),
         }
     }
 }
 
-/// The websocket's bounds.
-pub fn websocket_config() -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
-        .max_write_buffer_size(MAX_FRAME + READ_BUFFER)
-        .max_message_size(Some(MAX_FRAME))
-        .max_frame_size(Some(MAX_FRAME))
+/// A websocket after its handshake.
+#[derive(Debug)]
+pub struct Socket<S> {
+    stream: S,
+    /// What came together with the handshake's last bytes.
+    early: BytesMut,
+}
+
+impl<S> Socket<S> {
+    /// Nothing has come yet.
+    pub fn new(stream: S) -> Self {
+        Self::with(stream, BytesMut::new())
+    }
+
+    /// `early` came behind the handshake.
+    pub const fn with(stream: S, early: BytesMut) -> Self {
+        Self { stream, early }
+    }
 }
 
 /// Runs the tunnel until it ends; all its streams end with it. Dropping the future ends it too.
 ///
 /// `opened` gets each stream that the peer asks for.
-pub async fn run<S>(socket: WebSocketStream<S>, tunnel: &Tunnel, opened: impl FnMut(Opened)) -> LinkError
+pub async fn run<S>(socket: Socket<S>, tunnel: &Tunnel, opened: impl FnMut(Opened)) -> LinkError
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -89,7 +97,7 @@ where
 
 /// As [`run`]; `said` gets what the peer says in its pings ([`Tunnel::say`]).
 pub async fn run_hearing<S>(
-    socket: WebSocketStream<S>,
+    socket: Socket<S>,
     tunnel: &Tunnel,
     opened: impl FnMut(Opened),
     said: impl FnMut(&[u8]),
@@ -98,8 +106,10 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let _end = End(tunnel);
-    let (sink, source) = socket.split();
-    let error = either(receive(source, tunnel, opened, said), send(sink, tunnel)).await;
+    let Socket { stream, early } = socket;
+    let (from, to) = split(stream);
+    let receiving = receive(from, Reader::new(tunnel.side()), early, tunnel, opened, said);
+    let error = either(receiving, send(to, tunnel)).await;
     match error {
         Ok(never) => match never {},
         Err(error) => error,
@@ -126,77 +136,103 @@ impl Drop for End<'_> {
     }
 }
 
-async fn receive<S>(
-    mut source: SplitStream<WebSocketStream<S>>,
+async fn receive<S: AsyncRead>(
+    mut from: ReadHalf<S>,
+    mut reader: Reader,
+    mut wire: BytesMut,
     tunnel: &Tunnel,
     mut opened: impl FnMut(Opened),
     mut said: impl FnMut(&[u8]),
-) -> Result<Never, LinkError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    use tungstenite::Message;
+) -> Result<Never, LinkError> {
+    let mut taken = 0;
     loop {
-        match source.next().await.ok_or(LinkError::Closed)?? {
-            Message::Binary(bytes) => tunnel
-                .receive(Frame::decode(&bytes)?)?
-                .into_iter()
-                .for_each(&mut opened),
-            Message::Ping(word) => {
-                tunnel.heard();
-                said(&word);
+        while let Some(incoming) = reader.next(&mut wire)? {
+            match incoming {
+                Incoming::Binary(bytes) => {
+                    taken += bytes.len();
+                    let frame = Frame::decode(&bytes)?;
+                    tunnel.receive(frame)?.into_iter().for_each(&mut opened);
+                }
+                Incoming::Ping(word) => {
+                    tunnel.heard();
+                    said(&word);
+                    tunnel.answer(word);
+                }
+                Incoming::Pong => tunnel.heard(),
+                Incoming::Close(Some(AWAY)) => return Err(LinkError::Away),
+                Incoming::Close(_) => return Err(LinkError::Closed),
             }
-            Message::Pong(_) => tunnel.heard(),
-            Message::Close(Some(frame)) if frame.code == CloseCode::Away => return Err(LinkError::Away),
-            Message::Close(_) => return Err(LinkError::Closed),
-            Message::Text(_) => return Err(LinkError::Text),
-            Message::Frame(_) => {}
+        }
+        if taken >= TURN {
+            taken = 0;
+            yield_now().await;
+        }
+        let came = match reader.direct() {
+            Some(mut room) => {
+                let came = from.read_buf(&mut room).await?;
+                reader.put(came);
+                came
+            }
+            None => {
+                wire.reserve(READ_BUFFER.saturating_sub(wire.len()));
+                from.read_buf(&mut wire).await?
+            }
+        };
+        if came == 0 {
+            return Err(LinkError::Closed);
         }
     }
 }
 
-async fn send<S>(
-    mut sink: SplitSink<WebSocketStream<S>, tungstenite::Message>,
-    tunnel: &Tunnel,
-) -> Result<Never, LinkError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    use tungstenite::Message;
+async fn send<S: AsyncWrite>(mut to: WriteHalf<S>, tunnel: &Tunnel) -> Result<Never, LinkError> {
+    let (mut wire, mut dry) = (Vec::new(), false);
     loop {
         let (ping, again) = tunnel.tick()?;
-        match tunnel.word() {
-            Some(word) => give(&mut sink, Message::Ping(word)).await?,
-            None if ping => give(&mut sink, Message::Ping(bytes::Bytes::new())).await?,
-            None => {}
+        tunnel.fill(ping, &mut wire)?;
+        if !wire.is_empty() {
+            give(&mut to, &wire).await?;
+            wire.clear();
+            dry = false;
+            continue;
         }
-        match tunnel.transmit() {
-            Some(frame) => give(&mut sink, Message::Binary(frame.encode())).await?,
-            None if tunnel.is_leaving() => {
-                let away = CloseFrame {
-                    code: CloseCode::Away,
-                    reason: "".into(),
-                };
-                give(&mut sink, Message::Close(Some(away))).await?;
-                return Err(LinkError::Left);
-            }
-            None => tokio::select! {
-                () = tunnel.output() => {}
-                () = sleep_until(again.into()) => {}
-            },
+        // Writers were let in as there was room, and may run now. If none of them has anything to say, the others may.
+        if !dry {
+            dry = true;
+            yield_now().await;
+            continue;
+        }
+        if tunnel.admit() {
+            continue;
+        }
+        if tunnel.is_leaving() {
+            tunnel.good_bye(&mut wire)?;
+            give(&mut to, &wire).await?;
+            return Err(LinkError::Left);
+        }
+        let holds = wire.capacity() > READ_BUFFER;
+        let until = match holds {
+            true => Instant::from_std(again).min(Instant::now() + IDLE),
+            false => again.into(),
+        };
+        tokio::select! {
+            () = tunnel.output() => {}
+            () = sleep_until(until) => wire = Vec::new(),
         }
     }
 }
 
-async fn give<S>(
-    sink: &mut SplitSink<WebSocketStream<S>, tungstenite::Message>,
-    message: tungstenite::Message,
-) -> Result<(), LinkError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    timeout(SEND_LIMIT, sink.send(message))
-        .await
-        .map_err(|_| LinkError::Stuck)??;
-    Ok(())
+/// Writes all of it; a peer that takes nothing at all for [`SEND_LIMIT`] is gone.
+async fn give<S: AsyncWrite>(to: &mut WriteHalf<S>, mut bytes: &[u8]) -> Result<(), LinkError> {
+    while !bytes.is_empty() {
+        let taken = in_time(to.write(bytes)).await?;
+        bytes = match bytes.get(taken..) {
+            Some(rest) if taken > 0 => rest,
+            _ => return Err(LinkError::Closed),
+        };
+    }
+    in_time(to.flush()).await
+}
+
+async fn in_time<T>(sending: impl Future<Output = io::Result<T>>) -> Result<T, LinkError> {
+    Ok(timeout(SEND_LIMIT, sending).await.map_err(|_| LinkError::Stuck)??)
 }

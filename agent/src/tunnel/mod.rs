@@ -1,17 +1,23 @@
 //! The agent's tunnels: one websocket to each server, through which the servers reach this node's kubelet.
 //!
-//! `session.rs` (pure), `stream.rs` and `link.rs` are both ends' and the server uses them too; `allow.rs` (pure) and
-//! `client.rs` are the agent's.
+//! `session.rs` (pure; with `role.rs` and `passing.rs`), `stream.rs`, `link.rs` and the websocket below it (`websocket.rs`, pure)
+//! are both ends' and the server uses them too; `allow.rs` (pure), `upgrade.rs` and `client.rs` are the agent's.
 
 mod allow;
 mod client;
 #[cfg(test)]
 mod hostile;
 pub mod link;
+mod masks;
+mod passing;
+mod role;
 pub mod session;
 #[cfg(test)]
 mod simulation;
 mod stream;
+mod upgrade;
+mod websocket;
 
 pub use client::Tunnels;
 pub use stream::{OpenError, Opened, Stream, Tunnel};
+pub use upgrade::upgrade;

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
+use super::passing::{PASSING_MAX, Passing};
+pub use super::role::Role;
+use super::websocket::{self, Kind};
 use crate::wire::frame::{EOF, Frame, Message};
 
 /// Received bytes of one stream that wait for their reader before the peer is told to pause. K3s allows 2 MiB; a box with
@@ -26,52 +29,14 @@ pub const SESSION_MAX: usize = 32 << 20;
 pub const OUTBOUND_MAX: usize = 64 << 10;
 /// The longest payload sent: what K3s' copy loops make.
 pub const DATA_MAX: usize = 32 << 10;
+/// Smaller writes wait by stream, where they become one frame.
+const PASSING_MIN: usize = 4 << 10;
 /// Answers that wait for a peer which sends and does not read.
 const CONTROL_MAX: usize = 4096;
 /// How long the last bytes of a closed stream may wait for a peer that paused it.
 const CLOSE_LIMIT: Duration = Duration::from_secs(60);
 /// What the streams of a broken tunnel are told, as K3s says it.
 pub const DISCONNECT: &str = "tunnel disconnect";
-
-/// Which end this is, and how it notices that the other is gone.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Role {
-    /// The server: opens streams, answers pings.
-    Dialer,
-    /// The agent: accepts streams, pings, and says which streams it knows.
-    Listener,
-}
-
-impl Role {
-    const fn ping(self) -> Option<Duration> {
-        match self {
-            Self::Dialer => None,
-            Self::Listener => Some(Duration::from_secs(5)),
-        }
-    }
-
-    const fn sync(self) -> Option<Duration> {
-        match self {
-            Self::Dialer => None,
-            Self::Listener => Some(Duration::from_secs(60)),
-        }
-    }
-
-    /// An agent hears an answer to each ping; a server a ping of any K3s every 5 s, in bad times late.
-    const fn silence(self) -> Duration {
-        match self {
-            Self::Dialer => Duration::from_secs(60),
-            Self::Listener => Duration::from_secs(20),
-        }
-    }
-
-    const fn streams(self) -> usize {
-        match self {
-            Self::Dialer => 1024,
-            Self::Listener => 256,
-        }
-    }
-}
 
 /// Why a session has to end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -145,12 +110,15 @@ pub struct Session {
     ready: VecDeque<i64>,
     /// Said about streams that are not there (any more).
     control: VecDeque<(i64, Message)>,
+    passing: Passing,
     buffered: usize,
     next_frame: i64,
     next_connection: i64,
     heard: Instant,
     ping_at: Option<Instant>,
     sync_at: Option<Instant>,
+    /// No closed stream's time is up before; each frame asks for it, so it is kept.
+    late_at: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -188,12 +156,14 @@ impl Session {
             streams: BTreeMap::new(),
             ready: VecDeque::new(),
             control: VecDeque::new(),
+            passing: Passing::default(),
             buffered: 0,
             next_frame: first_frame,
             next_connection: 2,
             heard: now,
             ping_at: role.ping().map(|every| now + every),
             sync_at: role.sync().map(|every| now + every),
+            late_at: None,
         }
     }
 
@@ -246,8 +216,40 @@ impl Session {
         self.heard
     }
 
-    /// The next frame to send. What it took room from may go on: wake the writer of `connection`.
-    pub fn transmit(&mut self) -> Option<Frame> {
+    /// Puts what is to be sent now into `wire`, which is empty, as frames of a websocket; `mask` has a fresh mask for each if this
+    /// end is its client. Returns the streams whose writers may go on.
+    ///
+    /// # Errors
+    /// Those of `mask`.
+    pub fn output<E>(
+        &mut self,
+        wire: &mut Vec<u8>,
+        mut mask: impl FnMut() -> Result<Option<[u8; 4]>, E>,
+    ) -> Result<Vec<i64>, E> {
+        self.passing.swap(wire);
+        let mut touched = Vec::new();
+        // As much again as passes in a turn: neither streams with much to say nor those with little wait for the others to be done.
+        let most = wire.len() + PASSING_MAX;
+        while wire.len() < most
+            && let Some(frame) = self.transmit()
+        {
+            let (head, data) = frame.parts();
+            websocket::put(wire, Kind::Binary, [&head, data], mask()?);
+            if matches!(frame.message, Message::Data(_) | Message::Error(_)) {
+                touched.push(frame.connection);
+            }
+        }
+        touched.extend(self.passing.admit(false));
+        Ok(touched)
+    }
+
+    /// Streams that wait for others to write, while none does.
+    pub fn admit(&mut self) -> Vec<i64> {
+        self.passing.admit(true)
+    }
+
+    /// The next frame that goes behind what passes.
+    fn transmit(&mut self) -> Option<Frame> {
         loop {
             if let Some((connection, message)) = self.control.pop_front() {
                 return Some(self.frame(connection, message));
@@ -269,9 +271,9 @@ impl Session {
         }
     }
 
-    /// Whether [`Session::transmit`] may have something.
+    /// Whether [`Session::output`] may have something.
     pub fn has_output(&self) -> bool {
-        !self.control.is_empty() || !self.ready.is_empty()
+        !self.control.is_empty() || !self.ready.is_empty() || !self.passing.is_empty()
     }
 
     /// Takes up to `most` received bytes off a stream.
@@ -300,21 +302,30 @@ impl Session {
         }
     }
 
-    /// Gives bytes to be sent.
-    pub fn write(&mut self, connection: i64, bytes: &[u8]) -> Write {
+    /// Gives bytes to be sent. `mask`: a fresh one if this end is the websocket's client.
+    pub fn write(&mut self, connection: i64, bytes: &[u8], mask: Option<[u8; 4]>) -> Write {
         let Some(stream) = self.streams.get_mut(&connection) else {
             return Write::Closed;
         };
         if stream.ended.is_some() || stream.closing.is_some() {
             return Write::Closed;
         }
+        if bytes.is_empty() {
+            return Write::Taken(0);
+        }
+        // What was written before goes out before: not past what waits in the stream itself.
+        if bytes.len() >= PASSING_MIN && !stream.held && stream.outbound.is_empty() && stream.connect.is_none() {
+            if !self.passing.may_push(connection) {
+                return Write::Pending;
+            }
+            let taken = bytes.get(..DATA_MAX).unwrap_or(bytes);
+            let head = self.frame(connection, Message::Data(Bytes::new()));
+            self.passing.push(&head, taken, mask);
+            return Write::Taken(taken.len());
+        }
         let room = OUTBOUND_MAX.saturating_sub(stream.outbound.len()).min(bytes.len());
         let Some(taken) = bytes.get(..room).filter(|taken| !taken.is_empty()) else {
-            return if bytes.is_empty() {
-                Write::Taken(0)
-            } else {
-                Write::Pending
-            };
+            return Write::Pending;
         };
         stream.outbound.extend_from_slice(taken);
         if !stream.held {
@@ -331,7 +342,9 @@ impl Session {
         self.buffered -= std::mem::take(&mut stream.inbound_bytes);
         stream.inbound.clear();
         if stream.ended.is_none() && stream.closing.is_none() {
-            stream.closing = Some((reason.to_owned(), now + CLOSE_LIMIT));
+            let until = now + CLOSE_LIMIT;
+            stream.closing = Some((reason.to_owned(), until));
+            self.late_at.get_or_insert(until);
             self.enqueue(connection);
         }
     }
@@ -352,6 +365,7 @@ impl Session {
     pub fn break_off(&mut self) -> Vec<i64> {
         self.ready.clear();
         self.control.clear();
+        self.passing = Passing::default();
         self.streams.retain(|_, stream| !stream.released);
         for stream in self.streams.values_mut() {
             stream.ended.get_or_insert_with(|| DISCONNECT.into());
@@ -367,17 +381,8 @@ impl Session {
         if now >= self.heard + self.role.silence() {
             return Err(Violation::Silent);
         }
-        let late: Vec<i64> = self
-            .streams
-            .iter()
-            .filter(|(_, stream)| stream.closing.as_ref().is_some_and(|(_, until)| *until <= now))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in late {
-            if let Some(stream) = self.streams.get_mut(&id) {
-                stream.outbound.clear();
-                self.enqueue(id);
-            }
+        if self.late_at.is_some_and(|at| at <= now) {
+            self.give_up_on_the_late(now);
         }
         if let (Some(at), Some(every)) = (self.sync_at, self.role.sync())
             && at <= now
@@ -396,13 +401,28 @@ impl Session {
 
     /// When [`Session::tick`] has something to do at the latest.
     pub fn next_tick(&self) -> Instant {
-        let closing = self
-            .streams
-            .values()
-            .filter_map(|stream| Some(stream.closing.as_ref()?.1));
-        let due = [self.ping_at, self.sync_at].into_iter().flatten().chain(closing).min();
+        let due = [self.ping_at, self.sync_at, self.late_at].into_iter().flatten().min();
         let silent = self.heard + self.role.silence();
         due.map_or(silent, |due| due.min(silent))
+    }
+
+    /// What waits in closed streams for a peer that paused them is dropped when their time is up.
+    fn give_up_on_the_late(&mut self, now: Instant) {
+        let (mut late, mut next) = (Vec::new(), None::<Instant>);
+        for (id, stream) in &mut self.streams {
+            match stream.closing {
+                Some((_, until)) if until <= now => {
+                    stream.outbound.clear();
+                    late.push(*id);
+                }
+                Some((_, until)) => next = Some(next.map_or(until, |next| next.min(until))),
+                None => {}
+            }
+        }
+        self.late_at = next;
+        for id in late {
+            self.enqueue(id);
+        }
     }
 
     /// Streams that are not over.
@@ -515,6 +535,7 @@ impl Session {
     }
 
     fn remove(&mut self, id: i64) {
+        self.passing.forget(id);
         if let Some(stream) = self.streams.remove(&id) {
             self.buffered -= stream.inbound_bytes;
         }

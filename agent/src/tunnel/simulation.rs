@@ -2,9 +2,14 @@
 //! closes and pauses, by a seed. What fails prints its seed; nothing here sleeps or reads a clock.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use super::session::{Event, OUTBOUND_MAX, PAUSE_ABOVE, Read, Role, STREAM_MAX, Session, Write};
+use bytes::BytesMut;
+
+use super::passing::PASSING_MAX;
+use super::session::{DATA_MAX, Event, OUTBOUND_MAX, PAUSE_ABOVE, Read, Role, STREAM_MAX, Session, Write};
+use super::websocket::{Incoming, Reader, Side};
 use crate::chance::{Random, simulate};
 use crate::wire::frame::{Frame, Message};
 
@@ -79,7 +84,7 @@ impl World {
         // Nearly every place in every stream has its own byte: 251 is prime to the sizes of buffers.
         let from = (end.streams[&id].written.len() + usize::try_from(id).unwrap() * 17) % 251;
         let bytes = &self.pattern[from..from + size];
-        if let Write::Taken(count) = end.session.write(id, bytes) {
+        if let Write::Taken(count) = end.session.write(id, bytes, None) {
             assert!(count <= OUTBOUND_MAX);
             end.streams
                 .get_mut(&id)
@@ -105,13 +110,9 @@ impl World {
     }
 
     fn send(&mut self, side: usize) {
-        for _ in 0..self.random.next(8) {
-            let Some(frame) = self.ends[side].session.transmit() else {
-                return;
-            };
-            let bytes = frame.encode();
-            assert_eq!(Frame::decode(&bytes).as_ref(), Ok(&frame));
-            self.ends[side].wire.push_back(frame);
+        if self.random.next(4) > 0 {
+            let (frames, _) = sent(&mut self.ends[side].session);
+            self.ends[side].wire.extend(frames);
         }
     }
 
@@ -157,14 +158,19 @@ impl World {
         }
     }
 
+    fn send_all(&mut self, side: usize) {
+        while self.ends[side].session.has_output() {
+            let (frames, _) = sent(&mut self.ends[side].session);
+            self.ends[side].wire.extend(frames);
+        }
+    }
+
     /// Lets everything arrive and be read.
     fn settle(&mut self) {
         for _ in 0..20_000 {
             let mut moved = false;
             for side in 0..2 {
-                while let Some(frame) = self.ends[side].session.transmit() {
-                    self.ends[side].wire.push_back(frame);
-                }
+                self.send_all(side);
                 while !self.ends[side].wire.is_empty() {
                     moved = true;
                     self.deliver(side);
@@ -236,10 +242,31 @@ fn data(connection: i64, size: usize) -> Frame {
     }
 }
 
+/// What a session sends in one go, and whose writers may go on. No session of a simulation masks.
+fn sent(session: &mut Session) -> (Vec<Frame>, Vec<i64>) {
+    let mut bytes = Vec::new();
+    let touched = session.output(&mut bytes, || Ok::<_, Infallible>(None)).unwrap();
+    assert!(
+        bytes.len() < 2 * (PASSING_MAX + DATA_MAX + 64),
+        "{} bytes at once",
+        bytes.len()
+    );
+    let (mut reader, mut wire, mut frames) = (Reader::new(Side::Client), BytesMut::from(&*bytes), Vec::new());
+    while let Some(incoming) = reader.next(&mut wire).unwrap() {
+        let Incoming::Binary(message) = incoming else {
+            panic!("{incoming:?}");
+        };
+        frames.push(Frame::decode(&message).unwrap());
+    }
+    (frames, touched)
+}
+
 fn said(session: &mut Session) -> Vec<Message> {
-    std::iter::from_fn(|| session.transmit())
-        .map(|frame| frame.message)
-        .collect()
+    let mut said = Vec::new();
+    while session.has_output() {
+        said.extend(sent(session).0.into_iter().map(|frame| frame.message));
+    }
+    said
 }
 
 fn open(session: &mut Session) -> i64 {
@@ -316,11 +343,77 @@ fn writes_wait_while_the_peer_has_paused_and_go_on_after() {
         message,
     };
     session.receive(frame(Message::Pause), now).unwrap();
-    assert_eq!(session.write(id, &[1; OUTBOUND_MAX + 1]), Write::Taken(OUTBOUND_MAX));
-    assert_eq!(session.write(id, &[1]), Write::Pending);
+    assert_eq!(
+        session.write(id, &[1; OUTBOUND_MAX + 1], None),
+        Write::Taken(OUTBOUND_MAX)
+    );
+    assert_eq!(session.write(id, &[1], None), Write::Pending);
     assert_eq!(said(&mut session), []);
     session.receive(frame(Message::Resume), now).unwrap();
     assert_eq!(said(&mut session).len(), 2, "64 KiB in pieces of 32");
+}
+
+#[test]
+fn what_is_written_goes_out_in_its_order_however_large_the_writes_are_and_before_the_end() {
+    let now = Instant::now();
+    let mut session = Session::new(Role::Dialer, 1, now);
+    let id = open(&mut session);
+    let mut said: Vec<Message> = Vec::new();
+    for (size, byte) in [
+        (10, 1),
+        (10_000, 2),
+        (10, 3),
+        (40_000, 4),
+        (40_000, 5),
+        (40_000, 6),
+        (5, 7),
+        (40_000, 8),
+    ] {
+        while session.write(id, &vec![byte; size], None) == Write::Pending {
+            said.extend(sent(&mut session).0.into_iter().map(|frame| frame.message));
+        }
+    }
+    session.close(id, "EOF", now);
+    said.extend(self::said(&mut session));
+    assert_eq!(said.last(), Some(&Message::Error("EOF".into())), "{said:?}");
+    let first: Vec<u8> = said
+        .iter()
+        .filter_map(|message| match message {
+            Message::Data(data) => data.first().copied(),
+            _ => None,
+        })
+        .collect();
+    assert!(first.is_sorted(), "{first:?}");
+}
+
+#[test]
+fn a_hundred_writers_have_the_same_share_and_a_paused_one_takes_no_room() {
+    let now = Instant::now();
+    let mut session = Session::new(Role::Dialer, 1, now);
+    let ids: Vec<i64> = (0..100).map(|_| open(&mut session)).collect();
+    let pause = |connection| Frame {
+        id: 0,
+        connection,
+        message: Message::Pause,
+    };
+    session.receive(pause(ids[0]), now).unwrap();
+    let bytes = vec![7; DATA_MAX];
+    let mut count = BTreeMap::new();
+    let mut writing: VecDeque<i64> = ids.iter().copied().collect();
+    for _ in 0..1000 {
+        while let Some(id) = writing.pop_front() {
+            while let Write::Taken(_) = session.write(id, &bytes, None) {}
+        }
+        let (frames, touched) = sent(&mut session);
+        assert!(!frames.is_empty(), "somebody has something to say");
+        for frame in frames {
+            *count.entry(frame.connection).or_insert(0) += 1;
+        }
+        writing.extend(touched);
+    }
+    assert_eq!(count.len(), 99, "{count:?}");
+    let (least, most) = (count.values().min().unwrap(), count.values().max().unwrap());
+    assert!(most - least <= 2 * PASSING_MAX / DATA_MAX, "{count:?}");
 }
 
 #[test]
@@ -334,7 +427,7 @@ fn the_end_of_a_paused_stream_is_told_within_a_minute() {
         message: Message::Pause,
     };
     session.receive(pause, now).unwrap();
-    session.write(id, b"last words");
+    session.write(id, b"last words", None);
     session.release(id, now);
     assert_eq!(said(&mut session), []);
     let later = now + Duration::from_secs(60);

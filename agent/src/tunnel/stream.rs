@@ -13,8 +13,10 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
+use super::masks::{Masks, NoMask};
 use super::session::{Busy, Event, Read, Role, Session, Violation, Write};
-use crate::wire::frame::{EOF, Frame, Message};
+use super::websocket::{self, AWAY, Kind, Side};
+use crate::wire::frame::{EOF, Frame};
 
 /// One end of a tunnel, as its streams and its link share it. Clones are the same end.
 #[derive(Clone)]
@@ -30,9 +32,12 @@ struct Shared {
 struct Inner {
     session: Session,
     wakers: BTreeMap<i64, Wakers>,
+    masks: Masks,
     over: bool,
     /// To be said with the next ping.
     word: Option<Bytes>,
+    /// The last ping's that is not answered.
+    pinged: Option<Bytes>,
     leaving: bool,
 }
 
@@ -70,8 +75,10 @@ impl Tunnel {
         let inner = Mutex::new(Inner {
             session: Session::new(role, first_frame, now()),
             wakers: BTreeMap::new(),
+            masks: Masks::new(role.side()),
             over: false,
             word: None,
+            pinged: None,
             leaving: false,
         });
         Self(Arc::new(Shared {
@@ -79,6 +86,11 @@ impl Tunnel {
             output: Notify::new(),
             heard: Notify::new(),
         }))
+    }
+
+    /// Which end of the websocket it is.
+    pub(super) fn side(&self) -> Side {
+        self.lock().masks.side()
     }
 
     /// Opens a stream to `host:port` at the far end.
@@ -120,8 +132,10 @@ impl Tunnel {
         self.lock().session.open_streams() == 0
     }
 
-    pub(super) fn word(&self) -> Option<Bytes> {
-        self.lock().word.take()
+    /// Answers a ping; older ones that wait need no answer then. Source: RFC 6455, section 5.5.3.
+    pub(super) fn answer(&self, word: Bytes) {
+        self.lock().pinged = Some(word);
+        self.0.output.notify_one();
     }
 
     pub(super) fn is_leaving(&self) -> bool {
@@ -168,14 +182,39 @@ impl Tunnel {
         self.0.heard.notify_waiters();
     }
 
-    /// The next frame to send.
-    pub(super) fn transmit(&self) -> Option<Frame> {
+    /// Puts what is to be sent now into `wire`, which is empty; `ping`: one is due.
+    pub(super) fn fill(&self, ping: bool, wire: &mut Vec<u8>) -> Result<(), NoMask> {
         let mut inner = self.lock();
-        let frame = inner.session.transmit()?;
-        if matches!(frame.message, Message::Data(_) | Message::Error(_)) {
-            inner.wake(frame.connection);
+        let Inner { session, masks, .. } = &mut *inner;
+        for connection in session.output(wire, || masks.next())? {
+            inner.wake(connection);
         }
-        Some(frame)
+        if let Some(word) = inner.pinged.take() {
+            let mask = inner.masks.next()?;
+            websocket::put(wire, Kind::Pong, [&word, &[]], mask);
+        }
+        if let Some(word) = inner.word.take().or_else(|| ping.then(Bytes::new)) {
+            let mask = inner.masks.next()?;
+            websocket::put(wire, Kind::Ping, [&word, &[]], mask);
+        }
+        Ok(())
+    }
+
+    /// The frame that ends the websocket.
+    pub(super) fn good_bye(&self, wire: &mut Vec<u8>) -> Result<(), NoMask> {
+        let mask = self.lock().masks.next()?;
+        websocket::put(wire, Kind::Close, [&AWAY.to_be_bytes(), &[]], mask);
+        Ok(())
+    }
+
+    /// Lets every writer go on that waits for room; whether there was one.
+    pub(super) fn admit(&self) -> bool {
+        let mut inner = self.lock();
+        let admitted = inner.session.admit();
+        for connection in &admitted {
+            inner.wake(*connection);
+        }
+        !admitted.is_empty()
     }
 
     /// Does what is due; returns whether to ping and when to come again.
@@ -278,8 +317,9 @@ impl AsyncRead for Stream {
         }
         match inner.session.read(self.connection, buffer.remaining()) {
             Read::Data(bytes) => {
-                buffer.put_slice(&bytes);
                 self.tunnel.notify(&inner);
+                drop(inner);
+                buffer.put_slice(&bytes);
                 Poll::Ready(Ok(()))
             }
             Read::End => Poll::Ready(Ok(())),
@@ -295,7 +335,8 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut inner = self.tunnel.lock();
-        match inner.session.write(self.connection, bytes) {
+        let mask = inner.masks.next().map_err(io::Error::other)?;
+        match inner.session.write(self.connection, bytes, mask) {
             Write::Taken(count) => {
                 self.tunnel.notify(&inner);
                 Poll::Ready(Ok(count))

@@ -111,21 +111,30 @@ impl Frame {
 
     /// Writes one websocket message. An error text is cut to [`MAX_REASON`] bytes.
     pub fn encode(&self) -> Bytes {
+        let (head, data) = self.parts();
+        if data.is_empty() {
+            return head;
+        }
+        [&head, data].concat().into()
+    }
+
+    /// The same in two parts, so that a connection's bytes need not be copied: what is before them, and they.
+    pub fn parts(&self) -> (Bytes, &[u8]) {
         let payload = match &self.message {
-            Message::Data(data) => data.len(),
+            Message::Data(_) | Message::Pause | Message::Resume | Message::Unknown(_) => 0,
             Message::Connect { protocol, address } => protocol.len() + address.len() + 1,
             Message::Error(reason) => reason.len().min(MAX_REASON),
             Message::Sync(ids) => ids.len() * 8,
-            Message::Pause | Message::Resume | Message::Unknown(_) => 0,
         };
         let mut out = BytesMut::with_capacity(4 * MAX_VARINT + payload);
         put_varint(&mut out, self.id);
         put_varint(&mut out, self.connection);
         put_varint(&mut out, self.message.kind());
+        let mut rest: &[u8] = &[];
         match &self.message {
             Message::Data(data) => {
                 put_varint(&mut out, LEGACY_DEADLINE_MS);
-                out.put_slice(data);
+                rest = data;
             }
             Message::Connect { protocol, address } => {
                 put_varint(&mut out, LEGACY_DEADLINE_MS);
@@ -137,7 +146,7 @@ impl Frame {
             Message::Sync(ids) => ids.iter().for_each(|id| out.put_i64_le(*id)),
             Message::Pause | Message::Resume | Message::Unknown(_) => {}
         }
-        out.freeze()
+        (out.freeze(), rest)
     }
 }
 

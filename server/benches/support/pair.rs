@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use agent::tunnel::link::Socket;
 use agent::tunnel::session::Role;
 use agent::tunnel::{Stream, Tunnel, link};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -9,8 +10,6 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol;
 
 /// The client's end and the server's.
 pub async fn connected() -> (client::TlsStream<TcpStream>, server::TlsStream<TcpStream>) {
@@ -55,8 +54,7 @@ pub async fn node<F: Future<Output = ()> + Send + 'static>(
     socket: client::TlsStream<TcpStream>,
     serve: impl Fn(Stream) -> F,
 ) {
-    let config = Some(link::websocket_config());
-    let socket = WebSocketStream::from_raw_socket(socket, protocol::Role::Client, config).await;
+    let socket = Socket::new(socket);
     let tunnel = Tunnel::new(Role::Listener, 1);
     let mut streams = JoinSet::new();
     link::run(socket, &tunnel, |opened| drop(streams.spawn(serve(opened.stream)))).await;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use agent::tunnel::link::Socket;
 use agent::tunnel::session::Role;
 use agent::tunnel::{OpenError, Tunnel, link};
 use agent::wire::standing::Standing;
@@ -18,8 +19,6 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol;
 use tracing::info;
 
 /// A node that opens more at once is broken: the oldest go.
@@ -168,14 +167,12 @@ impl Sessions {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
-        let socket =
-            WebSocketStream::from_raw_socket(socket, protocol::Role::Server, Some(link::websocket_config())).await;
         let tunnel = Tunnel::new(Role::Dialer, 1);
         let end = Arc::new(Notify::new());
         let _entry = self.enter(&node, &tunnel, &end);
         info!(node, "tunnel open");
         let error = tokio::select! {
-            error = link::run(socket, &tunnel, drop) => error.to_string(),
+            error = link::run(Socket::new(socket), &tunnel, drop) => error.to_string(),
             () = end.notified() => "the node has opened newer ones".to_owned(),
             never = self.steer(&tunnel) => match never {},
         };
@@ -322,8 +319,7 @@ mod tests {
     async fn echo_agent(sessions: &Arc<Sessions>, name: u8, tasks: &mut JoinSet<()>) {
         let (near, far) = duplex(4096);
         tasks.spawn(Arc::clone(sessions).accept("pi".into(), near));
-        let socket =
-            WebSocketStream::from_raw_socket(far, protocol::Role::Client, Some(link::websocket_config())).await;
+        let socket = Socket::new(far);
         tasks.spawn(async move {
             let mut echoes = JoinSet::new();
             let tunnel = Tunnel::new(Role::Listener, 1);
@@ -373,8 +369,7 @@ mod tests {
 
     /// An agent's end of a tunnel: what it is told, and how it ends.
     async fn listener(far: tokio::io::DuplexStream, told: &Mutex<Vec<Standing>>) -> link::LinkError {
-        let socket =
-            WebSocketStream::from_raw_socket(far, protocol::Role::Client, Some(link::websocket_config())).await;
+        let socket = Socket::new(far);
         let tunnel = Tunnel::new(Role::Listener, 1);
         let mut held = Vec::new();
         let said = |word: &[u8]| told.lock().unwrap().extend(Standing::decode(word));

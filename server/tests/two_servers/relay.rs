@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use agent::tunnel::link::Socket;
 use agent::tunnel::session::Role;
-use agent::tunnel::{Tunnel, link};
+use agent::tunnel::{Tunnel, link, upgrade};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Incoming;
@@ -29,7 +30,6 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
-use tokio_tungstenite::WebSocketStream;
 
 use crate::{Machines, store, until};
 
@@ -156,11 +156,9 @@ async fn echoes(pki: &Pki, at: &Server) {
 }
 
 /// The agent's end of a tunnel.
-async fn tunnel(pki: &Pki, at: &Server) -> WebSocketStream<TlsStream<TcpStream>> {
+async fn tunnel(pki: &Pki, at: &Server) -> Socket<TlsStream<TcpStream>> {
     let tls = connect(pki, Some(node(pki)), at.address).await;
-    let opened =
-        tokio_tungstenite::client_async_with_config("wss://server/v1-k3s/connect", tls, Some(link::websocket_config()));
-    opened.await.unwrap().0
+    upgrade("wss://server/v1-k3s/connect", tls).await.unwrap()
 }
 
 /// An agent that has its tunnel to one server: on each stream it plays the kubelet.
