@@ -1,32 +1,23 @@
 //! What a client of an agent's local port sees of a server that fails: how long until it is answered again.
 //!
 //! Two servers on PostgreSQL and an agent, each on a host of its own. The client is on the agent's host and asks for a
-//! namespace, each time on a connection of its own, as soon as it has an answer; it gives up after [`GIVES_UP`]. A round
+//! namespace, each time on a connection of its own, as soon as it has an answer; it gives up after [`pair::GIVES_UP`]. A round
 //! counts only if the server that failed is the one behind the port: a connection opened before must be of no use after.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use agent::api::Endpoint;
-use agent::api::transport::Link;
-use agent::join::trust::{self, Shown};
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::Request;
 use nix::sched::{CloneFlags, setns};
-use tests::database::{Postgres, SqlServer as _};
-use tests::lab::{BACKYARD, Lab};
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
+use crate::pair::{self, Pair, SERVERS};
 use crate::table::{Table, millis};
 
-const SERVERS: [&str; 2] = ["a", "b"];
 const AGENT: &str = "agent";
-/// Longer than any answer of a server that works takes.
-const GIVES_UP: Duration = Duration::from_secs(1);
 /// Between two requests.
 const PAUSE: Duration = Duration::from_millis(2);
 /// For the agent to have its tunnels again after a server's return.
@@ -84,7 +75,7 @@ pub async fn measure(table: &mut Table) {
             None,
         );
     }
-    field.lab.stop();
+    field.pair.lab.stop();
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
@@ -93,87 +84,45 @@ fn count(failed: usize) -> f64 {
 }
 
 struct Field {
-    lab: Lab,
-    database: Postgres,
+    pair: Pair,
     /// The one that fails next.
     next: usize,
 }
 
 impl Field {
     async fn start() -> Self {
-        let mut lab = Lab::new();
-        lab.add_backyard();
-        let database = Postgres::start_at(BACKYARD);
-        for name in SERVERS {
-            lab.add_host(name);
-            lab.join_backyard(name);
-        }
-        lab.add_host(AGENT);
-        let mut field = Self { lab, database, next: 0 };
-        for name in SERVERS {
-            field.start_server(name).await;
-        }
-        field.lab.start_agent(AGENT, SERVERS[0]);
-        let through = field.endpoint("127.0.0.1", 6444);
-        on_host(AGENT, move || async move { answered(&through).await }).await;
+        let mut pair = Pair::start().await;
+        pair.lab.add_host(AGENT);
+        pair.lab.start_agent(AGENT, SERVERS[0]);
+        let field = Self { pair, next: 0 };
+        let through = field.pair.endpoint("127.0.0.1", 6444);
+        on_host(AGENT, move || async move { pair::answered(&through).await }).await;
         sleep(SETTLE).await;
         field
-    }
-
-    async fn start_server(&mut self, name: &str) {
-        let endpoint = format!("--datastore-endpoint={}", self.database.endpoint("cluster", ""));
-        let ca = format!("--datastore-cafile={}", self.database.certificates.ca.display());
-        self.lab.start_server_with(name, &["--disable-agent", &endpoint, &ca]);
-        let certificate = self.lab.file(name, "lib/k3s/server/tls/client-admin.crt");
-        let written = async {
-            while !certificate.exists() {
-                sleep(PAUSE).await;
-            }
-        };
-        timeout(PATIENCE, written)
-            .await
-            .expect("the server has no certificates");
-        answered(&self.endpoint(&self.lab.address(name), 6443)).await;
-    }
-
-    /// As the administrator.
-    fn endpoint(&self, host: &str, port: u16) -> Endpoint {
-        let read = |name: &str| fs::read(self.lab.file(SERVERS[0], &format!("lib/k3s/server/tls/{name}"))).unwrap();
-        let (chain, key) = (read("client-admin.crt"), read("client-admin.key"));
-        let shown = Shown {
-            chain: &chain,
-            key: &key,
-        };
-        let tls = trust::bundle(&read("server-ca.crt"), Some(shown), &Default::default()).unwrap();
-        Endpoint {
-            host: host.to_owned(),
-            port,
-            tls: Some(tls),
-        }
     }
 
     /// One fault and its end. `None` when the server that failed was not the one in use.
     async fn round(&mut self, fault: Fault) -> Option<Round> {
         let name = SERVERS[self.next];
         self.next = 1 - self.next;
-        let through = self.endpoint("127.0.0.1", 6444);
+        let through = self.pair.endpoint("127.0.0.1", 6444);
         let (ready, begins) = oneshot::channel();
         let (told, fails) = oneshot::channel();
         let client = on_host(AGENT, move || client(through, ready, fails));
         let failing = async {
             begins.await.unwrap();
             match fault {
-                Fault::Killed => self.lab.end(name, true),
-                Fault::Stalled => self.lab.pause(name),
-                Fault::Silent => self.lab.part(AGENT, name),
+                Fault::Killed => self.pair.lab.end(name, true),
+                Fault::Stalled => self.pair.lab.pause(name),
+                Fault::Silent => self.pair.lab.part(AGENT, name),
             }
             told.send(Instant::now()).unwrap();
         };
         let (round, ()) = tokio::join!(client, failing);
         match fault {
-            Fault::Killed => self.start_server(name).await,
-            Fault::Stalled => self.lab.resume(name),
-            Fault::Silent => self.lab.reunite(AGENT, name),
+            Fault::Killed => self.pair.start_server(name).await,
+            Fault::Stalled => self.pair.lab.resume(name),
+            Fault::Silent => self.pair.lab.reunite(AGENT, name),
         }
         let listed = round.as_ref().is_none_or(|round| round.took < LIMIT);
         sleep(if listed { SETTLE } else { SETTLE_LISTED }).await;
@@ -184,17 +133,17 @@ impl Field {
 /// Asks until the fault has happened and a request that began after it was answered.
 async fn client(through: Endpoint, ready: oneshot::Sender<()>, mut fails: oneshot::Receiver<Instant>) -> Option<Round> {
     let mut kept = through.connect().await.unwrap();
-    assert!(ask(&mut kept).await, "no answer before the fault");
+    assert!(pair::ask(&mut kept).await, "no answer before the fault");
     ready.send(()).unwrap();
     let (mut failed_at, mut failed) = (None, 0);
     loop {
         let began = Instant::now();
-        let answered = ask_anew(&through).await;
+        let answered = pair::ask_anew(&through).await;
         failed_at = failed_at.or_else(|| fails.try_recv().ok());
         match failed_at {
             Some(at) if answered && began >= at => {
                 let took = at.elapsed();
-                return (!ask(&mut kept).await).then_some(Round { took, failed });
+                return (!pair::ask(&mut kept).await).then_some(Round { took, failed });
             }
             _ if !answered => failed += 1,
             _ => {}
@@ -202,35 +151,6 @@ async fn client(through: Endpoint, ready: oneshot::Sender<()>, mut fails: onesho
         assert!(failed_at.is_none_or(|at| at.elapsed() < PATIENCE), "no fail-over");
         sleep(PAUSE).await;
     }
-}
-
-/// Asks until there is an answer.
-async fn answered(endpoint: &Endpoint) {
-    let asking = async {
-        while !ask_anew(endpoint).await {
-            sleep(PAUSE).await;
-        }
-    };
-    timeout(PATIENCE, asking).await.expect("there is never an answer");
-}
-
-async fn ask_anew(endpoint: &Endpoint) -> bool {
-    let asking = async {
-        match endpoint.connect().await {
-            Ok(mut link) => ask(&mut link).await,
-            Err(_) => false,
-        }
-    };
-    timeout(GIVES_UP, asking).await.unwrap_or(false)
-}
-
-async fn ask(link: &mut Link) -> bool {
-    let request = Request::get("/api/v1/namespaces/default")
-        .header("host", "localhost")
-        .body(Full::new(Bytes::new()))
-        .unwrap();
-    let answer = timeout(GIVES_UP, link.ask(request)).await;
-    answer.is_ok_and(|answer| answer.is_ok_and(|answer| answer.head.status == 200))
 }
 
 /// Runs in a thread of its own in the network of a host.

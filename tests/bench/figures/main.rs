@@ -12,8 +12,10 @@
 
 mod cluster;
 mod failover;
+mod pair;
 mod pods;
 mod process;
+mod servers;
 mod table;
 
 use std::time::Duration;
@@ -51,7 +53,8 @@ fn main() {
             None => run(disk).await,
             Some("disk") => run_disk(disk).await,
             Some("failover") => run_failover().await,
-            Some(other) => panic!("no such part: {other} (there are: disk failover)"),
+            Some("servers") => run_servers().await,
+            Some(other) => panic!("no such part: {other} (there are: disk failover servers)"),
         }
     });
     println!("\n{table}");
@@ -76,6 +79,12 @@ async fn run_disk(lasts: Duration) -> Table {
 async fn run_failover() -> Table {
     let mut table = Table::default();
     failover::measure(&mut table).await;
+    table
+}
+
+async fn run_servers() -> Table {
+    let mut table = Table::default();
+    servers::measure(&mut table).await;
     table
 }
 

@@ -45,21 +45,28 @@ impl Table {
 
     /// Median and 99th percentile; the median is held against the limit.
     pub fn spread(&mut self, what: &str, times: &[Duration], limit: Option<Duration>) {
-        let mut sorted = times.to_vec();
-        sorted.sort_unstable();
-        let median = percentile(&sorted, 50);
-        let figure = format!(
-            "p50 {}, p99 {} (n = {})",
-            millis(median),
-            millis(percentile(&sorted, 99)),
-            sorted.len()
-        );
+        let (median, _, figure) = spread(times);
         self.row(
             what,
             figure,
             limit.map(millis),
             limit.is_some_and(|limit| median > limit),
         );
+    }
+
+    /// The same, each held against its own limit.
+    pub fn spread_within(&mut self, what: &str, times: &[Duration], limits: [Duration; 2]) {
+        let (median, late, figure) = spread(times);
+        let [of_median, of_late] = limits;
+        let text = format!("{} / {}", millis(of_median), millis(of_late));
+        self.row(what, figure, Some(text), median > of_median || late > of_late);
+    }
+
+    /// So many a second; the limit is the least.
+    pub fn rate(&mut self, what: &str, value: f64, limit: Option<f64>) {
+        let text = limit.map(|limit| format!("{limit:.0} a second"));
+        let missed = limit.is_some_and(|limit| value < limit);
+        self.row(what, format!("{value:.0} a second"), text, missed);
     }
 
     /// A size in bytes, whole.
@@ -101,6 +108,15 @@ impl Table {
         );
         self.0.push([what.to_owned(), figure, limit]);
     }
+}
+
+/// Median, 99th percentile, and both as text.
+fn spread(times: &[Duration]) -> (Duration, Duration, String) {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    let (median, late) = (percentile(&sorted, 50), percentile(&sorted, 99));
+    let figure = format!("p50 {}, p99 {} (n = {})", millis(median), millis(late), sorted.len());
+    (median, late, figure)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]

@@ -1,0 +1,115 @@
+//! Two servers without nodes on PostgreSQL, each on a host of its own, and their API as its administrator sees it.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::api::Endpoint;
+use agent::api::transport::Link;
+use agent::join::trust::{self, Shown};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use tests::database::{Postgres, SqlServer as _};
+use tests::lab::{BACKYARD, Lab};
+use tokio::time::{sleep, timeout};
+
+/// Their hosts.
+pub const SERVERS: [&str; 2] = ["a", "b"];
+/// Longer than any answer of a server that works takes.
+pub const GIVES_UP: Duration = Duration::from_secs(1);
+/// Between two requests.
+const PAUSE: Duration = Duration::from_millis(2);
+/// The longest that a server's start may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The hosts, and the database behind them.
+pub struct Pair {
+    pub lab: Lab,
+    database: Postgres,
+}
+
+impl Pair {
+    /// Both answer when this returns.
+    pub async fn start() -> Self {
+        let mut lab = Lab::new();
+        lab.add_backyard();
+        let database = Postgres::start_at(BACKYARD);
+        for name in SERVERS {
+            lab.add_host(name);
+            lab.join_backyard(name);
+        }
+        let mut pair = Self { lab, database };
+        for name in SERVERS {
+            pair.start_server(name).await;
+        }
+        pair
+    }
+
+    pub async fn start_server(&mut self, name: &str) {
+        let endpoint = format!("--datastore-endpoint={}", self.database.endpoint("cluster", ""));
+        let ca = format!("--datastore-cafile={}", self.database.certificates.ca.display());
+        self.lab.start_server_with(name, &["--disable-agent", &endpoint, &ca]);
+        let certificate = self.lab.file(name, "lib/k3s/server/tls/client-admin.crt");
+        let written = async {
+            while !certificate.exists() {
+                sleep(PAUSE).await;
+            }
+        };
+        timeout(PATIENCE, written)
+            .await
+            .expect("the server has no certificates");
+        answered(&self.endpoint(&self.lab.address(name), 6443)).await;
+    }
+
+    /// As the administrator.
+    pub fn endpoint(&self, host: &str, port: u16) -> Endpoint {
+        Endpoint {
+            host: host.to_owned(),
+            port,
+            tls: Some(self.administrator()),
+        }
+    }
+
+    /// Who the administrator is, and whom he trusts.
+    pub fn administrator(&self) -> Arc<rustls::ClientConfig> {
+        let read = |name: &str| fs::read(self.lab.file(SERVERS[0], &format!("lib/k3s/server/tls/{name}"))).unwrap();
+        let (chain, key) = (read("client-admin.crt"), read("client-admin.key"));
+        let shown = Shown {
+            chain: &chain,
+            key: &key,
+        };
+        trust::bundle(&read("server-ca.crt"), Some(shown), &Default::default()).unwrap()
+    }
+}
+
+/// Asks until there is an answer.
+pub async fn answered(endpoint: &Endpoint) {
+    let asking = async {
+        while !ask_anew(endpoint).await {
+            sleep(PAUSE).await;
+        }
+    };
+    timeout(PATIENCE, asking).await.expect("there is never an answer");
+}
+
+/// Whether there is an answer on a new connection.
+pub async fn ask_anew(endpoint: &Endpoint) -> bool {
+    let asking = async {
+        match endpoint.connect().await {
+            Ok(mut link) => ask(&mut link).await,
+            Err(_) => false,
+        }
+    };
+    timeout(GIVES_UP, asking).await.unwrap_or(false)
+}
+
+/// Whether there is an answer on this connection.
+pub async fn ask(link: &mut Link) -> bool {
+    let request = Request::get("/api/v1/namespaces/default")
+        .header("host", "localhost")
+        .body(Full::new(Bytes::new()))
+        .unwrap();
+    let answer = timeout(GIVES_UP, link.ask(request)).await;
+    answer.is_ok_and(|answer| answer.is_ok_and(|answer| answer.head.status == 200))
+}
