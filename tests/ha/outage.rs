@@ -15,8 +15,9 @@ const LONG: Duration = Duration::from_secs(13);
 /// Until an agent has given up connections through which nothing comes any more (`docs/server-died.md`: 20 s), and works.
 pub const SILENT: Duration = Duration::from_secs(25);
 /// Until a node says again that it is ready, when it has been silent for too long meanwhile: an attempt to renew its Lease that
-/// falls into the void may last for 10 s, and the next one comes 10 s later (`agent/src/kubelet/node`).
-pub const BACK: Duration = Duration::from_secs(25);
+/// falls into the void goes through with its next SYN, 4 s later at most, or lasts for 3 s more, and the next one comes 3 s later
+/// (`agent/src/kubelet/node`).
+pub const BACK: Duration = Duration::from_secs(10);
 /// Until everything is as before, once the cause is gone; agents are back sooner ([`MOVE`]).
 pub const HEALED: Duration = Duration::from_secs(20);
 
