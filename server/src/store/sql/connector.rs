@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use agent::units::Revision;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use super::database::{Database, Fault, Link, Row, Stamp};
@@ -121,6 +122,9 @@ pub struct Connector<D: Database> {
     database: Arc<D>,
     common: Arc<Common>,
     link: Option<D::Link>,
+    /// The attempt to connect, if there is one: it goes on although nobody waits for it any more. Some who ask wait for less
+    /// time than it takes on a slow way, and would begin it again and again.
+    attempt: JoinSet<Result<D::Link, Fault>>,
     /// Not before then, and why the last attempt failed.
     failed: Option<(Instant, Fault)>,
     delay: Duration,
@@ -137,6 +141,7 @@ impl<D: Database> Connector<D> {
             database,
             common,
             link: None,
+            attempt: JoinSet::new(),
             failed: None,
             delay: RETRY_FIRST,
             is_refused: false,
@@ -157,7 +162,7 @@ impl<D: Database> Connector<D> {
         self.link.as_mut()
     }
 
-    /// The connection, made if need be. After a failure the same is answered at once for a while, longer each time.
+    /// The connection, made if need be. May be dropped at any time. After a failure the same is answered at once for a while, longer each time.
     pub async fn link(&mut self) -> Result<&mut D::Link, Fault> {
         let link = match self.link.take() {
             Some(link) => link,
@@ -217,13 +222,23 @@ impl<D: Database> Connector<D> {
         {
             return Err(fault.clone());
         }
-        self.place = self.common.place();
-        let attempt = async {
-            let mut link = self.database.connect().await?;
-            heal(&mut link, &self.common).await?;
-            Ok(link)
-        };
-        match within(attempt).await {
+        if self.attempt.is_empty() {
+            self.place = self.common.place();
+            let (database, common) = (Arc::clone(&self.database), Arc::clone(&self.common));
+            self.attempt.spawn(within(async move {
+                let mut link = database.connect().await?;
+                heal(&mut link, &common).await?;
+                Ok(link)
+            }));
+        }
+        let cut_short = || Err(Fault::Lost("the attempt to connect was cut short".to_owned()));
+        match self
+            .attempt
+            .join_next()
+            .await
+            .and_then(Result::ok)
+            .unwrap_or_else(cut_short)
+        {
             Ok(link) => {
                 if self.failed.take().is_some() && !self.is_refused {
                     info!("connected to the database again");
@@ -285,9 +300,9 @@ mod tests {
     use super::super::database::{Identity, Locked, Marks, Mortal, Page, Polling, PrepareError};
     use super::*;
 
-    /// Counts connections. They do what a new one is asked for, and nothing else.
+    /// Counts connections, which take so long to be made. They do what a new one is asked for, and nothing else.
     #[derive(Debug, Default)]
-    struct Counting(AtomicUsize);
+    struct Counting(AtomicUsize, Duration);
 
     #[derive(Debug)]
     struct Bare;
@@ -298,6 +313,7 @@ mod tests {
 
         async fn connect(&self) -> Result<Bare, Fault> {
             self.0.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(self.1).await;
             Ok(Bare)
         }
 
@@ -346,6 +362,22 @@ mod tests {
         async fn told(&mut self) {
             pending().await
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_made_although_nobody_waits_for_so_long() {
+        let (takes, waits) = (Duration::from_secs(1), Duration::from_millis(300));
+        let database = Arc::new(Counting(AtomicUsize::new(0), takes));
+        let mut connector = Connector::new(Arc::clone(&database), Arc::new(Common::new(1)));
+        for _ in 0..2 {
+            let early = tokio::time::timeout(waits, connector.link()).await;
+            assert!(early.is_err());
+        }
+        // Nor does anybody ask meanwhile.
+        tokio::time::sleep(takes).await;
+        let link = tokio::time::timeout(waits, connector.link()).await;
+        link.unwrap().unwrap();
+        assert_eq!(database.0.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test]
