@@ -1,8 +1,7 @@
 //! What goes through the tunnel to a kubelet: logs, commands, attached containers, forwarded ports.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
-use std::process::{Child, ChildStdout, Command};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use tests::lab::{Kubectl, Lab, image, until};
@@ -205,49 +204,23 @@ pub fn ports_of_a_pod_are_forwarded(kubectl: &Kubectl) {
         until("the pod serves", || {
             kubectl.try_run(&asked).is_ok_and(|page| page == "page\n")
         });
-        let (mut forwarding, _printed, port) = forward(kubectl, &name, ":8080");
-        let get = |path: &str| {
-            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-            write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer).unwrap();
-            answer
-        };
+        let forwarding = kubectl.forward(&name, 8080);
         for _ in 0..3 {
-            assert!(get("/large").len() > 3_000_000);
-            assert!(get("/small").ends_with(b"page\n"));
+            assert!(forwarding.get("/large").len() > 3_000_000);
+            assert!(forwarding.get("/small").ends_with(b"page\n"));
         }
-        forwarding.kill().unwrap();
-        forwarding.wait().unwrap();
+        drop(forwarding);
 
-        let (mut nobody, _printed, port) = forward(kubectl, &name, ":9999");
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let _ = stream.read_to_end(&mut Vec::new());
-        let mut said = String::new();
-        BufReader::new(nobody.stderr.take().unwrap())
-            .read_line(&mut said)
-            .unwrap();
+        let mut nobody = kubectl.forward(&name, 9999);
+        assert_eq!(nobody.get("/small"), b"");
+        let said = nobody.said();
         assert!(
             said.contains("failed to forward port 9999 to pod") && said.contains("refused"),
             "{said}"
         );
-        let _ = nobody.kill();
-        nobody.wait().unwrap();
+        drop(nobody);
         kubectl.run(&["delete", "pod", &name]);
     }
-}
-
-/// A kubectl that forwards, what it prints (it ends when nobody can read that), and its port here.
-fn forward(kubectl: &Kubectl, pod: &str, port: &str) -> (Child, BufReader<ChildStdout>, u16) {
-    let mut forwarding = kubectl.start(&["port-forward", pod, port]);
-    let mut printed = BufReader::new(forwarding.stdout.take().unwrap());
-    let mut line = String::new();
-    printed.read_line(&mut line).unwrap();
-    let here = line.strip_prefix("Forwarding from 127.0.0.1:");
-    let here = here
-        .and_then(|rest| rest.split_once(' '))
-        .unwrap_or_else(|| panic!("{line}"));
-    (forwarding, printed, here.0.parse().unwrap())
 }
 
 pub fn a_node_out_of_reach_is_told_and_one_that_came_back_is_reached(kubectl: &Kubectl, lab: &mut Lab) {

@@ -59,6 +59,7 @@ fn on_mariadb_a_cluster_survives() {
     steps::they_are_one_cluster(&cluster);
     steps::a_deployment_runs(&cluster);
     steps::the_leader_is_killed(&mut cluster);
+    steps::the_leader_is_stopped(&mut cluster);
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
     pause::the_leader_is_paused_at_work(&cluster);
     outage::the_leader_is_cut_off_from_the_datastore(&cluster);
@@ -81,6 +82,7 @@ fn on_etcd_a_cluster_survives() {
     members::a_member_is_lost(&mut cluster, Loss::CutOff);
     island.comes_back(&mut cluster);
     steps::the_leader_is_killed(&mut cluster);
+    steps::the_leader_is_stopped(&mut cluster);
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
     outage::the_leader_is_cut_off_from_the_datastore(&cluster);
     cluster.stop();

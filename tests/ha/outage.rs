@@ -3,7 +3,7 @@
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use tests::lab::{until, within_of};
+use tests::lab::{Kubectl, image, until, within_of};
 
 use crate::cluster::{AGENTS, Cluster, now};
 use crate::load::Load;
@@ -20,6 +20,10 @@ pub const SILENT: Duration = Duration::from_secs(25);
 pub const BACK: Duration = Duration::from_secs(10);
 /// Until everything is as before, once the cause is gone; agents are back sooner ([`MOVE`]).
 pub const HEALED: Duration = Duration::from_secs(20);
+
+/// A pod whose port is forwarded, and the size of what it serves.
+const SERVES: &str = "serves";
+const PAGE: usize = 300_000;
 
 /// How a datastore goes away.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -132,6 +136,7 @@ pub fn an_agent_is_cut_off_from_a_server(cluster: &Cluster) {
     let before = cluster.pods(others[0]);
     let pod = before.iter().find(|pod| pod.contains(&format!(" {agent} "))).unwrap();
     let pod = pod.split_whitespace().next().unwrap();
+    serve(cluster.at(others[0]), agent);
     let begun = Instant::now();
     cluster.lab.part(agent, lost);
     let (reached, worked) = thread::scope(|scope| {
@@ -142,6 +147,11 @@ pub fn an_agent_is_cut_off_from_a_server(cluster: &Cluster) {
             reached = within_of(SILENT, begun, "its pods are reached through every server", || {
                 cluster.at(name).try_run(&words).is_ok_and(|said| said.trim() == *name)
             });
+            let forwarding = cluster.at(name).forward(SERVES, 8080);
+            for _ in 0..3 {
+                let page = forwarding.get("/page");
+                assert!(page.len() > PAGE, "{} bytes came through {name}", page.len());
+            }
         }
         (reached, worked.join().unwrap())
     });
@@ -151,9 +161,27 @@ pub fn an_agent_is_cut_off_from_a_server(cluster: &Cluster) {
     let again = agents_work_within(MOVE, healed, cluster, lost, "reunited");
     all_is_well(cluster, healed);
     assert_eq!(cluster.pods(lost), before);
+    cluster.at(lost).run(&["delete", "pod", SERVES, "--wait=false"]);
     eprintln!(
         "parted: reached through every server after {reached:?}, agents worked after {worked:?}; healed, after {again:?}"
     );
+}
+
+/// A pod that serves a page.
+fn serve(kubectl: &Kubectl, node: &str) {
+    let script = format!("head -c {PAGE} /dev/zero >/tmp/page; exec busybox httpd -f -p 127.0.0.1:8080 -h /tmp");
+    let pod = serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": SERVES},
+        "spec": {
+            "nodeName": node, "terminationGracePeriodSeconds": 1,
+            "containers": [{"name": "c", "image": image::NAME, "command": ["sh", "-c", script]}],
+        },
+    });
+    kubectl.feed(&["apply", "-f", "-"], &pod.to_string());
+    let asked = ["exec", SERVES, "--", "wget", "-qO-", "http://127.0.0.1:8080/page"];
+    until("the pod serves", || {
+        kubectl.try_run(&asked).is_ok_and(|page| page.len() == PAGE)
+    });
 }
 
 /// Every server says that every node is ready, soon after all has healed.

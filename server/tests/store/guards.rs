@@ -6,10 +6,13 @@ use std::time::Duration;
 use agent::units::Revision;
 use server::store::{Expect, Guard, StoreError, Write};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::contract::{Backend, delete, drained, put, state, volatile};
 use crate::moves::moved;
+
+/// For writers to notice that their term is over.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// `write`, if `key`'s last write is `at`.
 fn guarded(write: Write, key: &str, at: Revision) -> Write {
@@ -96,7 +99,8 @@ pub async fn nothing_of_a_term_happens_after_the_next_one_began(backend: &dyn Ba
         sleep(Duration::from_millis(10)).await;
     }
     stores[0].write(put(TERM, Expect::Any, "over")).await.unwrap();
-    written += 1 + writers.join_all().await.into_iter().sum::<usize>();
+    let ended = timeout(PATIENCE, writers.join_all()).await;
+    written += 1 + ended.unwrap().into_iter().sum::<usize>();
     let mut term = String::new();
     for shown in drained(&mut tail, written).await {
         let (key, value) = shown.split_once('=').unwrap();

@@ -1,11 +1,49 @@
 //! The kubectl of this machine, pointed at the lab's server.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use super::{Lab, until};
+
+/// A kubectl that forwards; it ends with this.
+pub struct Forwarding {
+    child: Child,
+    /// Of this machine's loopback.
+    pub port: u16,
+    /// It ends when nobody can read what it prints.
+    _printed: BufReader<ChildStdout>,
+}
+
+impl Forwarding {
+    /// What the pod's web server answers, head and body; empty when nothing comes.
+    pub fn get(&self, path: &str) -> Vec<u8> {
+        let mut answer = Vec::new();
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        // It may be cut off in the middle.
+        let _ = write!(stream, "GET {path} HTTP/1.0\r\n\r\n");
+        let _ = stream.read_to_end(&mut answer);
+        answer
+    }
+
+    /// What it says is wrong, by the line.
+    pub fn said(&mut self) -> String {
+        let mut line = String::new();
+        BufReader::new(self.child.stderr.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        line
+    }
+}
+
+impl Drop for Forwarding {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
 
 /// Runs kubectl as the cluster's admin.
 pub struct Kubectl {
@@ -37,6 +75,31 @@ impl Kubectl {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command.spawn().unwrap()
+    }
+
+    /// Forwards a port of this machine's to one of a pod's.
+    pub fn forward(&self, pod: &str, port: u16) -> Forwarding {
+        let mut child = self.start(&["port-forward", pod, &format!(":{port}")]);
+        let mut printed = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        printed.read_line(&mut line).unwrap();
+        let here = line.strip_prefix("Forwarding from 127.0.0.1:");
+        let here = here.and_then(|rest| rest.split_once(' '));
+        let port = here.and_then(|(port, _)| port.parse().ok());
+        match port {
+            Some(port) => Forwarding {
+                child,
+                port,
+                _printed: printed,
+            },
+            None => {
+                let mut said = String::new();
+                let _ = child.kill();
+                let _ = child.stderr.take().unwrap().read_to_string(&mut said);
+                child.wait().unwrap();
+                panic!("no port is forwarded to {pod}: {line}{said}")
+            }
+        }
     }
 
     /// The line a shell would run.

@@ -18,5 +18,5 @@ mod proxy;
 
 pub use faults::BACKYARD;
 pub use host::{Lab, binary, until, within, within_of};
-pub use kubectl::Kubectl;
+pub use kubectl::{Forwarding, Kubectl};
 pub use proxy::{Direction, Proxy, Weather};
