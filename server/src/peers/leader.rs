@@ -124,11 +124,12 @@ impl Election {
 
 impl Peers {
     /// Stands for election until dropped. While this server leads, what `start` puts into the set runs; for as long as that
-    /// is certain [`Peers::leaders_api`] writes.
+    /// is certain [`Peers::leaders`] writes.
     pub async fn stand(self, start: impl Fn(&mut JoinSet<()>)) {
         let mut election = Election::new(&self.holder);
         let mut acting = JoinSet::new();
         let mut term = 0;
+        let mut held_up = false;
         let mut watch = None;
         loop {
             let mut wake = self.turn(&mut election).await;
@@ -149,10 +150,15 @@ impl Peers {
                     Ok(()) => {
                         info!("this server leads: controllers and scheduler run here");
                         term = election.terms;
+                        held_up = false;
                         start(&mut acting);
                     }
                     Err(error) => {
-                        debug!(error = &error as &dyn Error, "cannot begin to lead");
+                        // Nobody else leads meanwhile.
+                        match std::mem::replace(&mut held_up, true) {
+                            false => warn!(error = &error as &dyn Error, "cannot begin to lead, tries again"),
+                            true => debug!(error = &error as &dyn Error, "cannot begin to lead"),
+                        }
                         wake = wake.min(Instant::now() + RETRY);
                     }
                 }

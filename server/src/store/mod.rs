@@ -197,7 +197,7 @@ pub enum StoreError {
         /// The key's last write, if it exists; of [`Change::Move`]'s other key, if the first one is as expected.
         current: Option<Revision>,
     },
-    /// The write's [`Guard`] holds no longer, and will not again.
+    /// The write's [`Guard`] holds no longer: begin another term.
     #[error("another server has taken over")]
     Overtaken,
     /// Begin anew from the present state.

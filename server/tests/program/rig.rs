@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -122,7 +122,14 @@ impl Program {
 
     /// Waits until it ends by itself, and says whether it did well.
     pub fn ends(mut self) -> bool {
-        self.child.wait().unwrap().success()
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.success();
+            }
+            assert!(begun.elapsed() < STARTING, "it goes on");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// SIGTERM: it must end by itself, with success.

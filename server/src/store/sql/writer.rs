@@ -18,8 +18,8 @@ use super::has_closed;
 
 /// Writes taken together: more would let the first wait for long.
 const BATCH: usize = 512;
-/// Bytes of values taken together. A batch is sent under the lock, and the database waits for the rest of it for 3 s
-/// (PostgreSQL) or 5 s (MariaDB, where hexadecimal doubles it): this much takes 3 s at 3 Mbit/s.
+/// Bytes taken together; one write alone may have more. A batch is sent under the lock, and the database waits for the rest of
+/// it for 3 s (PostgreSQL) or 5 s (MariaDB, where hexadecimal doubles it): for this much 3, or 3.5, Mbit/s do.
 const BATCH_BYTES: usize = 1 << 20;
 /// How long a write may stay undecided while the database is away.
 const UNDECIDED: Duration = Duration::from_secs(5);
@@ -65,12 +65,13 @@ impl<D: Database> Writer<D> {
     }
 
     /// Writes until `closed`, and then what has arrived.
-    pub async fn run(mut self, mut queue: mpsc::Receiver<Queued>, mut closed: watch::Receiver<bool>) {
+    pub async fn run(mut self, queue: mpsc::Receiver<Queued>, mut closed: watch::Receiver<bool>) {
+        let mut arrivals = Arrivals { queue, held: None };
         loop {
             let first = tokio::select! {
                 biased;
-                first = queue.recv() => first,
-                () = has_closed(&mut closed) => return self.finish(queue).await,
+                first = arrivals.next() => first,
+                () = has_closed(&mut closed) => return self.finish(arrivals).await,
                 () = tokio::time::sleep(LOOK) => {
                     self.look().await;
                     continue;
@@ -79,16 +80,14 @@ impl<D: Database> Writer<D> {
             let Some(first) = first else {
                 return;
             };
-            let batch = gather(first, &mut queue);
-            self.carry_out(batch).await;
+            self.carry_out(arrivals.batch(first)).await;
         }
     }
 
-    async fn finish(&mut self, mut queue: mpsc::Receiver<Queued>) {
-        queue.close();
-        while let Some(first) = queue.recv().await {
-            let batch = gather(first, &mut queue);
-            self.carry_out(batch).await;
+    async fn finish(&mut self, mut arrivals: Arrivals) {
+        arrivals.queue.close();
+        while let Some(first) = arrivals.next().await {
+            self.carry_out(arrivals.batch(first)).await;
         }
     }
 
@@ -176,18 +175,39 @@ fn verdict(fault: Fault, in_doubt: bool, late: bool) -> Option<Fault> {
     }
 }
 
-/// What has arrived, in order.
-fn gather(first: Queued, queue: &mut mpsc::Receiver<Queued>) -> Vec<Queued> {
-    let mut size = size_of(&first.write);
-    let mut batch = vec![first];
-    while batch.len() < BATCH
-        && size < BATCH_BYTES
-        && let Ok(next) = queue.try_recv()
-    {
-        size = size.saturating_add(size_of(&next.write));
-        batch.push(next);
+/// What arrives, in order.
+#[derive(Debug)]
+struct Arrivals {
+    queue: mpsc::Receiver<Queued>,
+    /// Came first, and had no room in the batch before.
+    held: Option<Queued>,
+}
+
+impl Arrivals {
+    /// May be dropped at any time.
+    async fn next(&mut self) -> Option<Queued> {
+        match self.held.take() {
+            Some(held) => Some(held),
+            None => self.queue.recv().await,
+        }
     }
-    batch
+
+    /// What goes in one batch with `first`.
+    fn batch(&mut self, first: Queued) -> Vec<Queued> {
+        let mut size = size_of(&first.write);
+        let mut batch = vec![first];
+        while batch.len() < BATCH
+            && let Ok(next) = self.queue.try_recv()
+        {
+            size = size.saturating_add(size_of(&next.write));
+            if size > BATCH_BYTES {
+                self.held = Some(next);
+                break;
+            }
+            batch.push(next);
+        }
+        batch
+    }
 }
 
 fn size_of(write: &Write) -> usize {
@@ -241,7 +261,42 @@ async fn attempt<L: Link>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::{Change, Durability, Expect};
     use super::*;
+
+    fn queued(key: &str, size: usize) -> Queued {
+        let write = Write {
+            key: key.into(),
+            expect: Expect::Any,
+            change: Change::Put(vec![b'x'; size].into()),
+            ttl: None,
+            durability: Durability::Durable,
+            guard: None,
+        };
+        Queued { write, reply: None }
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_no_longer_than_its_bound_unless_one_write_is() {
+        let (sender, queue) = mpsc::channel(8);
+        let mut arrivals = Arrivals { queue, held: None };
+        let (half, long) = (BATCH_BYTES / 2, BATCH_BYTES * 2);
+        for (key, size) in [("a", 1), ("b", half), ("c", half), ("d", long), ("e", 1)] {
+            sender.try_send(queued(key, size)).unwrap();
+        }
+        drop(sender);
+        let mut batches = Vec::new();
+        while let Some(first) = arrivals.next().await {
+            let batch = arrivals.batch(first);
+            batches.push(
+                batch
+                    .into_iter()
+                    .map(|queued| queued.write.key.to_string())
+                    .collect::<String>(),
+            );
+        }
+        assert_eq!(batches, ["ab", "c", "d", "e"]);
+    }
 
     #[test]
     fn no_fault_says_that_a_write_in_doubt_did_not_happen() {

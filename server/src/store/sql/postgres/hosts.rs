@@ -1,8 +1,9 @@
 //! The servers that an endpoint names: one takes writes, the others may be silent, down, or standbys.
 //!
 //! They are asked one after the other, each for a bounded time, whatever it is that does not answer: the network, the
-//! server once connected, or its log-in. Whoever failed last is asked last the next time, so that a silent one costs its
-//! time once and not with every connection. Each address of a name counts as a server.
+//! server once connected, or its log-in. Whoever failed is asked after the one that did not, so that a silent one costs its
+//! time once and not with every connection; when all have failed, the first of them is the last of the next round, so that
+//! each comes to all the time that the endpoint grants. Each address of a name counts as a server.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -32,20 +33,21 @@ const PORT: u16 = 5432;
 pub struct Hosts {
     places: Vec<Place>,
     patience: Duration,
-    /// Who failed last.
-    failed: Mutex<Option<Target>>,
+    /// Who is asked last the next time.
+    last: Mutex<Option<Target>>,
 }
 
-/// A server that is being asked; it has failed unless it has answered, also when nobody waits for it any more.
-struct Asked<'a> {
+/// The servers in the order in which they are asked, until one has answered. All have failed unless one has, also when
+/// nobody waits for them any more.
+struct Round<'a> {
     hosts: &'a Hosts,
-    fails: Option<Target>,
+    last: Option<Target>,
 }
 
-impl Drop for Asked<'_> {
+impl Drop for Round<'_> {
     fn drop(&mut self) {
-        if let Some(target) = self.fails.take() {
-            *self.hosts.failed() = Some(target);
+        if let Some(target) = self.last.take() {
+            *self.hosts.last() = Some(target);
         }
     }
 }
@@ -90,7 +92,7 @@ impl Hosts {
         Self {
             places: places.to_vec(),
             patience: patience.filter(|time| !time.is_zero()).unwrap_or(HOST),
-            failed: Mutex::default(),
+            last: Mutex::default(),
         }
     }
 
@@ -110,14 +112,14 @@ impl Hosts {
                 Err(problem) => why = Some(Unreached::Silent(problem)),
             }
         }
-        begin_after(&mut targets, self.failed().as_ref());
-        let count = targets.len();
+        begin_after(&mut targets, self.last().as_ref());
+        let mut round = Round {
+            hosts: self,
+            last: targets.first().cloned(),
+        };
+        let (count, mut before) = (targets.len(), None);
         for (place, target) in targets.into_iter().enumerate() {
             let patience = time_for(self.patience, count - place - 1);
-            let mut asked = Asked {
-                hosts: self,
-                fails: Some(target.clone()),
-            };
             let config = target.config(config);
             let attempt = async {
                 match prepared {
@@ -127,7 +129,7 @@ impl Hosts {
             };
             let failure = match timeout(patience, attempt).await {
                 Ok(Ok(link)) => {
-                    asked.fails = None;
+                    round.last = before;
                     return Ok(link);
                 }
                 Ok(Err(error)) => Unreached::Said(error),
@@ -140,12 +142,13 @@ impl Hosts {
                 Some(earlier) => earlier.or(failure),
                 None => failure,
             });
+            before = Some(target);
         }
         Err(why.unwrap_or_else(|| Unreached::Silent("the endpoint names no server".to_owned())))
     }
 
-    fn failed(&self) -> MutexGuard<'_, Option<Target>> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last(&self) -> MutexGuard<'_, Option<Target>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -190,7 +193,8 @@ async fn resolve(place: &Place) -> Result<Vec<Target>, String> {
     Ok(found.map(target).collect())
 }
 
-/// How long a server has: no longer than leaves time for those after it. Whoever needs more is asked last the next time. Pure.
+/// How long a server has: no longer than leaves time for those after it. Whoever needs more is asked last in one of the next
+/// rounds. Pure.
 fn time_for(patience: Duration, after: usize) -> Duration {
     match after {
         0 => patience,
@@ -198,9 +202,9 @@ fn time_for(patience: Duration, after: usize) -> Duration {
     }
 }
 
-/// Puts whoever comes after the failed one first, and that one last. Pure.
-fn begin_after<T: PartialEq>(targets: &mut [T], failed: Option<&T>) {
-    if let Some(at) = targets.iter().position(|target| Some(target) == failed) {
+/// Puts `last` last, and whoever comes after it first. Pure.
+fn begin_after<T: PartialEq>(targets: &mut [T], last: Option<&T>) {
+    if let Some(at) = targets.iter().position(|target| Some(target) == last) {
         targets.rotate_left(at + 1);
     }
 }
@@ -224,6 +228,34 @@ mod tests {
             ['a', 'b', 'c'],
             "an address that the name no longer has"
         );
+    }
+
+    #[tokio::test]
+    async fn each_is_asked_last_in_turn_while_all_fail() {
+        let refusing = |_| {
+            std::net::TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap()
+        };
+        let places = [0, 1, 2].map(refusing).map(|address| Place::Tcp {
+            host: address.ip().to_string(),
+            port: address.port(),
+        });
+        let (hosts, encryption) = (
+            Hosts::new(&places, None),
+            Encryption::new(super::super::tls::Mode::Disable, &Default::default()).unwrap(),
+        );
+        let mut last = Vec::new();
+        for _ in 0..4 {
+            let outcome = hosts.connect(&Config::new(), &encryption, "test", false).await;
+            assert!(outcome.is_err());
+            last.push(hosts.last().clone());
+        }
+        assert_eq!(last[0], last[3]);
+        for (at, one) in last[..3].iter().enumerate() {
+            assert!(one.is_some() && !last[..at].contains(one), "{last:?}");
+        }
     }
 
     #[test]
