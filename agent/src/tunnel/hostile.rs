@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::link::{self, LinkError, Socket};
+use super::passing::PASSING_MAX;
 use super::session::{Role, Session};
 use super::stream::{Opened, Stream, Tunnel};
 use crate::chance::{Random, simulate};
@@ -123,7 +124,12 @@ where
 
 /// Writes until nothing more is taken.
 async fn fill(writer: &mut (impl AsyncWrite + Unpin)) {
-    let filling = async { while writer.write_all(&[7; 4096]).await.is_ok() {} };
+    fill_with(writer, 4096).await;
+}
+
+async fn fill_with(writer: &mut (impl AsyncWrite + Unpin), size: usize) {
+    let bytes = vec![7; size];
+    let filling = async { while writer.write_all(&bytes).await.is_ok() {} };
     assert!(
         timeout(Duration::from_secs(5), filling).await.is_err(),
         "somebody takes everything"
@@ -210,4 +216,39 @@ async fn writers_go_on_when_many_others_are_cut_off_among_them() {
             .unwrap_or_else(|_| panic!("{kept} of {streams} wait"));
         tasks.shutdown().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ping_goes_before_what_streams_have_to_say() {
+    let tunnel = Tunnel::new(Role::Dialer, 1);
+    let (mut stream, mut wire) = (tunnel.dial("127.0.0.1:10250").unwrap(), Vec::new());
+    tunnel.fill(false, &mut wire).unwrap();
+    fill_with(&mut stream, 40_000).await;
+    wire.clear();
+    tunnel.say("here");
+    tunnel.fill(false, &mut wire).unwrap();
+    assert!(wire.starts_with(b"\x89\x04here"), "{:x?}", &wire[..16]);
+    assert!(wire.len() > PASSING_MAX, "{}", wire.len());
+}
+
+/// What is read slowly by its peer never has nothing to send.
+#[tokio::test(start_paused = true)]
+async fn who_leaves_goes_although_a_stream_pours() {
+    let (near, mut far) = duplex(4096);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut some = [0; 4096];
+        while far.read(&mut some).await.is_ok_and(|count| count > 0) {
+            sleep(Duration::from_millis(10)).await;
+            far.write_all(&[0x89, 0x80, 0, 0, 0, 0]).await.unwrap_or_default();
+        }
+    });
+    let tunnel = Tunnel::new(Role::Dialer, 1);
+    let mut stream = tunnel.dial("127.0.0.1:10250").unwrap();
+    tasks.spawn(async move { while stream.write_all(&[7; 40_000]).await.is_ok() {} });
+    tunnel.leave();
+    let run = link::run(Socket::new(near), &tunnel, drop);
+    let error = timeout(Duration::from_secs(30), run).await.expect("it stays");
+    assert!(matches!(error, LinkError::Left), "{error}");
+    tasks.shutdown().await;
 }

@@ -21,8 +21,10 @@ const SEND_LIMIT: Duration = Duration::from_secs(30);
 const READ_BUFFER: usize = 4 << 10;
 /// After so many bytes those for whom they are may run, before their processor has forgotten them and the peer has to pause.
 const TURN: usize = 128 << 10;
-/// Who has nothing to send for so long gives the buffer back.
+/// Who has nothing long to send for so long gives the buffer back.
 const IDLE: Duration = Duration::from_secs(1);
+/// Who leaves has so long for what its streams still say.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Why a tunnel ended.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -186,11 +188,18 @@ async fn receive<S: AsyncRead>(
 
 async fn send<S: AsyncWrite>(mut to: WriteHalf<S>, tunnel: &Tunnel) -> Result<Never, LinkError> {
     let (mut wire, mut dry) = (Vec::new(), false);
+    let (mut long_ago, mut farewell) = (Instant::now() + IDLE, None);
     loop {
         let (ping, again) = tunnel.tick()?;
+        if tunnel.is_leaving() && Instant::now() >= *farewell.get_or_insert_with(|| Instant::now() + FAREWELL) {
+            return leave(&mut to, tunnel).await;
+        }
         tunnel.fill(ping, &mut wire)?;
         if !wire.is_empty() {
             give(&mut to, &wire).await?;
+            if wire.len() > READ_BUFFER {
+                long_ago = Instant::now() + IDLE;
+            }
             wire.clear();
             dry = false;
             continue;
@@ -204,24 +213,31 @@ async fn send<S: AsyncWrite>(mut to: WriteHalf<S>, tunnel: &Tunnel) -> Result<Ne
         if tunnel.admit() {
             continue;
         }
-        if tunnel.is_leaving() {
-            tunnel.good_bye(&mut wire)?;
-            give(&mut to, &wire).await?;
-            return Err(LinkError::Left);
+        if farewell.is_some() {
+            return leave(&mut to, tunnel).await;
         }
-        let holds = wire.capacity() > READ_BUFFER;
-        let until = match holds {
-            true => Instant::from_std(again).min(Instant::now() + IDLE),
-            false => again.into(),
-        };
+        let mut until = Instant::from_std(again);
+        if wire.capacity() > READ_BUFFER {
+            match long_ago <= Instant::now() {
+                true => wire = Vec::new(),
+                false => until = until.min(long_ago),
+            }
+        }
         tokio::select! {
             () = tunnel.output() => {}
-            () = sleep_until(until) => wire = Vec::new(),
+            () = sleep_until(until) => {}
         }
     }
 }
 
-/// Writes all of it; a peer that takes nothing at all for [`SEND_LIMIT`] is gone.
+async fn leave<S: AsyncWrite>(to: &mut WriteHalf<S>, tunnel: &Tunnel) -> Result<Never, LinkError> {
+    let mut wire = Vec::new();
+    tunnel.good_bye(&mut wire)?;
+    give(to, &wire).await?;
+    Err(LinkError::Left)
+}
+
+/// Writes all of it; a peer that takes nothing at all for [`SEND_LIMIT`], or not the last of it, is gone.
 async fn give<S: AsyncWrite>(to: &mut WriteHalf<S>, mut bytes: &[u8]) -> Result<(), LinkError> {
     while !bytes.is_empty() {
         let taken = in_time(to.write(bytes)).await?;

@@ -10,7 +10,7 @@ use super::session::DATA_MAX;
 use super::websocket::{self, Kind};
 use crate::wire::frame::Frame;
 
-/// Bytes of all streams together; one frame may lie beyond. As many again may be on their way into the socket.
+/// Bytes of all streams together; one frame may lie beyond. As many may be on their way into the socket, and two frames more.
 pub const PASSING_MAX: usize = 64 << 10;
 
 #[derive(Debug, Default)]
@@ -52,9 +52,12 @@ impl Passing {
         }
     }
 
-    /// Gives what there is for an empty buffer, which is used from then on.
-    pub fn swap(&mut self, empty: &mut Vec<u8>) {
-        std::mem::swap(&mut self.wire, empty);
+    /// Puts what there is behind what `wire` has; an empty one is taken in exchange.
+    pub fn hand_over(&mut self, wire: &mut Vec<u8>) {
+        match wire.is_empty() {
+            true => std::mem::swap(&mut self.wire, wire),
+            false => wire.append(&mut self.wire),
+        }
     }
 
     /// Names streams that waited and may go on: as many as there is room for, or `all`. Whoever is named may have nothing to write
@@ -97,7 +100,7 @@ mod tests {
             let (mut passing, mut taken) = (Passing::default(), Vec::new());
             for _ in 0..2 {
                 while push(&mut passing, 1, size) {}
-                passing.swap(&mut taken);
+                passing.hand_over(&mut taken);
                 assert!(
                     (PASSING_MAX..PASSING_MAX + size + 64).contains(&taken.len()),
                     "{size}: {}",
@@ -117,7 +120,7 @@ mod tests {
             assert!(!push(&mut passing, connection, DATA_MAX));
         }
         assert_eq!(passing.admit(false), [0; 0], "there is no room");
-        passing.swap(&mut taken);
+        passing.hand_over(&mut taken);
         assert_eq!(passing.admit(false), [1, 2]);
         assert!(push(&mut passing, 1, DATA_MAX));
         assert!(!push(&mut passing, 1, DATA_MAX), "it is the turn of others");
@@ -127,12 +130,21 @@ mod tests {
     }
 
     #[test]
+    fn what_it_holds_comes_behind_what_is_there() {
+        let (mut passing, mut wire) = (Passing::default(), vec![1]);
+        assert!(push(&mut passing, 1, 3));
+        passing.hand_over(&mut wire);
+        assert_eq!((wire.first(), wire.last()), (Some(&1), Some(&7)));
+        assert!(passing.is_empty());
+    }
+
+    #[test]
     fn who_is_gone_holds_nobody_up() {
         let (mut passing, mut taken) = (Passing::default(), Vec::new());
         while push(&mut passing, 1, DATA_MAX) {}
         push(&mut passing, 2, 1);
         passing.forget(1);
-        passing.swap(&mut taken);
+        passing.hand_over(&mut taken);
         assert_eq!(passing.admit(false), [2]);
         passing.forget(2);
         assert!(passing.admitted.is_empty() && passing.waits.is_empty() && passing.waiting.is_empty());

@@ -16,7 +16,7 @@ pub use super::role::Role;
 use super::websocket::{self, Kind};
 use crate::wire::frame::{EOF, Frame, Message};
 
-/// Received bytes of one stream that wait for their reader before the peer is told to pause. K3s allows 2 MiB; a box with
+/// Received bytes of one stream, and what they cost beside ([`PIECE`]), that wait for their reader before the peer is told to pause. K3s allows 2 MiB; a box with
 /// 256 MB does not.
 pub const PAUSE_ABOVE: usize = 256 << 10;
 /// It may go on once so few are left.
@@ -25,6 +25,8 @@ pub const RESUME_BELOW: usize = 64 << 10;
 pub const STREAM_MAX: usize = 16 << 20;
 /// All streams of a session together.
 pub const SESSION_MAX: usize = 32 << 20;
+/// What a received piece costs beside its bytes: a peer that sends one byte at a time is to come no further than others.
+pub(super) const PIECE: usize = 128;
 /// Bytes of one stream that wait to be sent.
 pub const OUTBOUND_MAX: usize = 64 << 10;
 /// The longest payload sent: what K3s' copy loops make.
@@ -216,7 +218,7 @@ impl Session {
         self.heard
     }
 
-    /// Puts what is to be sent now into `wire`, which is empty, as frames of a websocket; `mask` has a fresh mask for each if this
+    /// Puts what is to be sent now behind what `wire` has, as frames of a websocket; `mask` has a fresh mask for each if this
     /// end is its client. Returns the streams whose writers may go on.
     ///
     /// # Errors
@@ -226,10 +228,11 @@ impl Session {
         wire: &mut Vec<u8>,
         mut mask: impl FnMut() -> Result<Option<[u8; 4]>, E>,
     ) -> Result<Vec<i64>, E> {
-        self.passing.swap(wire);
+        self.passing.hand_over(wire);
         let mut touched = Vec::new();
-        // As much again as passes in a turn: neither streams with much to say nor those with little wait for the others to be done.
-        let most = wire.len() + PASSING_MAX;
+        // A frame at least beside what passes: neither streams with much to say nor those with little wait for the others to be
+        // done. Not much more, for a ping waits for what is on its way.
+        let most = PASSING_MAX.max(wire.len() + DATA_MAX);
         while wire.len() < most
             && let Some(frame) = self.transmit()
         {
@@ -283,11 +286,13 @@ impl Session {
         };
         if let Some(mut first) = stream.inbound.pop_front() {
             let data = first.split_to(most.min(first.len()));
-            if !first.is_empty() {
-                stream.inbound.push_front(first);
+            let mut cost = data.len();
+            match first.is_empty() {
+                true => cost += PIECE,
+                false => stream.inbound.push_front(first),
             }
-            stream.inbound_bytes -= data.len();
-            self.buffered -= data.len();
+            stream.inbound_bytes -= cost;
+            self.buffered -= cost;
             if stream.full && stream.inbound_bytes < RESUME_BELOW {
                 stream.full = false;
                 self.enqueue(connection);
@@ -437,14 +442,15 @@ impl Session {
         if data.is_empty() || stream.closing.is_some() {
             return Ok(());
         }
-        if stream.inbound_bytes + data.len() > STREAM_MAX || self.buffered + data.len() > SESSION_MAX {
+        let cost = data.len() + PIECE;
+        if stream.inbound_bytes + cost > STREAM_MAX || self.buffered + cost > SESSION_MAX {
             let reason = "the receiver is too slow";
             stream.ended = Some(reason.into());
             events.push(Event::Touched(id));
             return self.say(id, Message::Error(reason.into()));
         }
-        stream.inbound_bytes += data.len();
-        self.buffered += data.len();
+        stream.inbound_bytes += cost;
+        self.buffered += cost;
         stream.inbound.push_back(data);
         if stream.inbound_bytes > PAUSE_ABOVE && !stream.full {
             stream.full = true;

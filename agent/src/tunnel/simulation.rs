@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::passing::PASSING_MAX;
-use super::session::{DATA_MAX, Event, OUTBOUND_MAX, PAUSE_ABOVE, Read, Role, STREAM_MAX, Session, Write};
+use super::session::{DATA_MAX, Event, OUTBOUND_MAX, PAUSE_ABOVE, PIECE, Read, Role, STREAM_MAX, Session, Write};
 use super::websocket::{Incoming, Reader, Side};
 use crate::chance::{Random, simulate};
 use crate::wire::frame::{Frame, Message};
@@ -280,7 +280,7 @@ fn a_slow_reader_pauses_its_peer_once_and_resumes_it() {
     let now = Instant::now();
     let mut session = Session::new(Role::Dialer, 1, now);
     let id = open(&mut session);
-    session.receive(data(id, PAUSE_ABOVE), now).unwrap();
+    session.receive(data(id, PAUSE_ABOVE - PIECE), now).unwrap();
     assert_eq!(said(&mut session), []);
     session.receive(data(id, 1), now).unwrap();
     session.receive(data(id, 1), now).unwrap();
@@ -330,6 +330,24 @@ fn a_peer_that_ignores_pauses_loses_the_stream_and_not_the_session() {
     assert!(matches!(session.read(good, 10), Read::Data(_)));
     while let Read::Data(_) = session.read(bad, 1 << 20) {}
     assert!(matches!(session.read(bad, 1), Read::Failed(_)));
+}
+
+#[test]
+fn a_peer_that_sends_one_byte_at_a_time_fills_no_more_memory() {
+    let now = Instant::now();
+    let mut session = Session::new(Role::Dialer, 1, now);
+    let id = open(&mut session);
+    for _ in 0..=STREAM_MAX / PIECE {
+        session.receive(data(id, 1), now).unwrap();
+    }
+    let answers = said(&mut session);
+    assert!(answers.iter().any(|message| matches!(message, Message::Error(_))));
+    let mut read = 0;
+    while let Read::Data(bytes) = session.read(id, 10) {
+        read += bytes.len();
+    }
+    assert!(read < STREAM_MAX / PIECE, "{read}");
+    assert!(matches!(session.read(id, 1), Read::Failed(_)));
 }
 
 #[test]

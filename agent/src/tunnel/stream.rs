@@ -185,10 +185,7 @@ impl Tunnel {
     /// Puts what is to be sent now into `wire`, which is empty; `ping`: one is due.
     pub(super) fn fill(&self, ping: bool, wire: &mut Vec<u8>) -> Result<(), NoMask> {
         let mut inner = self.lock();
-        let Inner { session, masks, .. } = &mut *inner;
-        for connection in session.output(wire, || masks.next())? {
-            inner.wake(connection);
-        }
+        // First of all: by them the peer sees that this end lives, however much of the streams is on its way.
         if let Some(word) = inner.pinged.take() {
             let mask = inner.masks.next()?;
             websocket::put(wire, Kind::Pong, [&word, &[]], mask);
@@ -196,6 +193,10 @@ impl Tunnel {
         if let Some(word) = inner.word.take().or_else(|| ping.then(Bytes::new)) {
             let mask = inner.masks.next()?;
             websocket::put(wire, Kind::Ping, [&word, &[]], mask);
+        }
+        let Inner { session, masks, .. } = &mut *inner;
+        for connection in session.output(wire, || masks.next())? {
+            inner.wake(connection);
         }
         Ok(())
     }

@@ -2,9 +2,9 @@
 //!
 //! Here and not from a crate because every byte of `kubectl logs`, `exec` and `cp` goes through: what is sent is copied and
 //! masked once, into the buffer that is written; what comes is read into the message's own buffer. Messages may be in
-//! fragments; nobody sends tunnels any.
+//! fragments, as K3s' agents send long ones: their library sends what fits in its buffer of 4 KiB on.
 //!
-//! Source: RFC 6455, sections 5 and 7.4.
+//! Source: RFC 6455, sections 5 and 7.4; gorilla/websocket, `conn.go`.
 
 use bytes::buf::Limit;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
