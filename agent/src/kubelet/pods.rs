@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
@@ -23,7 +24,7 @@ use super::ports::Attempt;
 use super::translate::log_dir;
 use super::volume;
 use super::worker::{Desired, work};
-use crate::runtime::PodState;
+use crate::runtime::{PodState, RuntimeError};
 use crate::wire::object::{self, Meta};
 use crate::wire::pod::{Pod, PodStatus, RestartPolicy};
 
@@ -254,61 +255,78 @@ impl Pods {
         }
     }
 
-    async fn unwanted(&self) -> Vec<PodState> {
-        let mut all = self.host.containers.pods().await.unwrap_or_default();
+    async fn unwanted(&self) -> Result<Vec<PodState>, RuntimeError> {
+        let mut all = self.host.containers.pods().await?;
         all.retain(|state| !self.workers.contains_key(&state.pod_uid));
-        all
+        Ok(all)
     }
 
-    /// Asks what runs of these pods to end, and lets it.
+    /// Asks what runs of these pods to end, all at once, and lets it; in all for [`PARTING`], also where a shim does not answer.
     async fn part(&self, pods: &[PodState]) {
-        for state in pods {
-            for it in Attempt::all(state).iter().filter(|it| it.running) {
-                let (uid, name) = (&state.pod_uid, &it.container);
-                if let Err(error) = self.host.containers.signal(uid, name, it.stop_signal).await {
-                    tracing::warn!(uid, container = name, %error, "a container that nobody wants is not told to end");
-                }
-            }
-        }
         let runs = |state: &PodState| Attempt::all(state).iter().any(|it| it.running);
-        if pods.iter().any(runs) {
-            let ended = async {
-                while self.unwanted().await.iter().any(runs) {
-                    sleep(LOOK).await;
-                }
-            };
-            let _ = timeout(PARTING, ended).await;
+        let mut signals = Vec::new();
+        for state in pods {
+            let running = Attempt::all(state).into_iter().filter(|it| it.running);
+            signals.extend(running.map(|it| self.tell(&state.pod_uid, it)));
+        }
+        if signals.is_empty() {
+            return;
+        }
+        let ended = async {
+            join_all(signals).await;
+            // What cannot be looked at may run still.
+            while self.unwanted().await.map_or(true, |pods| pods.iter().any(runs)) {
+                sleep(LOOK).await;
+            }
+        };
+        let _ = timeout(PARTING, ended).await;
+    }
+
+    async fn tell(&self, uid: &str, it: Attempt) {
+        let name = &it.container;
+        if let Err(error) = self.host.containers.signal(uid, name, it.stop_signal).await {
+            tracing::warn!(uid, container = name, %error, "a container that nobody wants is not told to end");
         }
     }
 
-    /// Removes what is on the node and belongs to no pod: what an earlier run could not.
+    async fn remove(&self, state: PodState) {
+        let uid = &state.pod_uid;
+        tracing::info!(
+            pod = format!("{}/{}", state.namespace, state.name),
+            uid,
+            "removing a pod that nobody wants"
+        );
+        let logs = log_dir(&self.host.settings.logs, &state.namespace, &state.name, uid);
+        let removed = self
+            .host
+            .containers
+            .remove_sandbox(uid)
+            .await
+            .map_err(|error| error.to_string());
+        let removed = removed.and(remove_folder(&logs).await.map_err(|error| error.to_string()));
+        if let Err(error) = removed {
+            tracing::warn!(uid, error, "a pod that nobody wants stays");
+        }
+    }
+
+    /// Removes what is on the node and belongs to no pod: what an earlier run could not. Where it cannot be told what runs, all
+    /// stays until the next time: addresses and volumes may be in use.
     async fn sweep(&self) {
         let network = match &*self.host.network.borrow() {
             NetworkState::Up(network) => Some(network.clone()),
             NetworkState::Missing(_) => None,
         };
         let mine = |uid: &str| self.workers.contains_key(uid);
-        let unwanted = self.unwanted().await;
-        self.part(&unwanted).await;
-        for state in unwanted {
-            let uid = &state.pod_uid;
-            tracing::info!(
-                pod = format!("{}/{}", state.namespace, state.name),
-                uid,
-                "removing a pod that nobody wants"
-            );
-            let logs = log_dir(&self.host.settings.logs, &state.namespace, &state.name, uid);
-            let removed = self
-                .host
-                .containers
-                .remove_sandbox(uid)
-                .await
-                .map_err(|error| error.to_string());
-            let removed = removed.and(remove_folder(&logs).await.map_err(|error| error.to_string()));
-            if let Err(error) = removed {
-                tracing::warn!(uid, error, "a pod that nobody wants stays");
+        let unwanted = match self.unwanted().await {
+            Ok(unwanted) => unwanted,
+            Err(error) => {
+                tracing::warn!(%error, "it cannot be told which pods run that nobody wants; they stay");
+                return;
             }
-        }
+        };
+        self.part(&unwanted).await;
+        // Beside each other: a shim that does not answer holds up no other pod's end.
+        join_all(unwanted.into_iter().map(|state| self.remove(state))).await;
         let root = self.host.settings.root.clone();
         for path in files(root.join("pods")).await {
             let uid = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();

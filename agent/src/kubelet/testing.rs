@@ -15,6 +15,9 @@ use crate::runtime::{
     ContainerSpec, ContainerState, ExecSpec, Image, PodState, RuntimeError, RuntimeEvent, Sandbox, SandboxSpec, Status,
 };
 
+/// How long an answer of a shim is waited for.
+const HUNG: Duration = Duration::from_secs(30);
+
 /// How a command behaves: its exit code, and how long it takes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Behaviour {
@@ -40,6 +43,10 @@ pub struct Fake {
     pub start_takes: Mutex<Duration>,
     /// Whether a container ends on SIGTERM.
     pub obedient: Mutex<bool>,
+    /// Pods whose shim does not answer: a signal and a removal take [`HUNG`].
+    pub hung: Mutex<BTreeSet<String>>,
+    /// Whether it cannot be read which pods there are.
+    pub unreadable: Mutex<bool>,
     events: broadcast::Sender<RuntimeEvent>,
     /// Something has happened here.
     pub news: watch::Sender<()>,
@@ -57,6 +64,8 @@ impl Default for Fake {
             started: Mutex::default(),
             start_takes: Mutex::default(),
             obedient: Mutex::new(true),
+            hung: Mutex::default(),
+            unreadable: Mutex::default(),
             events: broadcast::channel(16).0,
             news: watch::Sender::new(()),
         }
@@ -89,6 +98,18 @@ impl Fake {
     /// Loses what is known of a pod's containers, as a sandbox that is made anew does.
     pub fn forget_containers(&self, uid: &str) {
         self.pods().entry(uid.into()).or_default().containers.clear();
+    }
+
+    /// Whether the shim answers; if not, that takes its time.
+    async fn answers(&self, uid: &str) -> Result<(), RuntimeError> {
+        if !self.hung.lock().unwrap().contains(uid) {
+            return Ok(());
+        }
+        tokio::time::sleep(HUNG).await;
+        Err(RuntimeError::Shim {
+            pod_uid: uid.into(),
+            reason: "timed out".into(),
+        })
     }
 
     fn process(&self, container: &str, command: &str) -> Process {
@@ -191,6 +212,7 @@ impl Containers for Fake {
         Box::pin(async move {
             self.signals.lock().unwrap().push(format!("{container} {signal}"));
             self.news.send_replace(());
+            self.answers(pod_uid).await?;
             if *self.obedient.lock().unwrap() || signal == libc::SIGKILL {
                 self.end(pod_uid, container, 128 + signal);
             }
@@ -215,6 +237,7 @@ impl Containers for Fake {
 
     fn remove_sandbox<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<(), RuntimeError>> {
         Box::pin(async move {
+            let _ = self.answers(pod_uid).await; // killed then
             self.pods().remove(pod_uid);
             self.news.send_replace(());
             Ok(())
@@ -226,7 +249,15 @@ impl Containers for Fake {
     }
 
     fn pods(&self) -> BoxFuture<'_, Result<Vec<PodState>, RuntimeError>> {
-        Box::pin(async move { Ok(Fake::pods(self).values().cloned().collect()) })
+        Box::pin(async move {
+            match *self.unreadable.lock().unwrap() {
+                true => Err(RuntimeError::Io {
+                    path: "/run".into(),
+                    source: std::io::ErrorKind::Other.into(),
+                }),
+                false => Ok(Fake::pods(self).values().cloned().collect()),
+            }
+        })
     }
 
     fn has_image<'a>(&'a self, image: &'a str) -> BoxFuture<'a, bool> {

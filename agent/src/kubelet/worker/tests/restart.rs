@@ -342,6 +342,57 @@ async fn who_runs_and_is_nobodys_is_asked_to_end_before_it_is_killed() {
     }
 }
 
+/// A node on which `old` runs and is nobody's any more, when its agent starts again; `other` as well, with one container.
+async fn with_strays(old: Value) -> Rig {
+    let mut rig = Rig::start();
+    rig.run("old", old);
+    rig.run("other", one("Always", json!({})));
+    rig.until("both run", |rig| {
+        rig.phase("old") == "Running" && rig.phase("other") == "Running"
+    })
+    .await;
+    tokio::time::sleep(seconds(1)).await; // what is kept on disk is kept in the background
+    rig.agent_dies().await;
+    for name in ["old", "other"] {
+        rig.delete(name, 0);
+        rig.forget_kept(name);
+    }
+    *rig.fake.obedient.lock().unwrap() = false;
+    rig
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shim_that_does_not_answer_holds_up_nobodys_end() {
+    let containers = ["a", "b", "d", "e", "f"].map(|name| named(name, json!({})));
+    let mut rig = with_strays(json!({"containers": containers})).await;
+    rig.fake.hung.lock().unwrap().insert("old".into());
+    rig.agent_starts();
+    let took = rig
+        .until("the other is gone", |rig| rig.fake.state("other").is_none())
+        .await;
+    assert!(about(took, seconds(2)), "{took:?}");
+    assert_eq!(rig.signals(), ["a 15", "b 15", "d 15", "e 15", "f 15", "c 15"]);
+    // One answer that does not come, for all of it.
+    let took = rig.until("it is gone", |rig| rig.fake.state("old").is_none()).await;
+    assert!(about(took, seconds(30)), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_be_looked_at_is_not_taken_for_ended() {
+    let mut rig = with_strays(one("Always", json!({}))).await;
+    let unreadable = |rig: &Rig, so| *rig.fake.unreadable.lock().unwrap() = so;
+    unreadable(&rig, true);
+    rig.agent_starts();
+    tokio::time::sleep(seconds(5)).await;
+    assert_eq!(rig.network.attached(), ["old", "other"], "addresses that may be in use");
+    unreadable(&rig, false);
+    rig.network_goes();
+    rig.until("they are asked", |rig| rig.signals().len() == 2).await;
+    unreadable(&rig, true);
+    let took = rig.until("they are gone", |rig| rig.fake.state("old").is_none()).await;
+    assert!(about(took, seconds(2)), "{took:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_status_names_the_image_that_runs_and_not_the_one_that_is_asked_for_now() {
     let rig = Rig::start();
