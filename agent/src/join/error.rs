@@ -126,14 +126,17 @@ pub enum JoinError {
 impl JoinError {
     /// Whether another address may do better: what answered is silent, or no server of this cluster.
     pub(super) const fn is_astray(&self) -> bool {
+        self.is_strange() || matches!(self, Self::Unreachable { .. } | Self::Odd { .. })
+    }
+
+    /// Whether it is certain that another address does better: what answered is of another cluster, or signs what is good for
+    /// nothing. One slow or odd answer says neither.
+    pub(super) const fn is_strange(&self) -> bool {
         match self {
+            Self::CaHash { .. } | Self::OtherCa { .. } | Self::Untrusted { .. } | Self::Dead { .. } => true,
             Self::Unreachable { .. }
-            | Self::CaHash { .. }
-            | Self::OtherCa { .. }
-            | Self::Untrusted { .. }
-            | Self::Dead { .. }
-            | Self::Odd { .. } => true,
-            Self::Token(_)
+            | Self::Odd { .. }
+            | Self::Token(_)
             | Self::Certificate(_)
             | Self::Node(_)
             | Self::Password(_)

@@ -97,17 +97,28 @@ impl Joiner<'_> {
     /// Joins; tries until it works. `trouble` says why the balancer reaches no server; `astray` is called when what answered
     /// may be no server of the cluster, so that the next attempt goes elsewhere.
     pub async fn join(&self, trouble: impl Fn() -> Option<String>, astray: impl Fn()) -> Joined {
+        let astray = |error: &JoinError| {
+            if error.is_astray() {
+                astray()
+            }
+        };
         self.persist(async || self.once().await, trouble, astray).await
     }
 
     /// As [`Self::join`], for a node that runs: `ips` says at each attempt which addresses it has registered, so that certificate
-    /// and Node name the same.
+    /// and Node name the same. `astray` is called only for who is certainly the wrong one: a node that runs has connections that
+    /// would be cut, and its tunnels tell which server is silent.
     pub async fn renew(
         &self,
         ips: impl Fn() -> Vec<IpAddr>,
         trouble: impl Fn() -> Option<String>,
         astray: impl Fn(),
     ) -> Joined {
+        let astray = |error: &JoinError| {
+            if error.is_strange() {
+                astray()
+            }
+        };
         self.persist(async || self.once_at(ips()).await, trouble, astray).await
     }
 
@@ -115,16 +126,14 @@ impl Joiner<'_> {
         &self,
         once: impl AsyncFn() -> Result<Joined, JoinError>,
         trouble: impl Fn() -> Option<String>,
-        astray: impl Fn(),
+        astray: impl Fn(&JoinError),
     ) -> Joined {
         let (mut attempt, mut spoken, mut kind) = (0, Trouble::default(), None);
         loop {
             match once().await {
                 Ok(joined) => return joined,
                 Err(error) => {
-                    if error.is_astray() {
-                        astray();
-                    }
+                    astray(&error);
                     let pause = pause(attempt, random_fraction());
                     let error = match (error, trouble()) {
                         (JoinError::Unreachable { server, .. }, Some(reason)) => {

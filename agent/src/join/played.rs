@@ -57,6 +57,8 @@ struct State {
     bundle: String,
     /// By whom its certificate is.
     tls: Arc<ServerConfig>,
+    /// What it answers for the cluster's settings.
+    settings: String,
     /// Certificate and key that it gives to every node, as servers do that know no requests.
     given: String,
     /// Addresses of nodes, as it is told.
@@ -77,6 +79,7 @@ impl Supervisor {
         let state = Arc::new(Mutex::new(State {
             bundle: first.pem(),
             tls: tls(&first),
+            settings: "{}".to_owned(),
             given: certificate.pem() + &key.serialize_pem(),
             told: Vec::new(),
         }));
@@ -103,6 +106,10 @@ impl Supervisor {
     /// Answers what it gave before.
     fn gives(&self, pair: String) -> String {
         std::mem::replace(&mut self.state.lock().unwrap().given, pair)
+    }
+
+    fn sets(&self, settings: &str) {
+        self.state.lock().unwrap().settings = settings.to_owned();
     }
 
     fn told(&self) -> Vec<String> {
@@ -132,7 +139,7 @@ fn answer(request: &Request<Incoming>, state: &mut State) -> String {
         state.told.push(ips.to_str().unwrap().to_owned());
     }
     match request.uri().path().rsplit('/').next() {
-        Some("config") => "{}".to_owned(),
+        Some("config") => state.settings.clone(),
         Some("cacerts" | "server-ca.crt" | "client-ca.crt") => state.bundle.clone(),
         _ => state.given.clone(),
     }
@@ -223,6 +230,51 @@ async fn a_renewal_that_got_a_dead_certificate_goes_to_another_server() {
     let renewing = joiner.renew(|| joined.node_ips.clone(), || None, astray);
     timeout(Duration::from_secs(30), renewing).await.unwrap();
     assert_eq!(times.get(), 1);
+}
+
+#[tokio::test]
+async fn one_odd_or_missing_answer_turns_who_joins_away_and_not_who_renews() {
+    let supervisor = Supervisor::start().await;
+    let machine = Machine::new(&supervisor);
+    let mut joiner = machine.joiner();
+    let joined = joiner.once().await.unwrap();
+    let (failed, turned) = (Cell::new(0), Cell::new(0));
+    let trouble = || {
+        failed.set(failed.get() + 1);
+        supervisor.sets("{}"); // the next answer is right
+        None
+    };
+    let astray = || turned.set(turned.get() + 1);
+    let limit = Duration::from_secs(30);
+    supervisor.sets("<html>");
+    timeout(limit, joiner.join(trouble, astray)).await.unwrap();
+    assert_eq!((failed.take(), turned.take()), (1, 1));
+    supervisor.sets("<html>");
+    let renewing = joiner.renew(|| joined.node_ips.clone(), trouble, astray);
+    timeout(limit, renewing).await.unwrap();
+    assert_eq!((failed.take(), turned.take()), (1, 0));
+    // Nobody is there.
+    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    joiner.address.port = unused.local_addr().unwrap().port();
+    drop(unused);
+    for (renews, turns) in [(false, 1), (true, 0)] {
+        let attempts = async {
+            match renews {
+                true => joiner.renew(|| joined.node_ips.clone(), trouble, astray).await,
+                false => joiner.join(trouble, astray).await,
+            }
+        };
+        let once = async {
+            while failed.get() == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            _ = attempts => panic!("nobody is there"),
+            waited = timeout(limit, once) => waited.unwrap(),
+        }
+        assert_eq!((failed.take(), turned.take()), (1, turns));
+    }
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_secs(3600);
 /// all the time.
 const HEED_REFUSALS: Duration = Duration::from_secs(60);
 
-/// Runs for ever. `trouble` and `astray`: as of [`Joiner::join`]; `ips`: what the kubelet's certificate is to say.
+/// Runs for ever. `trouble` and `astray`: as of [`Joiner::renew`]; `ips`: what the kubelet's certificate is to say.
 pub async fn run(
     joiner: &Joiner<'_>,
     client: &Client,
