@@ -125,6 +125,8 @@ async fn either(
     sending: impl Future<Output = Result<Never, LinkError>>,
 ) -> Result<Never, LinkError> {
     tokio::select! {
+        // A peer that has said why it goes takes nothing any more: what it said counts.
+        biased;
         end = receiving => end,
         end = sending => end,
     }
