@@ -232,6 +232,37 @@ proptest! {
     }
 }
 
+/// The same frames with masks by the seed: the crate's are other ones each time.
+fn masked_by(random: &mut Random, bytes: &[u8]) -> Vec<u8> {
+    let (mut all, mut rest) = (Vec::new(), bytes);
+    while let [first, second, behind @ ..] = rest {
+        let wide = match second & 0x7f {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        let (length, behind) = behind.split_at(wide);
+        let size = match wide {
+            0 => usize::from(second & 0x7f),
+            _ => length.iter().fold(0, |size, byte| size << 8 | usize::from(*byte)),
+        };
+        all.extend_from_slice(&[&[*first, *second], length].concat());
+        let mut payload;
+        if second & 0x80 == 0 {
+            (payload, rest) = (behind[..size].to_vec(), &behind[size..]);
+        } else {
+            let (mask, behind) = behind.split_first_chunk().unwrap();
+            (payload, rest) = (behind[..size].to_vec(), &behind[size..]);
+            let other = [0; 4].map(|_: u8| random.next(256).to_le_bytes()[0]);
+            apply(&mut payload, *mask);
+            apply(&mut payload, other);
+            all.extend_from_slice(&other);
+        }
+        all.append(&mut payload);
+    }
+    all
+}
+
 #[test]
 fn spoiled_frames_are_refused_or_read_as_another_implementation_reads_them() {
     simulate(5000, |seed| {
@@ -244,14 +275,15 @@ fn spoiled_frames_are_refused_or_read_as_another_implementation_reads_them() {
                 parts => Sent::Message((0..parts).map(|_| vec![7; random.next(300)]).collect()),
             })
             .collect();
-        let mut bytes = written_by_tungstenite(other(side), &all);
+        let mut bytes = masked_by(&mut random, &written_by_tungstenite(other(side), &all));
         spoil(&mut random, &mut bytes);
         let (got, error) = read(side, &bytes, &[random.next(50), random.next(400)]);
         let theirs = read_by_tungstenite(side, &bytes);
         let same = got
             .iter()
             .zip(&theirs)
-            .take_while(|(ours, theirs)| ours == theirs)
+            // The crate has a code of its own for those that there are not.
+            .take_while(|pair| matches!(pair, (Incoming::Close(_), Incoming::Close(_))) || pair.0 == pair.1)
             .count();
         // A close ends what the crate reads; text is none of a tunnel's.
         let ended = got
