@@ -247,6 +247,8 @@ impl Pods {
         self.host.roll.strike(&uid);
         match ended {
             Ok(_) => {
+                // Once more: what the API showed while the worker said farewell was kept again.
+                self.host.keeper.forget(self.host.kept_pods().join(&uid));
                 if handle.is_some_and(|handle| !handle.desired.borrow().gone) {
                     self.done.insert(uid);
                 }
