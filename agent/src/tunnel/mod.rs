@@ -1,12 +1,13 @@
 //! The agent's tunnels: one websocket to each server, through which the servers reach this node's kubelet.
 //!
-//! `session.rs` (pure; with `role.rs` and `passing.rs`), `stream.rs`, `link.rs` and the websocket below it (`websocket.rs`, pure)
+//! `session.rs` (pure; with `role.rs`, `inbound.rs` and `passing.rs`), `stream.rs`, `link.rs` and the websocket below it (`websocket.rs`, pure)
 //! are both ends' and the server uses them too; `allow.rs` (pure), `upgrade.rs` and `client.rs` are the agent's.
 
 mod allow;
 mod client;
 #[cfg(test)]
 mod hostile;
+mod inbound;
 pub mod link;
 mod masks;
 mod passing;

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
+use super::inbound::Inbound;
 use super::passing::{PASSING_MAX, Passing};
 pub use super::role::Role;
 use super::websocket::{self, Kind};
 use crate::wire::frame::{EOF, Frame, Message};
 
-/// Received bytes of one stream, and what they cost beside ([`PIECE`]), that wait for their reader before the peer is told to pause. K3s allows 2 MiB; a box with
+/// What waits for the reader of one stream ([`Inbound::cost`]) before the peer is told to pause. K3s allows 2 MiB; a box with
 /// 256 MB does not.
 pub const PAUSE_ABOVE: usize = 256 << 10;
 /// It may go on once so few are left.
@@ -25,8 +26,6 @@ pub const RESUME_BELOW: usize = 64 << 10;
 pub const STREAM_MAX: usize = 16 << 20;
 /// All streams of a session together.
 pub const SESSION_MAX: usize = 32 << 20;
-/// What a received piece costs beside its bytes: a peer that sends one byte at a time is to come no further than others.
-pub(super) const PIECE: usize = 128;
 /// Bytes of one stream that wait to be sent.
 pub const OUTBOUND_MAX: usize = 64 << 10;
 /// The longest payload sent: what K3s' copy loops make.
@@ -129,8 +128,7 @@ struct Stream {
     missed: bool,
     /// To be announced.
     connect: Option<(String, String)>,
-    inbound: VecDeque<Bytes>,
-    inbound_bytes: usize,
+    inbound: Inbound,
     outbound: BytesMut,
     /// The peer wants nothing now.
     held: bool,
@@ -284,16 +282,10 @@ impl Session {
         let Some(stream) = self.streams.get_mut(&connection) else {
             return Read::End;
         };
-        if let Some(mut first) = stream.inbound.pop_front() {
-            let data = first.split_to(most.min(first.len()));
-            let mut cost = data.len();
-            match first.is_empty() {
-                true => cost += PIECE,
-                false => stream.inbound.push_front(first),
-            }
-            stream.inbound_bytes -= cost;
-            self.buffered -= cost;
-            if stream.full && stream.inbound_bytes < RESUME_BELOW {
+        let before = stream.inbound.cost();
+        if let Some(data) = stream.inbound.pop(most) {
+            self.buffered -= before - stream.inbound.cost();
+            if stream.full && stream.inbound.cost() < RESUME_BELOW {
                 stream.full = false;
                 self.enqueue(connection);
             }
@@ -344,8 +336,7 @@ impl Session {
         let Some(stream) = self.streams.get_mut(&connection) else {
             return;
         };
-        self.buffered -= std::mem::take(&mut stream.inbound_bytes);
-        stream.inbound.clear();
+        self.buffered -= std::mem::take(&mut stream.inbound).cost();
         if stream.ended.is_none() && stream.closing.is_none() {
             let until = now + CLOSE_LIMIT;
             stream.closing = Some((reason.to_owned(), until));
@@ -442,20 +433,19 @@ impl Session {
         if data.is_empty() || stream.closing.is_some() {
             return Ok(());
         }
-        let cost = data.len() + PIECE;
-        if stream.inbound_bytes + cost > STREAM_MAX || self.buffered + cost > SESSION_MAX {
+        let cost = Inbound::cost_of(&data);
+        if stream.inbound.cost() + cost > STREAM_MAX || self.buffered + cost > SESSION_MAX {
             let reason = "the receiver is too slow";
             stream.ended = Some(reason.into());
             events.push(Event::Touched(id));
             return self.say(id, Message::Error(reason.into()));
         }
-        stream.inbound_bytes += cost;
+        stream.inbound.push(data);
         self.buffered += cost;
-        stream.inbound.push_back(data);
-        if stream.inbound_bytes > PAUSE_ABOVE && !stream.full {
+        if stream.inbound.cost() > PAUSE_ABOVE && !stream.full {
             stream.full = true;
             self.enqueue(id);
-        } else if stream.told_full && stream.inbound_bytes > stream.told_at + PAUSE_ABOVE {
+        } else if stream.told_full && stream.inbound.cost() > stream.told_at + PAUSE_ABOVE {
             // Goes on all the same: K3s forgets a pause when it is itself told to resume.
             stream.tell_again = true;
             self.enqueue(id);
@@ -543,7 +533,7 @@ impl Session {
     fn remove(&mut self, id: i64) {
         self.passing.forget(id);
         if let Some(stream) = self.streams.remove(&id) {
-            self.buffered -= stream.inbound_bytes;
+            self.buffered -= stream.inbound.cost();
         }
     }
 
@@ -578,7 +568,7 @@ impl Stream {
         let again = std::mem::take(&mut self.tell_again) && self.full;
         if self.full != self.told_full || again {
             self.told_full = self.full;
-            self.told_at = self.inbound_bytes;
+            self.told_at = self.inbound.cost();
             // K3s has one flag for both directions: our Resume clears the pause that it asked us for, and it will not
             // ask us to resume. It pauses us again if it must.
             self.held &= self.full;

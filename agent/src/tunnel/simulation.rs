@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
+use super::inbound::PIECE;
 use super::passing::PASSING_MAX;
-use super::session::{DATA_MAX, Event, OUTBOUND_MAX, PAUSE_ABOVE, PIECE, Read, Role, STREAM_MAX, Session, Write};
+use super::session::{DATA_MAX, Event, OUTBOUND_MAX, PAUSE_ABOVE, Read, Role, STREAM_MAX, Session, Write};
 use super::websocket::{Incoming, Reader, Side};
 use crate::chance::{Random, simulate};
 use crate::wire::frame::{Frame, Message};
