@@ -122,14 +122,7 @@ pub fn the_leader_is_killed(cluster: &mut Cluster) {
     let away = usize::from(dead == cluster.servers[0]);
     assert!(cluster.ready_nodes(others[0]) >= 1 + AGENTS.len() - away);
     assert_eq!(cluster.pods(others[0]), before);
-    let begun = Instant::now();
-    cluster.start_server(dead);
-    let listed = within_of(MOVE, begun, "the server is back", || {
-        cluster.endpoints(others[0]) == cluster.servers
-    });
-    let ready = within_of(MOVE, begun, "its node is ready", || {
-        cluster.ready_nodes(dead) == 1 + AGENTS.len()
-    });
+    let back = comes_back(cluster, dead, others[0]);
     load.goes_on(MOVE);
     let verdict = load.end();
     assert!(
@@ -137,10 +130,20 @@ pub fn the_leader_is_killed(cluster: &mut Cluster) {
         "nothing was on its way when it was killed: {verdict}"
     );
     assert_eq!(cluster.pods(dead), before);
-    eprintln!(
-        "killed leader: agents worked after {worked:?}, {taken}; started again, in the endpoints after {listed:?}, all nodes \
-         ready after {ready:?}: {verdict}"
-    );
+    eprintln!("killed leader: agents worked after {worked:?}, {taken}; {back}: {verdict}");
+}
+
+/// Starts a server again, which another one and its own node must show in time.
+fn comes_back(cluster: &mut Cluster, gone: &str, other: &str) -> String {
+    let begun = Instant::now();
+    cluster.start_server(gone);
+    let listed = within_of(MOVE, begun, "the server is back", || {
+        cluster.endpoints(other) == cluster.servers
+    });
+    let ready = within_of(MOVE, begun, "its node is ready", || {
+        cluster.ready_nodes(gone) == 1 + AGENTS.len()
+    });
+    format!("started again, in the endpoints after {listed:?}, all nodes ready after {ready:?}")
 }
 
 /// The leader is stopped under load, and hands over: another one leads at once, nothing is lost, agents work on and their nodes
@@ -167,18 +170,11 @@ pub fn the_leader_is_stopped(cluster: &mut Cluster) {
     assert!(!cluster.lab.runs(gone), "it has not ended for {MOVE:?}");
     cluster.lab.see_end(gone);
     assert_eq!(cluster.pods(others[0]), before);
-    let begun = Instant::now();
-    cluster.start_server(gone);
-    within_of(MOVE, begun, "the server is back", || {
-        cluster.endpoints(others[0]) == cluster.servers
-    });
-    within_of(MOVE, begun, "its node is ready", || {
-        cluster.ready_nodes(gone) == 1 + AGENTS.len()
-    });
+    let back = comes_back(cluster, gone, others[0]);
     load.goes_on(MOVE);
     let verdict = load.end();
     assert_eq!(cluster.pods(gone), before);
-    eprintln!("stopped leader: {taken}, agents worked after {worked:?}: {verdict}");
+    eprintln!("stopped leader: {taken}, agents worked after {worked:?}; {back}: {verdict}");
 }
 
 /// Every agent starts a pod that it is given through a server, and its status is seen there. Returns how long that took.

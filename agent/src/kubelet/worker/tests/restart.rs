@@ -321,29 +321,19 @@ async fn a_sandbox_that_is_nobodys_is_swept_away() {
 #[tokio::test(start_paused = true)]
 async fn who_runs_and_is_nobodys_is_asked_to_end_before_it_is_killed() {
     for (obedient, least, most) in [(true, 0, 1), (false, 2, 3)] {
-        let mut rig = Rig::start();
-        rig.run("web", one("Always", json!({})));
-        rig.run("old", one("Always", json!({})));
-        rig.until("both run", |rig| {
-            rig.phase("web") == "Running" && rig.phase("old") == "Running"
-        })
-        .await;
-        tokio::time::sleep(seconds(1)).await; // what is kept on disk is kept in the background
-        rig.agent_dies().await;
-        rig.delete("old", 0);
-        rig.forget_kept("old");
+        let mut rig = with_strays(one("Always", json!({})), &["old"]).await;
         *rig.fake.obedient.lock().unwrap() = obedient;
         rig.agent_starts();
         let took = rig.until("it is gone", |rig| rig.fake.state("old").is_none()).await;
         assert!(took >= seconds(least) && took <= seconds(most), "{took:?}");
         assert_eq!(rig.signals(), ["c 15"]);
         rig.until_gone("old").await;
-        assert!(rig.fake.state("web").is_some());
+        assert!(rig.fake.state("other").is_some());
     }
 }
 
-/// A node on which `old` runs and is nobody's any more, when its agent starts again; `other` as well, with one container.
-async fn with_strays(old: Value) -> Rig {
+/// A node on which `old` runs, and `other` with one container; those of `strays` are nobody's any more when its agent starts again.
+async fn with_strays(old: Value, strays: &[&str]) -> Rig {
     let mut rig = Rig::start();
     rig.run("old", old);
     rig.run("other", one("Always", json!({})));
@@ -353,7 +343,7 @@ async fn with_strays(old: Value) -> Rig {
     .await;
     tokio::time::sleep(seconds(1)).await; // what is kept on disk is kept in the background
     rig.agent_dies().await;
-    for name in ["old", "other"] {
+    for name in strays {
         rig.delete(name, 0);
         rig.forget_kept(name);
     }
@@ -364,7 +354,7 @@ async fn with_strays(old: Value) -> Rig {
 #[tokio::test(start_paused = true)]
 async fn a_shim_that_does_not_answer_holds_up_nobodys_end() {
     let containers = ["a", "b", "d", "e", "f"].map(|name| named(name, json!({})));
-    let mut rig = with_strays(json!({"containers": containers})).await;
+    let mut rig = with_strays(json!({"containers": containers}), &["old", "other"]).await;
     rig.fake.hung.lock().unwrap().insert("old".into());
     rig.agent_starts();
     let took = rig
@@ -379,7 +369,7 @@ async fn a_shim_that_does_not_answer_holds_up_nobodys_end() {
 
 #[tokio::test(start_paused = true)]
 async fn who_cannot_be_looked_at_is_not_taken_for_ended() {
-    let mut rig = with_strays(one("Always", json!({}))).await;
+    let mut rig = with_strays(one("Always", json!({})), &["old", "other"]).await;
     let unreadable = |rig: &Rig, so| *rig.fake.unreadable.lock().unwrap() = so;
     unreadable(&rig, true);
     rig.agent_starts();
