@@ -35,7 +35,7 @@ use server::http::table::Include;
 use server::request::What;
 use server::run::Server;
 use server::store::sql::sqlite::Sqlite;
-use server::store::{Change, Durability, Expect, Store as _, Write};
+use server::store::{Change, Expect, Store as _, Write};
 use tokio::task::JoinSet;
 
 const PODS: usize = 10_000;
@@ -119,14 +119,7 @@ async fn config_maps(folder: &Path) {
             let object = format!(
                 r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}","namespace":"default","uid":"8f0b2c1e-5d3a-4e67-9a41-{number:012}","creationTimestamp":"2026-01-02T03:04:05Z"}},"data":{{"text":"{text}"}}}}"#
             );
-            store.write(Write {
-                key: format!("/registry/configmaps/default/{name}").into(),
-                expect: Expect::Absent,
-                change: Change::Put(object.into()),
-                ttl: None,
-                durability: Durability::Durable,
-                guard: None,
-            })
+            store.write(Write::new(format!("/registry/configmaps/default/{name}"), Expect::Absent, Change::Put(object.into())))
         });
         for written in join_all(writes).await {
             written.unwrap();

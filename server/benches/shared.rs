@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use agent::units::Revision;
 use server::cache::{Cache, Fresh, Index};
 use server::store::endpoint::{self, Tls};
-use server::store::{Change, Durability, Expect, Store, Write, open};
+use server::store::{Change, Expect, Store, Write, open};
 use tests::database::etcd::Etcd;
 use tests::database::{MariaDb, Postgres, SqlServer as _};
 use tokio::task::JoinSet;
@@ -205,14 +205,7 @@ async fn measure(what: &str, stores: &[Arc<dyn Store>], clients: usize) {
 }
 
 fn create(key: &str) -> Write {
-    Write {
-        key: key.into(),
-        expect: Expect::Absent,
-        change: Change::Put(vec![b'x'; SIZE].into()),
-        ttl: None,
-        durability: Durability::Durable,
-        guard: None,
-    }
+    Write::new(key, Expect::Absent, Change::Put(vec![b'x'; SIZE].into()))
 }
 
 fn at(times: &[Duration], percent: usize) -> String {

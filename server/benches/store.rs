@@ -30,7 +30,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use server::run::Server;
 use server::store::sql::sqlite::Sqlite;
-use server::store::{Change, Durability, Expect, Store, Write};
+use server::store::{Change, Expect, Store, Write};
 use tokio::task::JoinSet;
 
 const CLIENTS: [usize; 3] = [1, 16, 256];
@@ -130,14 +130,11 @@ where
 }
 
 async fn create(store: Arc<dyn Store>, client: usize, number: usize) {
-    let written = store.write(Write {
-        key: format!("/registry/configmaps/default/c{client}-{number}").into(),
-        expect: Expect::Absent,
-        change: Change::Put(vec![b'x'; SIZE].into()),
-        ttl: None,
-        durability: Durability::Durable,
-        guard: None,
-    });
+    let written = store.write(Write::new(
+        format!("/registry/configmaps/default/c{client}-{number}"),
+        Expect::Absent,
+        Change::Put(vec![b'x'; SIZE].into()),
+    ));
     written.await.unwrap();
 }
 

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use server::request::{Client, Patch, What};
 use server::store::sql::sqlite::Sqlite;
-use server::store::{Change, Durability, Expect, Store, Write};
+use server::store::{Change, Expect, Store, Write};
 
 /// Where they run.
 pub const NODE: &str = "box-with-many-pods";
@@ -53,14 +53,11 @@ pub async fn fill(folder: &Path, pattern: &str, count: usize) {
             let name = format!("web-7d4b9c6f5d-{number:05}");
             let own = format!("{}-{number:012x}", uid.get(..23).unwrap());
             let text = pattern.replace(PATTERN, &name).replace(uid, &own);
-            store.write(Write {
-                key: format!("/registry/pods/default/{name}").into(),
-                expect: Expect::Absent,
-                change: Change::Put(text.into()),
-                ttl: None,
-                durability: Durability::Durable,
-                guard: None,
-            })
+            store.write(Write::new(
+                format!("/registry/pods/default/{name}"),
+                Expect::Absent,
+                Change::Put(text.into()),
+            ))
         });
         for written in join_all(writes).await {
             written.unwrap();

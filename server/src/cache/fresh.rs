@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use crate::cache::Index;
     use crate::store::memory::Memory;
-    use crate::store::{Change, Durability, Entry, Expect, Range, Snapshot, StoreError, Tail, Write};
+    use crate::store::{Change, Entry, Expect, Range, Snapshot, StoreError, Tail, Write};
 
     /// Another server's store: questions and what the watch delivers can be held up.
     struct Far {
@@ -151,14 +151,7 @@ mod tests {
     }
 
     async fn write(store: &Far, name: &str) -> Revision {
-        let write = Write {
-            key: format!("/registry/{name}").into(),
-            expect: Expect::Any,
-            change: Change::Put("{}".into()),
-            ttl: None,
-            durability: Durability::Durable,
-            guard: None,
-        };
+        let write = Write::new(format!("/registry/{name}"), Expect::Any, Change::Put("{}".into()));
         store.write(write).await.unwrap()
     }
 

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::{Cache, ChangeKind, Filter, From, Index, Indexer, Watch, WatchEvent};
 use crate::store::memory::Memory;
-use crate::store::{Change, Durability, Expect, Store, Write};
+use crate::store::{Change, Expect, Store, Write};
 
 const KEYS: [&str; 5] = [
     "/registry/pods/a/x",
@@ -115,14 +115,11 @@ fn write(key: &str, label: Option<u8>, padding: usize) -> Write {
             r#"{{"apiVersion":"v1","kind":"Any","metadata":{{"labels":{{"app":"{label}"}},"name":"n"}},"pad":"{padding}"}}"#
         )
     };
-    Write {
-        key: key.into(),
-        expect: Expect::Any,
-        change: label.map_or(Change::Delete, |label| Change::Put(Bytes::from(body(label)))),
-        ttl: None,
-        durability: Durability::Durable,
-        guard: None,
-    }
+    Write::new(
+        key,
+        Expect::Any,
+        label.map_or(Change::Delete, |label| Change::Put(Bytes::from(body(label)))),
+    )
 }
 
 /// Everything a watch has now.

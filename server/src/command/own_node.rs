@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::join::{node_password, record};
 use crate::store::sql::sqlite::Sqlite;
-use crate::store::{Change, Durability, Expect, Range, Store, StoreError, Write};
+use crate::store::{Change, Expect, Range, Store, StoreError, Write};
 
 /// Where Nodes lie, and the records.
 const NODES: &str = "/registry/minions/";
@@ -79,14 +79,7 @@ async fn let_in_to(store: &dyn Store, here: Here<'_>) -> Result<String, StoreErr
         {
             continue;
         }
-        let removal = Write {
-            key: kept.key,
-            expect: Expect::At(kept.revision),
-            change: Change::Delete,
-            ttl: None,
-            durability: Durability::Durable,
-            guard: None,
-        };
+        let removal = Write::new(kept.key, Expect::At(kept.revision), Change::Delete);
         store.write(removal).await?;
         said.push_str(&format!(
             "node {name} had its password on the machine that was backed up: its record is removed, and this machine joins as \
@@ -115,14 +108,7 @@ mod tests {
             let secret = json!({ "data": { "hash": STANDARD.encode(hash) } });
             let record = format!("{RECORDS}{}", record::name(name));
             for (key, object) in [(format!("{NODES}{name}"), node), (record, secret)] {
-                let write = Write {
-                    key: key.into(),
-                    expect: Expect::Absent,
-                    change: Change::Put(Bytes::from(object.to_string())),
-                    ttl: None,
-                    durability: Durability::Durable,
-                    guard: None,
-                };
+                let write = Write::new(key, Expect::Absent, Change::Put(Bytes::from(object.to_string())));
                 store.write(write).await.unwrap();
             }
         }

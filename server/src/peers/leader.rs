@@ -26,7 +26,7 @@ use super::pulse::Pulse;
 use super::{EXPIRY, LEAD, NAMESPACE, Peers, RENEW, RETRY, held, stamp};
 use crate::cache::Filter;
 use crate::request::Pipeline as _;
-use crate::store::{Change, Durability, Expect, Guard, StoreError, Write};
+use crate::store::{Change, Expect, Guard, StoreError, Write};
 
 /// Name of the Lease.
 const NAME: &str = "k3s";
@@ -220,15 +220,15 @@ impl Peers {
             .find("coordination.k8s.io", "v1", "leases")
             .ok_or_else(late)?;
         let write = Write {
-            key: TERM.into(),
-            expect: Expect::Any,
-            change: Change::Put(json!({ "holder": self.holder }).to_string().into()),
-            ttl: None,
-            durability: Durability::Durable,
             guard: Some(Guard {
                 key: row.key(Some(NAMESPACE), NAME).into(),
                 at: lease,
             }),
+            ..Write::new(
+                TERM,
+                Expect::Any,
+                Change::Put(json!({ "holder": self.holder }).to_string().into()),
+            )
         };
         let begin = async {
             let at = self.registry.store().write(write).await?;

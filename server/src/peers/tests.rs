@@ -14,7 +14,7 @@ use crate::kinds;
 use crate::registry::{RealWorld, Registry, Settings};
 use crate::request::User;
 use crate::store::refusing::Refusing;
-use crate::store::{Change, Durability, Expect, Store, StoreError, Write};
+use crate::store::{Change, Expect, Store, StoreError, Write};
 use crate::tunnel::Sessions;
 
 struct Server {
@@ -262,14 +262,7 @@ async fn a_leader_whose_term_the_datastore_has_lost_begins_another_one() {
         .create(What::CONFIG_MAPS, "default", map("one"))
         .await
         .unwrap();
-    let lost = Write {
-        key: "/amphipod/lead".into(),
-        expect: Expect::Any,
-        change: Change::Delete,
-        ttl: None,
-        durability: Durability::Durable,
-        guard: None,
-    };
+    let lost = Write::new("/amphipod/lead", Expect::Any, Change::Delete);
     store.write(lost).await.unwrap();
     let refused = controller.create(What::CONFIG_MAPS, "default", map("two")).await;
     assert!(refused.unwrap_err().message.contains("taken over"));

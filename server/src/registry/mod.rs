@@ -204,12 +204,9 @@ impl Registry {
     /// must see his own writes waits on with [`Pipeline::settled`], and a client has the revision to ask for.
     async fn write(&self, key: &str, expect: Expect, change: Change, keep: Keep) -> Result<Revision, StoreError> {
         let write = Write {
-            key: key.into(),
-            expect,
-            change,
             ttl: keep.ttl,
             durability: keep.durability,
-            guard: None,
+            ..Write::new(key, expect, change)
         };
         let written = timeout(self.patience.commit, self.store.write(write)).await;
         let written = written.unwrap_or_else(|_| {

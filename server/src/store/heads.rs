@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use agent::units::Revision;
 
-use super::{Change, Durability, Event, Expect, StoreError, Write};
+use super::{Change, Event, Expect, StoreError, Write};
 
 /// The last write of a key.
 #[derive(Clone, Debug)]
@@ -103,14 +103,7 @@ impl Heads {
         let Change::Move { from, at, .. } = &write.change else {
             return Ok(Plan { first, second: None });
         };
-        let removal = Write {
-            key: Arc::clone(from),
-            expect: Expect::At(*at),
-            change: Change::Delete,
-            ttl: None,
-            durability: Durability::Durable,
-            guard: None,
-        };
+        let removal = Write::new(Arc::clone(from), Expect::At(*at), Change::Delete);
         match self.plan_key(&removal, newest.next().next(), now) {
             Ok(second) => Ok(Plan {
                 first,
@@ -212,17 +205,15 @@ pub fn ttl_seconds(ttl: Option<Duration>) -> Option<i64> {
 mod tests {
     use bytes::Bytes;
 
+    use super::super::Durability;
     use super::*;
 
     fn write(key: &str, expect: Expect, value: Option<&'static str>) -> Write {
-        Write {
-            key: key.into(),
+        Write::new(
+            key,
             expect,
-            change: value.map_or(Change::Delete, |text| Change::Put(Bytes::from_static(text.as_bytes()))),
-            ttl: None,
-            durability: Durability::Durable,
-            guard: None,
-        }
+            value.map_or(Change::Delete, |text| Change::Put(Bytes::from_static(text.as_bytes()))),
+        )
     }
 
     fn moved(key: &str, expect: Expect, from: &str, at: Revision) -> Write {

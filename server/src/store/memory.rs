@@ -58,12 +58,8 @@ impl Log {
     fn expire(&mut self, now: Instant) {
         for (key, revision) in self.heads.expired(now, usize::MAX) {
             let write = Write {
-                key,
-                expect: Expect::At(revision),
-                change: Change::Delete,
-                ttl: None,
                 durability: Durability::Volatile,
-                guard: None,
+                ..Write::new(key, Expect::At(revision), Change::Delete)
             };
             // It is as it was seen a moment ago, under this lock.
             let _ = self.write(&write, now);

@@ -112,6 +112,18 @@ pub struct Write {
 }
 
 impl Write {
+    /// A durable one, for good and without a guard.
+    pub fn new(key: impl Into<Arc<str>>, expect: Expect, change: Change) -> Self {
+        Self {
+            key: key.into(),
+            expect,
+            change,
+            ttl: None,
+            durability: Durability::Durable,
+            guard: None,
+        }
+    }
+
     /// Bytes of the value that it sets.
     fn size(&self) -> usize {
         match &self.change {

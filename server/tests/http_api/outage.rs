@@ -7,7 +7,7 @@ use futures_util::stream::StreamExt as _;
 use serde_json::{Value, json};
 use server::registry::{Patience, Settings};
 use server::request::{Client, User, What};
-use server::store::{Change, Durability, Expect, Store, Write};
+use server::store::{Change, Expect, Store, Write};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -34,14 +34,11 @@ async fn rig(store: &Arc<Faulty>) -> Rig {
 async fn elsewhere(store: &Faulty, name: &str) {
     let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"by": "another"},
         "metadata": {"name": name, "namespace": "default", "uid": name}});
-    let write = Write {
-        key: format!("/registry/configmaps/default/{name}").into(),
-        expect: Expect::Any,
-        change: Change::Put(object.to_string().into()),
-        ttl: None,
-        durability: Durability::Durable,
-        guard: None,
-    };
+    let write = Write::new(
+        format!("/registry/configmaps/default/{name}"),
+        Expect::Any,
+        Change::Put(object.to_string().into()),
+    );
     store.inner.write(write).await.unwrap();
 }
 
@@ -145,14 +142,11 @@ async fn a_committed_write_is_acknowledged_although_the_server_cannot_show_it_ye
     assert_ne!(patched.header("retry-after"), "");
     store
         .inner
-        .write(Write {
-            key: "/registry/configmaps/default/contested".into(),
-            expect: Expect::Any,
-            change: Change::Delete,
-            ttl: None,
-            durability: Durability::Durable,
-            guard: None,
-        })
+        .write(Write::new(
+            "/registry/configmaps/default/contested",
+            Expect::Any,
+            Change::Delete,
+        ))
         .await
         .unwrap();
     let deleted = timeout(PATIENCE, admin.call("DELETE", &format!("{MAPS}/contested"), &[], ""))

@@ -21,7 +21,7 @@ use server::kinds;
 use server::registry::{RealWorld, Registry, Settings};
 use server::request::{Api, Client, User, What};
 use server::store::memory::Memory;
-use server::store::{Change, Durability, Expect, Store, Write};
+use server::store::{Change, Expect, Store, Write};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -53,14 +53,7 @@ async fn age(store: &dyn Store) {
         Change::Put("{}".into()),
         Change::Delete,
     ] {
-        let write = Write {
-            key: "/registry/configmaps/default/forgotten".into(),
-            expect: Expect::Any,
-            change,
-            ttl: None,
-            durability: Durability::Durable,
-            guard: None,
-        };
+        let write = Write::new("/registry/configmaps/default/forgotten", Expect::Any, change);
         store.write(write).await.unwrap();
     }
     let newest = store.revision().await.unwrap();

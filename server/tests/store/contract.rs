@@ -88,14 +88,7 @@ macro_rules! of_shared {
 pub(crate) use of_shared;
 
 pub fn put(key: &str, expect: Expect, value: &str) -> Write {
-    Write {
-        key: key.into(),
-        expect,
-        change: Change::Put(Bytes::copy_from_slice(value.as_bytes())),
-        ttl: None,
-        durability: Durability::Durable,
-        guard: None,
-    }
+    Write::new(key, expect, Change::Put(Bytes::copy_from_slice(value.as_bytes())))
 }
 
 pub fn delete(key: &str, expect: Expect) -> Write {

@@ -226,12 +226,12 @@ async fn write_for_ever(store: Arc<dyn Store>, writer: u64) {
         number += 1;
         let revision = store
             .write(Write {
-                key: Arc::clone(&key),
-                expect,
-                change: Change::Put(Bytes::from(format!("{number} {}", "x".repeat(500)))),
-                ttl: None,
                 durability,
-                guard: None,
+                ..Write::new(
+                    Arc::clone(&key),
+                    expect,
+                    Change::Put(Bytes::from(format!("{number} {}", "x".repeat(500)))),
+                )
             })
             .await
             .unwrap();

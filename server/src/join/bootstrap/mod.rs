@@ -27,7 +27,7 @@ use tracing::{info, warn};
 
 use super::passwd::{self, Given, PasswdError};
 use super::pki::PkiError;
-use crate::store::{Change, Durability, Entry, Expect, Range, Store, StoreError, Write};
+use crate::store::{Change, Entry, Expect, Range, Store, StoreError, Write};
 use record::{Chance, Record, Unreadable};
 
 pub use record::{PREFIX, key as record_key};
@@ -311,14 +311,7 @@ async fn remove(store: &dyn Store, entry: &Entry) -> Result<(), StoreError> {
 }
 
 async fn write(store: &dyn Store, key: &str, expect: Expect, change: Change) -> Result<Revision, StoreError> {
-    let write = Write {
-        key: key.into(),
-        expect,
-        change,
-        ttl: None,
-        durability: Durability::Durable,
-        guard: None,
-    };
+    let write = Write::new(key, expect, change);
     store.write(write).await
 }
 

@@ -196,14 +196,7 @@ async fn of_first_servers_at_once_with_different_tokens_or_none_one_is_first() {
 #[tokio::test(start_paused = true)]
 async fn a_first_server_that_died_is_waited_for_and_cannot_come_back_as_another_first() {
     let (store, dir) = (Memory::new(), Scratch::new("boot-place"));
-    let place = |expect| Write {
-        key: "/amphipod/first".into(),
-        expect,
-        change: Change::Put(Bytes::from_static(b"{}")),
-        ttl: None,
-        durability: Durability::Durable,
-        guard: None,
-    };
+    let place = |expect| Write::new("/amphipod/first", expect, Change::Put(Bytes::from_static(b"{}")));
     let held = store.write(place(Expect::Absent)).await.unwrap();
     let begun = tokio::time::Instant::now();
     start(&store, &dir.0, Some("second")).await.unwrap();
@@ -365,14 +358,11 @@ async fn a_token_of_another_cluster_leaves_an_old_record_as_it_lies() {
 #[tokio::test(start_paused = true)]
 async fn the_lock_of_a_k3s_server_that_died_is_waited_for_and_then_lifted() {
     let (store, dir) = (Memory::new(), Scratch::new("boot-lock"));
-    let write = Write {
-        key: record::key(&Secret::new("secret")).into(),
-        expect: Expect::Absent,
-        change: Change::Put(Bytes::new()),
-        ttl: None,
-        durability: Durability::Durable,
-        guard: None,
-    };
+    let write = Write::new(
+        record::key(&Secret::new("secret")),
+        Expect::Absent,
+        Change::Put(Bytes::new()),
+    );
     store.write(write).await.unwrap();
     let begun = tokio::time::Instant::now();
     settle(&store, &dir.0, &given(Some("secret")), now()).await.unwrap();

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::*;
 use crate::registry::ServiceRange;
 use crate::store::refusing::Refusing;
-use crate::store::{Change, Durability, Expect, Write};
+use crate::store::{Change, Expect, Write};
 
 const SERVICES: Place<'static> = ("services", "default", "", "");
 const ADDRESSES: Place<'static> = ("ipaddresses", "", "", "");
@@ -268,14 +268,11 @@ async fn services_from_before_claims_get_theirs() {
     let old = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "old", "namespace": "default", "uid": "u"},
         "spec": {"type": "NodePort", "clusterIP": "10.43.0.10", "clusterIPs": ["10.43.0.10"],
             "ports": [{"port": 80, "nodePort": 30_080}]}});
-    let write = Write {
-        key: "/registry/services/specs/default/old".into(),
-        expect: Expect::Absent,
-        change: Change::Put(Bytes::from(old.to_string())),
-        ttl: None,
-        durability: Durability::Durable,
-        guard: None,
-    };
+    let write = Write::new(
+        "/registry/services/specs/default/old",
+        Expect::Absent,
+        Change::Put(Bytes::from(old.to_string())),
+    );
     let revision = store.write(write).await.unwrap();
     a.registry.cache.reached(revision).await;
     let wish = service("new", json!({"clusterIP": "10.43.0.10", "ports": [{"port": 80}]}));

@@ -183,7 +183,6 @@ fn operations(requests: impl IntoIterator<Item = Request>) -> Vec<RequestOp> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Durability;
     use crate::store::etcd::message::{KeyValue, RangeResponse, ResponseHeader, ResponseOp};
 
     #[test]
@@ -211,14 +210,11 @@ mod tests {
             (Expect::Any, Some("1"), None),
             (Expect::Any, None, Some((CompareResult::Greater, Compared::Create(0)))),
         ] {
-            let write = Write {
-                key: "/a".into(),
+            let write = Write::new(
+                "/a",
                 expect,
-                change: value.map_or(Change::Delete, |text| Change::Put(Bytes::from_static(text.as_bytes()))),
-                ttl: None,
-                durability: Durability::Durable,
-                guard: None,
-            };
+                value.map_or(Change::Delete, |text| Change::Put(Bytes::from_static(text.as_bytes()))),
+            );
             let request = request(&write, 0, &signer, signature);
             let own = compared.map(|(result, with)| compare(&key, result, with));
             let fenced = compare(&signer.fence, CompareResult::Equal, Compared::Mod(9));
@@ -237,18 +233,15 @@ mod tests {
     }
 
     fn a_move() -> Write {
-        Write {
-            key: "/b".into(),
-            expect: Expect::Absent,
-            change: Change::Move {
+        Write::new(
+            "/b",
+            Expect::Absent,
+            Change::Move {
                 from: "/a".into(),
                 at: Revision::new(5),
                 value: Bytes::from_static(b"1"),
             },
-            ttl: None,
-            durability: Durability::Durable,
-            guard: None,
-        }
+        )
     }
 
     #[test]

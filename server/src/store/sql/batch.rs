@@ -92,12 +92,8 @@ mod tests {
 
     fn write(key: &str, expect: Expect, change: Change) -> Write {
         Write {
-            key: key.into(),
-            expect,
-            change,
-            ttl: None,
             durability: Durability::Volatile,
-            guard: None,
+            ..Write::new(key, expect, change)
         }
     }
 

@@ -162,7 +162,8 @@ impl<D: Database> Connector<D> {
         self.link.as_mut()
     }
 
-    /// The connection, made if need be. May be dropped at any time. After a failure the same is answered at once for a while, longer each time.
+    /// The connection, made if need be. May be dropped at any time. After a failure the same is answered at once for a while,
+    /// longer each time.
     pub async fn link(&mut self) -> Result<&mut D::Link, Fault> {
         let link = match self.link.take() {
             Some(link) => link,

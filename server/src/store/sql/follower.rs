@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
 use super::super::tails::Tails;
-use super::super::{Change, Durability, Event, Expect, StoreError, Tail, Write};
+use super::super::{Change, Event, Expect, StoreError, Tail, Write};
 use super::connector::{Common, Connector, within};
 use super::database::{Database, Fault, Link, Mortal, Page, Polling, Row};
 use super::expiry::Expiry;
@@ -243,14 +243,7 @@ impl<D: Database> Follower<D> {
     /// Asks the writer to delete what is due. It says no if somebody was quicker.
     fn expire(&mut self) {
         for (key, revision) in self.stream.expiry.take(Instant::now(), EXPIRE) {
-            let write = Write {
-                key,
-                expect: Expect::At(revision),
-                change: Change::Delete,
-                ttl: None,
-                durability: Durability::Durable,
-                guard: None,
-            };
+            let write = Write::new(key, Expect::At(revision), Change::Delete);
             // If there is no room now it is due again later.
             let _ = self.writer.try_send(Queued { write, reply: None });
         }

@@ -261,18 +261,11 @@ async fn attempt<L: Link>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::{Change, Durability, Expect};
+    use super::super::super::{Change, Expect};
     use super::*;
 
     fn queued(key: &str, size: usize) -> Queued {
-        let write = Write {
-            key: key.into(),
-            expect: Expect::Any,
-            change: Change::Put(vec![b'x'; size].into()),
-            ttl: None,
-            durability: Durability::Durable,
-            guard: None,
-        };
+        let write = Write::new(key, Expect::Any, Change::Put(vec![b'x'; size].into()));
         Queued { write, reply: None }
     }
 

@@ -152,11 +152,7 @@ impl Log {
 
 fn expiry(key: Arc<str>, at: Revision) -> Write {
     Write {
-        key,
-        expect: Expect::At(at),
-        change: Change::Delete,
-        ttl: None,
         durability: Durability::Volatile,
-        guard: None,
+        ..Write::new(key, Expect::At(at), Change::Delete)
     }
 }
