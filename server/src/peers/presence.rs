@@ -28,8 +28,9 @@ use crate::tunnel::Sessions;
 
 const LABEL: &str = "apiserver.kubernetes.io/identity";
 const ADDRESS: &str = "amphipod.io/address";
-/// A renewal that takes longer is none that a node's could be waited for: the agents are told.
-const SLOW: Duration = Duration::from_secs(4);
+/// A renewal that takes longer is none that a node's could be waited for: the agents are told. With [`RENEW`] before it that is
+/// 5 s, half of what an agent has until it works elsewhere; longer than an election of etcd (1 s by default).
+const SLOW: Duration = Duration::from_secs(2);
 
 /// While another server has this one's address that is said again so often.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
