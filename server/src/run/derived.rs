@@ -30,8 +30,10 @@ pub(super) fn given(config: &Config) -> Given {
     }
 }
 
-pub(super) fn cluster_settings(config: &Config, port: u16) -> agent::wire::join::ClusterConfig {
+/// What agents are told. `psk`: 96 hex digits, the same on all servers of a cluster.
+pub(super) fn cluster_settings(config: &Config, port: u16, psk: &str) -> agent::wire::join::ClusterConfig {
     agent::wire::join::ClusterConfig {
+        ipsec_psk: psk.to_owned(),
         https_port: port,
         supervisor_port: port,
         api_server_port: port.saturating_add(1),

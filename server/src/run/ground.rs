@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::control::{Desk, Door};
 use crate::http::{self, ApiHttp, Kubelets};
 use crate::join::bootstrap::{self, BootstrapError};
+use crate::join::files;
 use crate::join::passwd::Passwd;
 use crate::join::pki::{Own, Pki, SUPERVISOR};
 use crate::join::register::{Keeper, Register};
@@ -141,6 +142,8 @@ impl Ground {
         let relay = Relay::new(Arc::clone(&sessions), peers.map(|peers| (peers, link)));
         let kubelets = Kubelets::new(Arc::new(relay), self.pki.client_config(Own::ApiServer)?);
         let who = self.who(config)?;
+        let psk = files::read(&self.dir.join(bootstrap::PSK)).context("cannot read the nodes' shared key")?;
+        let psk = psk.unwrap_or_default();
         let supervisor = Supervisor::new(Parts {
             pki: Arc::clone(&self.pki),
             by_header: Arc::new(move |headers| {
@@ -153,7 +156,7 @@ impl Ground {
             client: self.client.clone(),
             ready: ready.clone(),
             files: self.dir.join("static"),
-            settings: derived::cluster_settings(config, place.borrow().address.port()).to_json(),
+            settings: derived::cluster_settings(config, place.borrow().address.port(), psk.trim()).to_json(),
             place: place.clone(),
             sessions: Arc::clone(&sessions),
             hint: Arc::new(move |revision| store.hint(revision)),

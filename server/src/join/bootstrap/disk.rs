@@ -31,7 +31,7 @@ const FILES: &[(&str, &str)] = &[
     ("ETCDServerCAKey", "tls/etcd/server-ca.key"),
     ("EncryptionConfig", "cred/encryption-config.json"),
     ("EncryptionHash", "cred/encryption-state.json"),
-    ("IPSECKey", "cred/ipsec.psk"),
+    ("IPSECKey", PSK),
     (PASSWD, "cred/passwd"),
     ("RequestHeaderCA", "tls/request-header-ca.crt"),
     ("RequestHeaderCAKey", "tls/request-header-ca.key"),
@@ -41,6 +41,9 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 const PASSWD: &str = "PasswdFile";
+
+/// A key that all nodes are told, below `<data>/server`: 96 hex digits and a line's end.
+pub const PSK: &str = "cred/ipsec.psk";
 
 /// Clocks of servers differ; a file that is newer by less is no change of somebody's.
 const SKEW_SECONDS: i64 = 3;

@@ -30,6 +30,7 @@ use super::pki::PkiError;
 use crate::store::{Change, Entry, Expect, Range, Store, StoreError, Write};
 use record::{Chance, Record, Unreadable};
 
+pub use disk::PSK;
 pub use record::{PREFIX, key as record_key};
 pub use rotate::{Outcome, resume, rotate};
 
