@@ -18,6 +18,7 @@ mod files;
 mod host;
 mod ignored;
 mod keeper;
+mod leftovers;
 mod links;
 mod log_file;
 mod node;

@@ -1,4 +1,4 @@
-//! Keeps one worker for every pod that is this node's business, and removes what is nobody's.
+//! Keeps one worker for every pod that is this node's business, and has removed what is nobody's (`leftovers.rs`).
 //!
 //! A pod is its uid: another of the same name is another pod. Until the first list has come, the pods kept on disk are
 //! run; afterwards those the API does not know any more are ended.
@@ -6,23 +6,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::future::join_all;
 use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::{sleep, timeout};
 
-use super::disk::{blocking, read_json, remove_folder};
+use super::disk::{blocking, read_json};
 use super::event::About;
 use super::feed::{Update, feed};
 use super::host::{Host, NetworkState};
 use super::ignored;
-use super::ports::Attempt;
-use super::translate::log_dir;
-use super::volume;
+use super::leftovers::Leftovers;
 use super::worker::{Desired, work};
 use crate::runtime::{PodState, RuntimeError};
 use crate::wire::object::{self, Meta};
@@ -30,11 +25,6 @@ use crate::wire::pod::{Pod, PodStatus, RestartPolicy};
 
 /// Updates read ahead of the workers.
 const QUEUE: usize = 64;
-/// What the containers of a pod that nobody knows get between signal and kill: how long they want is not known either. Source:
-/// Kubernetes v1.36, `pkg/kubelet` `HandlePodCleanups` (a second) and `minimumGracePeriodInSeconds`.
-const PARTING: Duration = Duration::from_secs(2);
-/// How often it is looked whether they have ended.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// Runs all pods of the node until it is dropped.
 pub async fn keep(host: Arc<Host>) {
@@ -45,6 +35,8 @@ pub async fn keep(host: Arc<Host>) {
         names: BTreeMap::new(),
         done: BTreeSet::new(),
         listed: false,
+        sweep: None,
+        sweeping: JoinSet::new(),
     };
     pods.start_kept().await;
     let mut events = host.containers.events();
@@ -57,6 +49,7 @@ pub async fn keep(host: Arc<Host>) {
             Some(update) = updates.recv() => pods.update(update).await,
             changed = events.next() => pods.nudge(changed.as_deref()),
             Some(ended) = pods.tasks.join_next_with_id() => pods.ended(ended),
+            Some(ended) = pods.sweeping.join_next() => pods.swept(ended).await,
             Ok(()) = network.changed() => if pods.listed { pods.sweep().await },
         }
     }
@@ -76,6 +69,21 @@ struct Pods {
     /// Pods that are gone from here and not yet from the API.
     done: BTreeSet<String>,
     listed: bool,
+    /// The one that is under way, in the one task of `sweeping`.
+    sweep: Option<Sweep>,
+    sweeping: JoinSet<()>,
+}
+
+/// A removal of what nobody wants.
+struct Sweep {
+    /// What it removes. Whoever is to run a pod of these after all begins when it has ended.
+    uids: BTreeSet<String>,
+    /// Who had a worker when it began: what has one no more may run on for all that is known.
+    stood: BTreeSet<String>,
+    /// Closed at its end.
+    ended: watch::Receiver<()>,
+    /// Somebody has asked for another one.
+    again: bool,
 }
 
 impl Pods {
@@ -215,7 +223,16 @@ impl Pods {
         }
         let nudge = Arc::new(Notify::new());
         let (sender, receiver) = watch::channel(desired);
-        let task = self.tasks.spawn(work(self.host.clone(), receiver, nudge.clone()));
+        let sweep = self.sweep.as_ref().filter(|sweep| sweep.uids.contains(&uid));
+        let ended = sweep.map(|sweep| sweep.ended.clone());
+        let work = work(self.host.clone(), receiver, nudge.clone());
+        let task = self.tasks.spawn(async move {
+            if let Some(mut ended) = ended {
+                // Nothing is ever sent: this is the end of the sweep.
+                let _ = ended.changed().await;
+            }
+            work.await;
+        });
         self.names.insert(task.id(), uid.clone());
         self.workers.insert(uid, Handle { desired: sender, nudge });
     }
@@ -263,62 +280,14 @@ impl Pods {
         Ok(all)
     }
 
-    /// Asks what runs of these pods to end, all at once, and lets it; in all for [`PARTING`], also where a shim does not answer.
-    async fn part(&self, pods: &[PodState]) {
-        let runs = |state: &PodState| Attempt::all(state).iter().any(|it| it.running);
-        let mut signals = Vec::new();
-        for state in pods {
-            let running = Attempt::all(state).into_iter().filter(|it| it.running);
-            signals.extend(running.map(|it| self.tell(&state.pod_uid, it)));
-        }
-        if signals.is_empty() {
+    /// Removes what is on the node and belongs to no pod: what an earlier run could not. Where it cannot be told what runs, all
+    /// stays until the next time: addresses and volumes may be in use. What takes time goes on in a task of its own, one at a
+    /// time; who asks meanwhile gets another one after it.
+    async fn sweep(&mut self) {
+        if let Some(under_way) = &mut self.sweep {
+            under_way.again = true;
             return;
         }
-        let ended = async {
-            join_all(signals).await;
-            // What cannot be looked at may run still.
-            while self.unwanted().await.map_or(true, |pods| pods.iter().any(runs)) {
-                sleep(LOOK).await;
-            }
-        };
-        let _ = timeout(PARTING, ended).await;
-    }
-
-    async fn tell(&self, uid: &str, it: Attempt) {
-        let name = &it.container;
-        if let Err(error) = self.host.containers.signal(uid, name, it.stop_signal).await {
-            tracing::warn!(uid, container = name, %error, "a container that nobody wants is not told to end");
-        }
-    }
-
-    async fn remove(&self, state: PodState) {
-        let uid = &state.pod_uid;
-        tracing::info!(
-            pod = format!("{}/{}", state.namespace, state.name),
-            uid,
-            "removing a pod that nobody wants"
-        );
-        let logs = log_dir(&self.host.settings.logs, &state.namespace, &state.name, uid);
-        let removed = self
-            .host
-            .containers
-            .remove_sandbox(uid)
-            .await
-            .map_err(|error| error.to_string());
-        let removed = removed.and(remove_folder(&logs).await.map_err(|error| error.to_string()));
-        if let Err(error) = removed {
-            tracing::warn!(uid, error, "a pod that nobody wants stays");
-        }
-    }
-
-    /// Removes what is on the node and belongs to no pod: what an earlier run could not. Where it cannot be told what runs, all
-    /// stays until the next time: addresses and volumes may be in use.
-    async fn sweep(&self) {
-        let network = match &*self.host.network.borrow() {
-            NetworkState::Up(network) => Some(network.clone()),
-            NetworkState::Missing(_) => None,
-        };
-        let mine = |uid: &str| self.workers.contains_key(uid);
         let unwanted = match self.unwanted().await {
             Ok(unwanted) => unwanted,
             Err(error) => {
@@ -326,21 +295,44 @@ impl Pods {
                 return;
             }
         };
-        self.part(&unwanted).await;
-        // Beside each other: a shim that does not answer holds up no other pod's end.
-        join_all(unwanted.into_iter().map(|state| self.remove(state))).await;
-        let root = self.host.settings.root.clone();
-        for path in files(root.join("pods")).await {
-            let uid = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if !mine(uid)
-                && let Err(error) = volume::tear_down(&root, uid).await
-            {
-                tracing::warn!(uid, %error, "the folder of a pod that nobody wants stays");
-            }
+        let folders = files(self.host.settings.root.join("pods")).await;
+        let uids = folders.iter().filter_map(|path| path.file_name()?.to_str());
+        let volumes = uids.filter(|uid| !self.workers.contains_key(*uid)).map(str::to_owned);
+        let leftovers = Leftovers {
+            pods: unwanted,
+            volumes: volumes.collect(),
+        };
+        let (over, ended) = watch::channel(());
+        self.sweep = Some(Sweep {
+            uids: leftovers.uids(),
+            stood: self.workers.keys().cloned().collect(),
+            ended,
+            again: false,
+        });
+        let host = self.host.clone();
+        self.sweeping.spawn(async move {
+            leftovers.remove(&host).await;
+            drop(over);
+        });
+    }
+
+    /// What nobody wanted is gone, as far as it could be removed.
+    async fn swept(&mut self, ended: Result<(), JoinError>) {
+        if let Err(error) = ended {
+            tracing::error!(%error, "the removal of what nobody wants has failed");
         }
-        let alive: BTreeSet<String> = self.workers.keys().cloned().collect();
+        let Some(sweep) = self.sweep.take() else { return };
+        let mut alive = sweep.stood;
+        alive.extend(self.workers.keys().cloned());
+        let network = match &*self.host.network.borrow() {
+            NetworkState::Up(network) => Some(network.clone()),
+            NetworkState::Missing(_) => None,
+        };
         if let Some(Err(error)) = network.map(|network| network.retain(&alive)) {
             tracing::warn!(error, "addresses of pods that nobody wants stay taken");
+        }
+        if sweep.again {
+            self.sweep().await;
         }
     }
 }

@@ -368,6 +368,25 @@ async fn a_shim_that_does_not_answer_holds_up_nobodys_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shim_that_does_not_answer_holds_up_no_new_pod_and_its_own_pod_until_it_is_gone() {
+    let mut rig = with_strays(one("Always", json!({})), &["old"]).await;
+    rig.fake.hung.lock().unwrap().insert("old".into());
+    rig.agent_starts();
+    rig.until("its removal begins", |rig| rig.signals().len() == 1).await;
+    rig.run("new", one("Always", json!({})));
+    let took = rig.until("the new pod runs", |rig| rig.phase("new") == "Running").await;
+    assert!(took < seconds(2), "{took:?}");
+    // Who did not know of it now does.
+    let before = rig.started().len();
+    rig.run("old", one("Always", json!({})));
+    let took = rig.until("it begins anew", |rig| rig.started().len() > before).await;
+    assert!(took > seconds(30) && took < seconds(32), "{took:?}");
+    rig.until("it runs", |rig| rig.phase("old") == "Running").await;
+    assert_eq!(rig.restarts("old", "c"), 0);
+    assert_eq!(rig.network.attached(), ["new", "old", "other"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_cannot_be_looked_at_is_not_taken_for_ended() {
     let mut rig = with_strays(one("Always", json!({})), &["old", "other"]).await;
     let unreadable = |rig: &Rig, so| *rig.fake.unreadable.lock().unwrap() = so;
