@@ -20,6 +20,8 @@ pub mod request;
 pub mod run;
 pub mod scheduler;
 pub mod schema;
+#[cfg(test)]
+mod scratch;
 pub mod store;
 pub mod tunnel;
 

@@ -166,33 +166,12 @@ fn at(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// A folder of one test, removed with everything in it.
-#[cfg(test)]
-pub(crate) struct Scratch(pub PathBuf);
-
-#[cfg(test)]
-impl Scratch {
-    /// An empty folder whose path no other test has.
-    pub(crate) fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("amphipod-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-#[cfg(test)]
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
+    use crate::scratch::Scratch;
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777

@@ -84,9 +84,9 @@ mod tests {
 
     use super::*;
     use crate::join::certificate::{certificates, identity};
-    use crate::join::files::Scratch;
     use crate::join::key::PrivateKey;
     use crate::join::pki::Names;
+    use crate::scratch::Scratch;
 
     fn node() -> Node {
         Node {

@@ -104,7 +104,7 @@ fn understood(text: &str) -> Option<BTreeMap<String, String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::join::files::Scratch;
+    use crate::scratch::Scratch;
 
     #[test]
     fn what_is_written_is_read_back() {

@@ -274,8 +274,8 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::join::files::Scratch;
     use crate::join::passwd::Given;
+    use crate::scratch::Scratch;
     use crate::store::memory::Memory;
 
     #[tokio::test(start_paused = true)]

@@ -77,7 +77,7 @@ fn kind(file: &Path) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::join::files::Scratch;
+    use crate::scratch::Scratch;
 
     #[test]
     fn a_path_never_leads_out_of_the_folder() {

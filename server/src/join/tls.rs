@@ -136,11 +136,11 @@ mod tests {
     use crate::auth::who::Unauthorized;
     use crate::join::caller::Caller;
     use crate::join::certificate::Wanted;
-    use crate::join::files::Scratch;
     use crate::join::key::PrivateKey;
     use crate::join::pki::Names;
     use crate::join::pki::tests::names;
     use crate::request::User;
+    use crate::scratch::Scratch;
 
     fn pki(scratch: &Scratch) -> Pki {
         Pki::load_or_create(&scratch.0, &names(), "2026-11-25T00:00:00Z".parse().unwrap()).unwrap()

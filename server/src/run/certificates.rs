@@ -108,7 +108,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::join::files::Scratch;
+    use crate::scratch::Scratch;
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()

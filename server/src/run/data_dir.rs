@@ -42,7 +42,7 @@ pub fn take(data_dir: &Path) -> Result<Lock, DataDirError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::join::files::Scratch;
+    use crate::scratch::Scratch;
 
     #[test]
     fn a_second_server_is_turned_away_until_the_first_is_gone() {

@@ -167,14 +167,14 @@ pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     #[test]
     fn files_that_cannot_serve_are_named() {
-        let folder = std::env::temp_dir().join(format!("store-tls-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
+        let folder = Scratch::new("store-tls");
         let key = rcgen::KeyPair::generate().unwrap();
         let cert = rcgen::CertificateParams::default().self_signed(&key).unwrap();
-        let (key_path, cert_path) = (folder.join("a.key"), folder.join("a.crt"));
+        let (key_path, cert_path) = (folder.0.join("a.key"), folder.0.join("a.crt"));
         std::fs::write(&key_path, key.serialize_pem()).unwrap();
         std::fs::write(&cert_path, cert.pem()).unwrap();
         let with = |ca: &PathBuf, cert: Option<&PathBuf>, key: Option<&PathBuf>| Tls {
@@ -184,7 +184,7 @@ mod tests {
         };
         let good = client_config(&with(&cert_path, Some(&cert_path), Some(&key_path)), &[b"h2"]).unwrap();
         assert_eq!(good.alpn_protocols, [b"h2".to_vec()]);
-        let missing = folder.join("none");
+        let missing = folder.0.join("none");
         for (tls, wanted) in [
             (with(&missing, None, None), "none"),
             (with(&key_path, None, None), "a.key holds no certificate"),
@@ -197,6 +197,5 @@ mod tests {
             let problem = client_config(&tls, &[]).unwrap_err().to_string();
             assert!(problem.contains(wanted), "{problem}");
         }
-        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

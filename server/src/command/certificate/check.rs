@@ -208,8 +208,8 @@ fn distance(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::join::files::Scratch;
     use crate::join::pki::{Names, Pki};
+    use crate::scratch::Scratch;
 
     const MADE: &str = "2026-11-27T10:00:00Z";
 

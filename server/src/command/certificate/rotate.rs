@@ -174,8 +174,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::join::files::Scratch;
     use crate::join::pki::{Names, Own, Pki};
+    use crate::scratch::Scratch;
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()

@@ -248,7 +248,7 @@ pub fn server_ca(record: &Record) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::join::files::Scratch;
+    use crate::scratch::Scratch;
 
     fn file(content: &str, modified: i64) -> File {
         File {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::join::files::Scratch;
 use crate::join::passwd::Passwd;
 use crate::join::pki::{Names, Pki};
+use crate::scratch::Scratch;
 use crate::store::memory::Memory;
 
 fn given(token: Option<&str>) -> Given {

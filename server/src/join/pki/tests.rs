@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::join::certificate;
-use crate::join::files::Scratch;
+use crate::scratch::Scratch;
 
 fn at(text: &str) -> Timestamp {
     text.parse().unwrap()

@@ -183,10 +183,11 @@ mod tests {
 
     use super::super::place;
     use super::*;
+    use crate::scratch::Scratch;
 
     fn stuck(history: usize) -> (Vec<Piece>, bool) {
-        let folder = std::env::temp_dir().join(format!("amphipod-copying-{}-{history}", std::process::id()));
-        let path = folder.join("a.db");
+        let folder = Scratch::new(&format!("copying-{history}"));
+        let path = folder.0.join("a.db");
         place::fresh(&path).unwrap();
         let table = Table::create(&path).unwrap();
         let (to, pieces) = mpsc::sync_channel(UNDER_WAY);
@@ -206,7 +207,6 @@ mod tests {
         copying.step(&table, history);
         let needed = copying.needs_rows();
         copying.end();
-        std::fs::remove_dir_all(folder).unwrap();
         (pieces.try_iter().collect(), needed)
     }
 

@@ -55,19 +55,18 @@ pub fn raise(path: &Path, to: Revision) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     #[test]
     fn a_jump_is_kept_until_a_further_one() {
-        let folder = std::env::temp_dir().join(format!("amphipod-floor-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("state.db");
+        let folder = Scratch::new("floor");
+        let path = folder.0.join("state.db");
         assert_eq!(read(&path), Revision::ZERO);
         for (to, kept) in [(5, 5), (90, 90), (7, 90)] {
             raise(&path, Revision::new(to)).unwrap();
             assert_eq!(read(&path), Revision::new(kept));
         }
-        fs::write(folder.join("state.db.floor"), b"\xff\n").unwrap();
+        fs::write(folder.0.join("state.db.floor"), b"\xff\n").unwrap();
         assert_eq!(read(&path), Revision::ZERO);
-        fs::remove_dir_all(folder).unwrap();
     }
 }

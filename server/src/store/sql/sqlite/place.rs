@@ -250,29 +250,26 @@ fn parent(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
-    struct Folder(PathBuf);
+    struct Folder(Scratch);
 
     impl Folder {
         fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("amphipod-place-{name}-{}", std::process::id()));
-            fs::create_dir_all(&path).unwrap();
-            Self(path)
+            Self(Scratch::new(&format!("place-{name}")))
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.0.join(name)
         }
 
         fn write(&self, name: &str, content: &str) -> PathBuf {
-            fs::write(self.0.join(name), content).unwrap();
-            self.0.join(name)
+            fs::write(self.path(name), content).unwrap();
+            self.path(name)
         }
 
         fn read(&self, name: &str) -> Option<String> {
-            fs::read_to_string(self.0.join(name)).ok()
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
+            fs::read_to_string(self.path(name)).ok()
         }
     }
 
@@ -283,7 +280,7 @@ mod tests {
         folder.write("state.db-wal", "old log");
         let next = folder.write("next", "new");
         let aside = replace(&path, &next, Aside::Damaged).unwrap();
-        assert_eq!(aside, Some(folder.0.join("damaged/1")));
+        assert_eq!(aside, Some(folder.path("damaged/1")));
         assert_eq!(folder.read("damaged/1/state.db").as_deref(), Some("old"));
         assert_eq!(folder.read("damaged/1/state.db-wal").as_deref(), Some("old log"));
         assert_eq!(folder.read("state.db").as_deref(), Some("new"));
@@ -324,7 +321,7 @@ mod tests {
     #[test]
     fn a_file_is_one_process_own() {
         let folder = Folder::new("lock");
-        let path = folder.0.join("state.db");
+        let path = folder.path("state.db");
         let first = lock(&path).unwrap();
         assert!(matches!(lock(&path), Err(OpenError::InUse { .. })));
         drop(first);

@@ -590,19 +590,18 @@ pub fn store_error(error: &rusqlite::Error) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     #[test]
     fn a_commit_is_on_the_disk_before_it_returns() {
-        let folder = std::env::temp_dir().join(format!("amphipod-table-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+        let folder = Scratch::new("table");
         // New, and found.
         for _ in 0..2 {
-            let Table(writer) = Table::open(&folder.join("state.db")).unwrap();
+            let Table(writer) = Table::open(&folder.0.join("state.db")).unwrap();
             let setting = |name| writer.pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0));
             // 2 is FULL. Source: SQLite, "PRAGMA synchronous".
             assert_eq!(setting("synchronous").unwrap(), 2.into());
             assert_eq!(setting("journal_mode").unwrap(), "wal".to_owned().into());
         }
-        fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -136,16 +136,12 @@ fn fill(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     /// A log as SQLite leaves it when a process dies: a commit of one frame, then commits of more.
     fn log() -> Vec<u8> {
-        let folder = std::env::temp_dir().join(format!(
-            "amphipod-wal-{}-{:?}",
-            std::process::id(),
-            std::thread::current().id()
-        ));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("a.db");
+        let folder = Scratch::new(&format!("wal-{:?}", std::thread::current().id()));
+        let path = folder.0.join("a.db");
         let connection = rusqlite::Connection::open(&path).unwrap();
         connection
             .execute_batch("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; CREATE TABLE t (a, b)")
@@ -154,9 +150,8 @@ mod tests {
             let text = "x".repeat(number * 700);
             connection.execute("INSERT INTO t VALUES (0, ?1)", [text]).unwrap();
         }
-        let bytes = std::fs::read(folder.join("a.db-wal")).unwrap();
+        let bytes = std::fs::read(folder.0.join("a.db-wal")).unwrap();
         drop(connection);
-        std::fs::remove_dir_all(folder).unwrap();
         bytes
     }
 
