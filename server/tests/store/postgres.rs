@@ -2,15 +2,18 @@
 
 use std::net::TcpListener;
 use std::sync::{Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use server::store::endpoint::Tls;
 use server::store::{Expect, OpenError};
 use tests::database::{Postgres, SqlServer as _};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::contract::{self, Backend};
-use crate::sql::{Common, Database, Fragile, clusters_of_k3s_are_refused, is_refused, try_open};
+use crate::sql::{
+    Common, Database, Fragile, clusters_of_k3s_are_refused, is_refused, try_open,
+    who_is_stopped_holds_nobody_up_for_long,
+};
 use crate::trouble;
 
 fn database() -> Database<Postgres> {
@@ -158,19 +161,65 @@ async fn a_start_waits_a_bounded_time_for_a_server_that_says_nothing() {
     }
 }
 
-/// YugabyteDB is like that: the function is there, and raises.
-#[tokio::test]
-async fn writes_go_on_and_reach_the_others_where_notifications_are_refused() {
-    let database = database();
-    drop(database.open().await);
+/// Makes the database refuse to notify, as YugabyteDB does: the function is there, and raises.
+fn refuse_to_notify(database: &Database<Postgres>) {
     database.sql(
         "CREATE FUNCTION public.pg_notify(text, text) RETURNS void LANGUAGE plpgsql
              AS $$ BEGIN RAISE EXCEPTION 'notifications are switched off'; END $$;
          DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = public, pg_catalog', current_database()); END $$",
     );
+}
+
+#[tokio::test]
+async fn writes_go_on_and_reach_the_others_where_notifications_are_refused() {
+    let database = database();
+    drop(database.open().await);
+    refuse_to_notify(&database);
     let (here, there) = (database.open().await, database.open().await);
     let mut tail = there.watch(there.revision().await.unwrap()).await.unwrap();
     let revision = here.write(contract::put("/a", Expect::Absent, "1")).await.unwrap();
     let seen = timeout(Duration::from_secs(10), contract::drained(&mut tail, 1)).await;
     assert_eq!(seen.unwrap(), [format!("/a=1@{revision}")]);
+}
+
+#[tokio::test]
+async fn a_refusal_to_notify_that_passes_leaves_nobody_mute_and_nobody_looking() {
+    let database = database();
+    drop(database.open().await);
+    refuse_to_notify(&database);
+    let here = database.open().await;
+    // Its writer connects with that.
+    here.write(contract::put("/a", Expect::Absent, "1")).await.unwrap();
+    database.sql("DROP FUNCTION public.pg_notify(text, text)");
+    // It looks once a second, and so soon only when it is told.
+    let there = database.open().await;
+    let mut tail = there.watch(there.revision().await.unwrap()).await.unwrap();
+    let (begun, mut told) = (Instant::now(), 0);
+    while told < 5 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not tell");
+        let written = Instant::now();
+        here.write(contract::put("/a", Expect::Any, "1")).await.unwrap();
+        contract::drained(&mut tail, 1).await;
+        told = if written.elapsed() < Duration::from_millis(500) {
+            told + 1
+        } else {
+            0
+        };
+    }
+    // What both of them ask is a few transactions a second, where `here` alone asked for fifty.
+    let transactions = || -> u64 {
+        let count = database.sql("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()");
+        count.trim().parse().unwrap()
+    };
+    loop {
+        // Without any it would ask less by itself.
+        here.write(contract::put("/a", Expect::Any, "1")).await.unwrap();
+        let before = transactions();
+        sleep(Duration::from_secs(4)).await;
+        let asked = transactions() - before;
+        if asked < 60 {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{asked} in 4 s");
+    }
 }

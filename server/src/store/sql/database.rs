@@ -249,7 +249,8 @@ pub trait Link: fmt::Debug + Send + 'static {
     /// among them. False: the mark was not at `from`, and nothing happened.
     fn compact(&mut self, from: Revision, to: Revision) -> impl Future<Output = Result<bool, Fault>> + Send;
 
-    /// From now on [`told`](Self::told) tells of commits, if this database can do that.
+    /// From now on [`told`](Self::told) tells of commits, if this database can do that. Called again now and then: what it can
+    /// may change.
     fn listen(&mut self) -> impl Future<Output = Result<Polling, Fault>> + Send;
 
     /// Waits until another server has committed something. May be dropped at any time. Pending for ever when nobody

@@ -24,6 +24,8 @@ use super::writer::{Committed, Queued};
 const PAGE: u32 = 256;
 /// The database is worth a look often for so long after the last write.
 const BUSY: Duration = Duration::from_secs(30);
+/// A database may tell of writes that did not before, and the other way round.
+const LISTEN_AGAIN: Duration = Duration::from_secs(10);
 /// Keys that expire at once.
 const EXPIRE: usize = 256;
 
@@ -44,6 +46,7 @@ pub struct Follower<D: Database> {
     writer: mpsc::Sender<Queued>,
     /// Of the open connection, which listens then.
     polling: Polling,
+    listened: Instant,
     read: Instant,
 }
 
@@ -106,6 +109,7 @@ impl<D: Database> Follower<D> {
             stream,
             writer,
             polling,
+            listened: now,
             read: now,
         })
     }
@@ -177,8 +181,9 @@ impl<D: Database> Follower<D> {
         self.read = Instant::now();
         let listens = self.connector.is_open();
         let link = self.connector.link().await?;
-        if !listens {
+        if !listens || self.listened.elapsed() >= LISTEN_AGAIN {
             self.polling = within(link.listen()).await?;
+            self.listened = Instant::now();
         }
         loop {
             let position = self.stream.position;

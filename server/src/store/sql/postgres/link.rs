@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_util::future::{join_all, try_join, try_join_all};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, Config, Row as SqlRow, Statement};
 
@@ -19,10 +20,11 @@ use super::super::super::{Entry, Event, Range};
 use super::super::database::{
     Fault, Link, Live, Locked, Marks, Mortal, Page, Polling, Row, Stamp, bounds, limit, number, revision,
 };
+use super::telling::{CHANNEL, Telling};
 use super::tls::Encryption;
 
-/// Where servers tell each other of commits.
-const CHANNEL: &str = "amphipod";
+/// A write that is committed waits for no more than this to be told of by a database that would not before.
+const ASKING: Duration = Duration::from_secs(1);
 
 /// For each connection. Nobody may hold the counter's lock for long: not who is stuck, not who is gone. Idle is who is waited
 /// for, be it to say something or to send the rest of it: the time must do for a full batch on a narrow way (`writer.rs`), and
@@ -76,7 +78,6 @@ const SUPERSEDED: &str = "
     DELETE FROM amphipod_log WHERE revision IN
         (SELECT previous FROM amphipod_log WHERE revision > $1 AND revision <= $2 AND previous > 0)";
 const TOMBSTONES: &str = "DELETE FROM amphipod_log WHERE revision > $1 AND revision <= $2 AND value IS NULL";
-const NOTIFY: &str = "SELECT pg_notify($1, $2)";
 
 /// The connection.
 #[derive(Debug)]
@@ -100,8 +101,7 @@ struct Statements {
     get: Statement,
     state: Statement,
     page: Statement,
-    /// Or why the database cannot notify.
-    notify: Result<Statement, String>,
+    telling: Telling,
 }
 
 impl Postgres {
@@ -143,7 +143,7 @@ impl Postgres {
         else {
             return Ok(link);
         };
-        let notify = notifier(client, name).await?;
+        let telling = Telling::find_out(client, name).await?;
         link.statements = Some(Statements {
             lock,
             heads,
@@ -154,15 +154,17 @@ impl Postgres {
             get,
             state,
             page,
-            notify,
+            telling,
         });
         Ok(link)
     }
 
     /// Why the database does not tell others of commits; `None` when it does.
     pub fn mute(&self) -> Option<&str> {
-        let statements = self.statements.as_ref()?;
-        statements.notify.as_ref().err().map(String::as_str)
+        match &self.statements.as_ref()?.telling {
+            Telling::Tells(_) => None,
+            Telling::Mute { why, .. } => Some(why),
+        }
     }
 
     /// For what has no statement of its own.
@@ -173,6 +175,14 @@ impl Postgres {
     fn statements(&self) -> Result<&Statements, Fault> {
         let missing = || Fault::Lost("the connection was not prepared".to_owned());
         self.statements.as_ref().ok_or_else(missing)
+    }
+
+    /// A database that refused to tell others is asked again when it is time.
+    async fn try_telling(&mut self) -> Result<(), tokio_postgres::Error> {
+        match &mut self.statements {
+            Some(statements) => statements.telling.try_again(&self.client, &self.name).await,
+            None => Ok(()),
+        }
     }
 
     /// Ends what a failed statement left open.
@@ -241,9 +251,9 @@ impl Link for Postgres {
         let count: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&"newest", &newest];
         let tell: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&CHANNEL, &self.name];
         let told = async {
-            match &statements.notify {
-                Ok(notify) => self.client.query(notify, &tell).await.map(drop),
-                Err(_) => Ok(()),
+            match &statements.telling {
+                Telling::Tells(notify) => self.client.query(notify, &tell).await.map(drop),
+                Telling::Mute { .. } => Ok(()),
             }
         };
         let done = try_join(
@@ -254,7 +264,10 @@ impl Link for Postgres {
             try_join(told, self.client.batch_execute("COMMIT")),
         );
         let done = done.await.map(drop);
-        self.end(done).await
+        self.end(done).await?;
+        // If it works now it tells of this commit, which is one whatever becomes of that: the next to use the connection finds out.
+        let _ = timeout(ASKING, self.try_telling()).await;
+        Ok(())
     }
 
     async fn jump(&mut self, to: Revision) -> Result<(), Fault> {
@@ -352,8 +365,9 @@ impl Link for Postgres {
     }
 
     async fn listen(&mut self) -> Result<Polling, Fault> {
+        self.try_telling().await.map_err(|error| fault(&error))?;
         let listens = match self.client.batch_execute(&format!("LISTEN {CHANNEL}")).await {
-            Ok(()) => self.statements()?.notify.is_ok(),
+            Ok(()) => matches!(self.statements()?.telling, Telling::Tells(_)),
             Err(error) if error.as_db_error().is_some() => false,
             Err(error) => return Err(fault(&error)),
         };
@@ -367,27 +381,6 @@ impl Link for Postgres {
 
     async fn told(&mut self) {
         self.news.notified().await;
-    }
-}
-
-/// The statement that tells others of a commit, once it was seen to work: in the transaction of a write it would take the
-/// write along. CockroachDB has no such function; YugabyteDB has one that fails unless LISTEN and NOTIFY were switched on
-/// there (its documentation, "LISTEN, NOTIFY, UNLISTEN"). Others, if it works, look for a write in vain.
-///
-/// # Errors
-/// When the connection is lost. What the database says against it is returned.
-async fn notifier(client: &Client, name: &str) -> Result<Result<Statement, String>, tokio_postgres::Error> {
-    let tried = async {
-        let notify = client.prepare(NOTIFY).await?;
-        client.query(&notify, &[&CHANNEL, &name]).await?;
-        Ok::<_, tokio_postgres::Error>(notify)
-    };
-    match tried.await {
-        Ok(notify) => Ok(Ok(notify)),
-        Err(error) => match error.as_db_error() {
-            Some(refused) => Ok(Err(refused.message().to_owned())),
-            None => Err(error),
-        },
     }
 }
 

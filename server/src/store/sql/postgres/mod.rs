@@ -1,10 +1,11 @@
 //! The log in PostgreSQL, or in what speaks its protocol.
 //!
-//! `link.rs` has the statements, `hosts.rs` finds the server, `tls.rs` encrypts. Used are plain tables, row locks and, where there is one,
+//! `link.rs` has the statements, `telling.rs` one of them, `hosts.rs` finds the server, `tls.rs` encrypts. Used are plain tables, row locks and, where there is one,
 //! LISTEN; no advisory locks, no sequences, no extensions.
 
 mod hosts;
 mod link;
+mod telling;
 mod tls;
 
 use std::path::Path;
