@@ -1,20 +1,17 @@
 //! MariaDB, which stands for MySQL: the contract, and what is true when the database is away or has lost something.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::sync::{Mutex, Weak};
 
 use server::store::endpoint::Tls;
 use server::store::{Expect, OpenError, StoreError};
 use tests::database::{MariaDb, SqlServer as _};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
 
 use crate::contract::{self, Backend as _, put};
-use crate::sql::{Common, Database, Fragile, clusters_of_k3s_are_refused, is_refused, try_open};
+use crate::sql::{
+    Common, Database, Fragile, clusters_of_k3s_are_refused, is_refused, try_open,
+    who_is_stopped_holds_nobody_up_for_long,
+};
 use crate::trouble;
 
 fn database() -> Database<MariaDb> {
@@ -92,60 +89,12 @@ async fn a_user_who_must_show_a_certificate_comes_in_by_it_only() {
     drop(try_open(&endpoint, &whole).await.unwrap());
 }
 
-/// A way to the database on which a client is stopped once it has sent `word`: it sends nothing more, and does not go.
-/// `stopped` is told of it.
-async fn stopping_at(
-    word: &'static [u8],
-    target: SocketAddr,
-    stopped: Arc<Notify>,
-    tasks: &mut JoinSet<()>,
-) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tasks.spawn(async move {
-        let mut ways = JoinSet::new();
-        while let Ok((client, _)) = listener.accept().await {
-            let server = TcpStream::connect(target).await.unwrap();
-            let stopped = Arc::clone(&stopped);
-            ways.spawn(async move {
-                let ((mut asks, mut told), (mut answers, mut asked)) = (client.into_split(), server.into_split());
-                let mut buffer = vec![0; 64 << 10];
-                let asking = async {
-                    while let Ok(count @ 1..) = asks.read(&mut buffer).await {
-                        asked.write_all(&buffer[..count]).await.unwrap_or_default();
-                        if buffer[..count].windows(word.len()).any(|part| part == word) {
-                            stopped.notify_one();
-                            return std::future::pending().await;
-                        }
-                    }
-                };
-                tokio::join!(asking, async {
-                    copy(&mut answers, &mut told).await.map(drop).unwrap_or_default()
-                });
-            });
-        }
-    });
-    address
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_stopped_while_it_holds_the_lock_does_not_hold_the_others_up_for_long() {
     let database = database();
-    let mut tasks = JoinSet::new();
     let own = database.server.listens();
-    let locked = Arc::new(Notify::new());
-    let way = stopping_at(b"FOR UPDATE", own, Arc::clone(&locked), &mut tasks).await;
-    let endpoint = database.endpoint("");
-    let other = try_open(&endpoint, &Tls::default()).await.unwrap();
-    let through = endpoint.replace(&format!("({own})"), &format!("({way})"));
-    let stopped = try_open(&through, &Tls::default()).await.unwrap();
-    tasks.spawn(async move { drop(stopped.write(put("/a", Expect::Absent, "1")).await) });
-    timeout(Duration::from_secs(30), locked.notified()).await.unwrap();
-    // Until the database has it, too.
-    sleep(Duration::from_secs(1)).await;
-    // Longer than this nobody waits for the lock.
-    let written = other.write(put("/b", Expect::Absent, "1")).await;
-    assert!(written.is_ok(), "{written:?}");
+    let place = |way: SocketAddr| database.endpoint("").replace(&format!("({own})"), &format!("({way})"));
+    who_is_stopped_holds_nobody_up_for_long(&database, own, place, b"FOR UPDATE").await;
 }
 
 #[tokio::test]

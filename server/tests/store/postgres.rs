@@ -1,6 +1,6 @@
 //! PostgreSQL: the contract, and what is true when the database is away or has lost something.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -103,6 +103,19 @@ async fn a_user_without_rights_on_the_schema_can_serve_once_the_tables_are_there
     let store = try_open(&endpoint, &Tls::default()).await.unwrap();
     let put = contract::put("/a", Expect::Absent, "1");
     assert_eq!(store.write(put).await.unwrap().get(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_stopped_while_it_holds_the_lock_does_not_hold_the_others_up_for_long() {
+    let database = database();
+    let own = database.server.listens();
+    let place = |way: SocketAddr| {
+        database
+            .endpoint("?sslmode=disable")
+            .replace(&format!("@{own}/"), &format!("@{way}/"))
+    };
+    // The key goes with what is read under the lock.
+    who_is_stopped_holds_nobody_up_for_long(&database, own, place, b"/stopped").await;
 }
 
 /// A server that takes connections and says nothing.

@@ -1,5 +1,6 @@
 //! A SQL database server behind the contract and behind the fault checks, whichever it is.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -8,11 +9,15 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use server::store::endpoint::{Tls, parse};
-use server::store::{OpenError, Store, open};
+use server::store::{Expect, OpenError, Store, open};
 use tests::database::SqlServer;
-use tokio::time::sleep;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
-use crate::contract::Backend;
+use crate::contract::{Backend, put};
 use crate::trouble;
 
 /// A server for all tests that leave it alone; it ends with the last of them.
@@ -88,6 +93,68 @@ pub async fn clusters_of_k3s_are_refused<S: SqlServer>(database: Database<S>, ta
     database.sql("DROP TABLE amphipod_mark");
     is_refused(&database.endpoint(""), "table kine").await;
     assert_eq!(database.sql(tables).trim(), "kine");
+}
+
+/// A way to the database on which a client is stopped once it has sent `word`: it sends nothing more, and does not go.
+/// `stopped` is told of it.
+async fn stopping_at(
+    word: &'static [u8],
+    target: SocketAddr,
+    stopped: Arc<Notify>,
+    tasks: &mut JoinSet<()>,
+) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tasks.spawn(async move {
+        let mut ways = JoinSet::new();
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(target).await.unwrap();
+            let stopped = Arc::clone(&stopped);
+            ways.spawn(async move {
+                let ((mut asks, mut told), (mut answers, mut asked)) = (client.into_split(), server.into_split());
+                let mut buffer = vec![0; 64 << 10];
+                let asking = async {
+                    while let Ok(count @ 1..) = asks.read(&mut buffer).await {
+                        asked.write_all(&buffer[..count]).await.unwrap_or_default();
+                        if buffer[..count].windows(word.len()).any(|part| part == word) {
+                            stopped.notify_one();
+                            return std::future::pending().await;
+                        }
+                    }
+                };
+                tokio::join!(asking, async {
+                    copy(&mut answers, &mut told).await.map(drop).unwrap_or_default()
+                });
+            });
+        }
+    });
+    address
+}
+
+/// A server that is stopped, or cut off, while it holds the lock of all writers holds up the others for less time than they wait
+/// for it. `own`: where the database listens; `through`: its endpoint by another way; `word`: what a writer sends first once it
+/// has, or asks for, the lock.
+pub async fn who_is_stopped_holds_nobody_up_for_long<S: SqlServer>(
+    database: &Database<S>,
+    own: SocketAddr,
+    through: impl Fn(SocketAddr) -> String,
+    word: &'static [u8],
+) {
+    let mut tasks = JoinSet::new();
+    let asked = Arc::new(Notify::new());
+    let way = stopping_at(word, own, Arc::clone(&asked), &mut tasks).await;
+    let other = try_open(&database.endpoint(""), &Tls::default()).await.unwrap();
+    let stopped = try_open(&through(way), &Tls::default()).await.unwrap();
+    tasks.spawn(async move { drop(stopped.write(put("/stopped", Expect::Absent, "1")).await) });
+    timeout(Duration::from_secs(30), asked.notified()).await.unwrap();
+    let free = "SELECT name FROM amphipod_mark WHERE name = 'newest' FOR UPDATE SKIP LOCKED";
+    let begun = Instant::now();
+    while !database.sql(free).trim().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(3), "it does not hold the lock");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let written = other.write(put("/b", Expect::Absent, "1")).await;
+    assert!(written.is_ok(), "{written:?}");
 }
 
 impl<S: SqlServer> Backend for Database<S> {
