@@ -1,7 +1,5 @@
 //! `k3s node-password` and `k3s node`: the records that bind a name to a machine.
 
-use std::time::Duration;
-
 use agent::api::{Client, PatchType};
 use agent::wire::object::text;
 use agent::wire::selector::is_dns_subdomain;
@@ -14,11 +12,10 @@ use super::kubeconfig::Cluster;
 use super::{duration, failed, table};
 use crate::config::admin::Output;
 use crate::join::node_password::Record;
+use crate::join::reenrol::{LONGEST, Window};
 use crate::join::{record, reenrol};
 
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
-/// A window that stays open for longer is forgotten, and then it is a hole.
-const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// All records.
 ///
@@ -41,7 +38,10 @@ fn records(found: &Value) -> Vec<(String, Record)> {
 }
 
 fn shown(all: &[(String, Record)], output: Output, now: Timestamp) -> String {
-    let window = |record: &Record| record.reenrol_until.filter(|until| now < *until).map(time::seconds);
+    let window = |record: &Record| {
+        let open = record.window.filter(|window| window.is_open(now));
+        open.map(|window| time::seconds(window.until))
+    };
     if output == Output::Json {
         let one = |(node, record): &(String, Record)| {
             json!({ "node": node, "created": time::seconds(record.created), "registered": record.owner.is_some(),
@@ -91,7 +91,8 @@ pub async fn reenrol(cluster: &Cluster, name: &str, length: &str) -> anyhow::Res
     }
     let now = Timestamp::now();
     let until = now.checked_add(length)?;
-    let patch = json!({ "metadata": { "annotations": { record::REENROL: time::seconds(until) } } });
+    let opened = Some(now);
+    let patch = record::with_window(&Window { opened, until });
     let patched = cluster.api.patch(&path(name)?, PatchType::Merge, &patch).await;
     patched.map_err(|error| match error.status().map(|status| status.code) {
         Some(404) => anyhow::anyhow!(
@@ -132,7 +133,7 @@ mod tests {
             json!({ "metadata": { "name": name, "creationTimestamp": "2026-11-26T00:00:00Z", "annotations": annotations },
                 "data": { "hash": "JDE6MDA6NDo4OjE6QUFBQQ==" } })
         };
-        let window = json!({ record::REENROL: "2026-11-27T00:10:00Z" });
+        let window = json!({ "amphipod.io/reenrol-until": "2026-11-27T00:10:00Z" });
         let found = json!({ "items": [secret("pi.node-password.k3s", json!({})), secret("other", json!({})),
             secret("roof-3.node-password.k3s", window)] });
         let now = "2026-11-27T00:00:00Z".parse().unwrap();

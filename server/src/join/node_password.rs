@@ -10,6 +10,8 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use jiff::Timestamp;
 use scrypt::Params;
 
+use super::reenrol::Window;
+
 /// log2 of the cost of new hashes: 256 KiB and less than a millisecond. K3s uses 15 (32 MiB, a tenth of a second) and reads
 /// whatever the text says. A node's password is 128 random bits, which no stretching makes harder to guess, while a
 /// fleet that comes back after a power cut registers hundreds of nodes a second: at 11 this was half of a server's work.
@@ -81,8 +83,8 @@ pub struct Record {
     pub created: Timestamp,
     /// Hash of the public key in the node's client certificate, if it asked us for one.
     pub key: Option<String>,
-    /// Until when the node may come with another password, because an operator said so.
-    pub reenrol_until: Option<Timestamp>,
+    /// When the node may come with another password, because an operator said so.
+    pub window: Option<Window>,
 }
 
 /// All that decides.

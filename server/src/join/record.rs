@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::node_password::Record;
+use super::reenrol::Window;
 use crate::cache::{Filter, Item};
 use crate::request::{Client, DeleteOptions, Patch, What};
 
@@ -26,7 +27,9 @@ pub const TYPE: &str = "k3s.cattle.io/node-password";
 /// Annotation: hash of the public key of the node's client certificate.
 const KEY: &str = "amphipod.io/client-key";
 /// Annotation: until when the node may register with another password.
-pub const REENROL: &str = "amphipod.io/reenrol-until";
+const REENROL: &str = "amphipod.io/reenrol-until";
+/// Annotation: when an operator said so.
+const OPENED: &str = "amphipod.io/reenrol-opened";
 
 /// The name of a node's Secret.
 pub fn name(node: &str) -> String {
@@ -157,7 +160,38 @@ pub fn read(secret: &Value) -> Record {
         owner: owner.map(|owner| text(owner, &["uid"]).to_owned()),
         created: time::parse(text(secret, &["metadata", "creationTimestamp"])).unwrap_or(Timestamp::UNIX_EPOCH),
         key: annotation(KEY).map(str::to_owned),
-        reenrol_until: annotation(REENROL).and_then(time::parse),
+        window: annotation(REENROL).and_then(time::parse).map(|until| Window {
+            opened: annotation(OPENED).and_then(time::parse),
+            until,
+        }),
+    }
+}
+
+/// The merge patch that writes a window into a Secret; to the second.
+pub fn with_window(window: &Window) -> Value {
+    let opened = window.opened.map(time::seconds);
+    json!({ "metadata": { "annotations": { REENROL: time::seconds(window.until), OPENED: opened } } })
+}
+
+/// Takes this window off a node's record, unless it is another one by now. That somebody else changes the record in this
+/// moment is no error: the window is still there, then.
+///
+/// # Errors
+/// What the API says.
+pub async fn close(client: &Client, node: &str, window: &Window) -> Result<(), Status> {
+    let secret = match client.get(What::SECRETS, NAMESPACE, &name(node)).await {
+        Err(status) if status.is(Reason::NotFound) => return Ok(()),
+        found => found?,
+    };
+    if read(&secret).window != Some(*window) {
+        return Ok(());
+    }
+    let version = text(&secret, &["metadata", "resourceVersion"]);
+    let without = json!({ "metadata": { "resourceVersion": version, "annotations": { REENROL: null, OPENED: null } } });
+    let patch = Patch::Merge(without);
+    match client.patch(What::SECRETS, NAMESPACE, &name(node), None, patch).await {
+        Err(status) if !status.is(Reason::NotFound) && !status.is(Reason::Conflict) => Err(status),
+        _ => Ok(()),
     }
 }
 
@@ -181,7 +215,17 @@ mod tests {
         assert_eq!(record.hash, "$1:00:4:8:1:AAAA");
         assert_eq!(record.owner.as_deref(), Some("u1"));
         assert_eq!(record.created, "2026-11-25T00:00:00Z".parse::<Timestamp>().unwrap());
-        assert_eq!((record.key, record.reenrol_until), (None, None));
+        assert_eq!((record.key, record.window), (None, None));
         assert_eq!(read(&json!({})).hash, "");
+    }
+
+    #[test]
+    fn a_window_is_read_as_it_was_written() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        for opened in [Some(at("2026-11-25T00:00:00Z")), None] {
+            let until = at("2026-11-25T00:10:00Z");
+            let window = Window { opened, until };
+            assert_eq!(read(&with_window(&window)).window, Some(window));
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::future::pending;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent::wire::selector::Fields;
 use agent::wire::status::{Reason, Status};
@@ -22,7 +22,7 @@ use tracing::{info, warn};
 
 use super::node_password::{self, Plan, Record, Seen};
 use super::record;
-use super::reenrol::{self, Way};
+use super::reenrol::{self, Way, Window};
 use super::roll::{Roll, Stamp};
 use crate::cache::{ChangeKind, Filter, From, Watch, WatchEvent};
 use crate::controllers::tell;
@@ -122,6 +122,8 @@ impl Register {
             register: Arc::clone(&register),
             looks,
             written: BTreeSet::new(),
+            windows: reenrol::Windows::default(),
+            begun: Instant::now(),
         };
         Ok((register, keeper))
     }
@@ -167,6 +169,10 @@ impl Register {
             }
             let about = reenrol::about(node, uid.as_deref());
             let Some(way) = reenrol::way(&record, claim.proof, now) else {
+                if let Some(Window { opened, until }) = record.window {
+                    let opened = opened.map(|opened| opened.to_string());
+                    warn!(node, opened, %until, %now, "a window for another password is not open by this server's clock");
+                }
                 let refusal = Refusal::Taken {
                     node: node.to_owned(),
                     created: record.created,
@@ -357,6 +363,9 @@ pub struct Keeper {
     looks: mpsc::Receiver<oneshot::Sender<()>>,
     /// Nodes whose rows we wrote.
     written: BTreeSet<String>,
+    /// Windows for another password, and since when each is there.
+    windows: reenrol::Windows,
+    begun: Instant,
 }
 
 impl Keeper {
@@ -417,7 +426,8 @@ impl Keeper {
             let path = roll.path().display();
             warn!(file = %path, rows, "node-passwd lost several rows off its end and is written anew: no node is forgotten; to forget some, run k3s node-password delete NAME, or take out one row at a time");
         }
-        let carried_out = self.carry_out(&plan, &seen).await;
+        let over = self.windows.over(&seen.records, self.begun.elapsed());
+        let carried_out = self.carry_out(&plan, &seen, &over).await;
         self.written = std::mem::take(&mut seen.written);
         carried_out.map_err(|status| status.message)?;
         let records = match plan == Plan::default() {
@@ -437,8 +447,12 @@ impl Keeper {
         Ok(())
     }
 
-    async fn carry_out(&self, plan: &Plan, seen: &Seen) -> Result<(), Status> {
+    async fn carry_out(&self, plan: &Plan, seen: &Seen, over: &[(String, Window)]) -> Result<(), Status> {
         let client = &self.register.client;
+        for (node, window) in over {
+            info!(node, until = %window.until, "a window for another node password has run out and is taken off");
+            record::close(client, node, window).await?;
+        }
         for (node, why) in &plan.forget {
             info!(node, why, "forgetting a node's password");
             let uid = seen.records.get(node).map(|record| record.uid.clone());

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use server::cache::{Filter, From};
 use server::config::{self, Command};
+use server::join::record;
 use server::kinds::bootstrap_token::{BootstrapToken, from_random};
 use server::request::What;
 
@@ -135,6 +136,10 @@ async fn records_are_listed_and_deleted_and_a_window_lets_a_reflashed_box_in() {
     assert_eq!(cluster.join("pi", OTHER).await.code, 403);
     let opened = cluster.k3s("node reenrol pi --for 10m").await.unwrap();
     assert!(opened.contains("node pi may register once"), "{opened}");
+    let name = "pi.node-password.k3s";
+    let record = cluster.server().client.get(What::SECRETS, "kube-system", name).await;
+    let window = record::read(&record.unwrap()).window.unwrap();
+    assert_eq!(window.length(), std::time::Duration::from_secs(600), "{window:?}");
     assert_eq!(cluster.join("box", OTHER).await.code, 403, "another node's window");
     assert_eq!(cluster.join("pi", OTHER).await.code, 200);
     assert_eq!(cluster.join("pi", PASSWORD).await.code, 403, "closed");

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rcgen::KeyPair;
-use serde_json::json;
 use server::cache::Filter;
+use server::join::record::with_window;
+use server::join::reenrol::Window;
 use server::join::register::Register;
 use server::request::{Patch, What};
 use server::run::Server;
@@ -213,32 +215,76 @@ async fn a_node_that_lost_its_password_proves_who_it_is_with_its_old_key() {
     cluster.stop().await;
 }
 
+/// A window, as `k3s node reenrol` opens it; without `opened`, as it did before.
+async fn open(cluster: &Cluster, node: &str, opened: Option<Timestamp>, until: Timestamp) {
+    let patch = Patch::Merge(with_window(&Window { opened, until }));
+    let (client, name) = (&cluster.server().client, format!("{node}.node-password.k3s"));
+    let patched = client.patch(What::SECRETS, "kube-system", &name, None, patch);
+    patched.await.unwrap();
+}
+
+async fn has_window(cluster: &Cluster, node: &str) -> bool {
+    let (client, name) = (&cluster.server().client, format!("{node}.node-password.k3s"));
+    let secret = client.get(What::SECRETS, "kube-system", &name).await.unwrap();
+    let annotation = |name| !secret["metadata"]["annotations"][name].is_null();
+    annotation("amphipod.io/reenrol-until") || annotation("amphipod.io/reenrol-opened")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_that_nobody_used_is_taken_off_and_another_stays() {
+    let cluster = Cluster::start("lapsed").await;
+    for node in ["pi", "box"] {
+        assert_eq!(cluster.join(node, PASSWORD).await.code, 200);
+    }
+    let now = Timestamp::now().as_second();
+    let at = |second| Timestamp::from_second(second).unwrap();
+    // Its dates are those of a clock that is wrong: only that it is a second long counts.
+    open(&cluster, "pi", Some(at(now + 86_400)), at(now + 86_401)).await;
+    open(&cluster, "box", Some(at(now - 900)), at(now - 300)).await;
+    let taken_off = async {
+        for number in 0.. {
+            if !has_window(&cluster, "pi").await {
+                break;
+            }
+            // The records are looked after when there is a new one; without it, each minute.
+            assert_eq!(cluster.join(&format!("n{number}"), PASSWORD).await.code, 200);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), taken_off).await.unwrap();
+    assert!(
+        has_window(&cluster, "box").await,
+        "over by this server's clock, which may be ahead of all others"
+    );
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_window_lets_one_machine_in_and_closes() {
     let cluster = Cluster::start("window").await;
     assert_eq!(cluster.join("pi", PASSWORD).await.code, 200);
     cluster.register("pi").await;
     owned(&cluster, "pi").await;
-    let open = |until: &str| {
-        let patch = json!({ "metadata": { "annotations": { "amphipod.io/reenrol-until": until } } });
-        let client = cluster.server().client.clone();
-        async move {
-            let name = "pi.node-password.k3s";
-            let patched = client.patch(What::SECRETS, "kube-system", name, None, Patch::Merge(patch));
-            patched.await.unwrap()
-        }
-    };
-    open("2026-01-01T00:00:00Z").await;
-    assert_eq!(cluster.join("pi", OTHER).await.code, 403, "long over");
-    open("2999-01-01T00:00:00Z").await;
+    let at = |minutes: i64| Timestamp::from_second(Timestamp::now().as_second() + 60 * minutes).unwrap();
+    for (opened, until, what) in [
+        (None, at(-1), "over"),
+        (None, at(60 * 25), "longer than any"),
+        // As to a server whose clock stepped back since.
+        (
+            Some(at(60 * 24 * 300)),
+            at(60 * 24 * 300 + 10),
+            "to be opened next year",
+        ),
+    ] {
+        open(&cluster, "pi", opened, until).await;
+        assert_eq!(cluster.join("pi", OTHER).await.code, 403, "{what}");
+    }
+    open(&cluster, "pi", Some(at(0)), at(10)).await;
     assert_eq!(cluster.join("pi", OTHER).await.code, 200);
     assert_eq!(cluster.join("pi", PASSWORD).await.code, 403, "closed after use");
     assert_eq!(cluster.join("pi", OTHER).await.code, 200);
-    let secret = owned(&cluster, "pi").await;
-    assert_eq!(
-        secret["metadata"]["annotations"]["amphipod.io/reenrol-until"],
-        json!(null)
-    );
+    owned(&cluster, "pi").await;
+    assert!(!has_window(&cluster, "pi").await);
     let events = cluster
         .server()
         .client
