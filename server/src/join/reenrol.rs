@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn a_window_is_over_once_it_was_seen_for_its_whole_length() {
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        let minutes = |count| Duration::from_secs(60 * count);
+        let minutes = |count: u64| Duration::from_secs(60 * count);
         let record = |opened: Option<&str>, until: &str| {
             let (opened, until) = (opened.map(at), at(until));
             let window = Some(Window { opened, until });

@@ -24,7 +24,7 @@ use super::node_password::{self, Plan, Record, Seen};
 use super::record;
 use super::reenrol::{self, Way, Window};
 use super::roll::{Roll, Stamp};
-use crate::cache::{ChangeKind, Filter, From, Watch, WatchEvent};
+use crate::cache::{ChangeKind, Filter, Fresh, From, Watch, WatchEvent};
 use crate::controllers::tell;
 use crate::request::{Client, What};
 
@@ -41,6 +41,9 @@ const HASHES: usize = 2;
 const LOOKS: usize = 64;
 /// A record can change under us this often before we let the node come again.
 const ROUNDS: usize = 3;
+
+/// Why nothing is known of what other servers wrote.
+const AWAY: &str = "the datastore does not answer";
 
 /// Why a node is not let in.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +90,8 @@ pub struct Claim<'a> {
 /// Who is which node.
 pub struct Register {
     client: Client,
+    /// What brings the records up to date; `None`: no other server writes.
+    fresh: Option<Fresh>,
     roll: Roll,
     /// The file as we left it.
     stamp: Mutex<Stamp>,
@@ -105,12 +110,19 @@ struct Known {
 impl Register {
     /// A register over the API (as the supervisor), mirrored into `<data>/server/cred`, and its keeper, to be run.
     ///
+    /// `fresh`: of the cache that the API reads from, where other servers write, too.
+    ///
     /// # Errors
     /// When the system has no randomness.
-    pub fn new(client: Client, cred: &Path) -> Result<(Arc<Self>, Keeper), ring::error::Unspecified> {
+    pub fn new(
+        client: Client,
+        fresh: Option<Fresh>,
+        cred: &Path,
+    ) -> Result<(Arc<Self>, Keeper), ring::error::Unspecified> {
         let (look, looks) = mpsc::channel(LOOKS);
         let register = Arc::new(Self {
             client,
+            fresh,
             roll: Roll::new(cred),
             stamp: Mutex::new(None),
             known: Mutex::new(HashMap::new()),
@@ -147,6 +159,10 @@ impl Register {
                 .await
                 .map_err(|status| later(status.message))?;
             let Some(record) = found else {
+                // Better said at once than when the write has waited in vain.
+                if !self.catch_up().await {
+                    return Err(later(AWAY.to_owned()));
+                }
                 match self.enter(claim, uid).await? {
                     Ok(()) => {
                         info!(node, "node came first under its name; its password is on record now");
@@ -169,6 +185,9 @@ impl Register {
             }
             let about = reenrol::about(node, uid.as_deref());
             let Some(way) = reenrol::way(&record, claim.proof, now) else {
+                if !self.is_present(node, &record).await.map_err(later)? {
+                    continue;
+                }
                 if let Some(Window { opened, until }) = record.window {
                     let opened = opened.map(|opened| opened.to_string());
                     warn!(node, opened, %until, %now, "a window for another password is not open by this server's clock");
@@ -235,9 +254,35 @@ impl Register {
     /// Whether a Node of this name exists.
     ///
     /// # Errors
-    /// What the API says.
+    /// What the API says; 503 when this server knows of none, and cannot ask whether there is one by now.
     pub async fn exists(&self, node: &str) -> Result<bool, Status> {
+        if record::node_uid(&self.client, node).await?.is_some() {
+            return Ok(true);
+        }
+        if !self.catch_up().await {
+            return Err(Status::unavailable(format!(
+                "cannot look for node {node:?} now: {AWAY}"
+            )));
+        }
         Ok(record::node_uid(&self.client, node).await?.is_some())
+    }
+
+    /// Whether the record is still this one, to be known before a node is refused by it: another server may have forgotten
+    /// it since, or been told to let the node in. An error says why that cannot be known.
+    async fn is_present(&self, node: &str, record: &Record) -> Result<bool, String> {
+        if !self.catch_up().await {
+            return Err(AWAY.to_owned());
+        }
+        let present = record::get(&self.client, node).await.map_err(|status| status.message)?;
+        Ok(present.as_ref() == Some(record))
+    }
+
+    /// Waits until this server shows what any other has acknowledged; false when that cannot be known soon.
+    async fn catch_up(&self) -> bool {
+        match &self.fresh {
+            Some(fresh) => fresh.catch_up().await,
+            None => true,
+        }
     }
 
     /// Nodes, or their records whoever makes them, from now on; `None`: the next sweep tries again.

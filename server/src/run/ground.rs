@@ -133,9 +133,9 @@ impl Ground {
         sessions: &Arc<Sessions>,
     ) -> anyhow::Result<(Arc<ApiHttp>, Keeper)> {
         // Nobody else writes otherwise.
-        let fresh = peers.is_some();
-        let fresh = fresh.then(|| Fresh::new(Arc::clone(&self.store), self.cache.clone()));
-        let (register, keeper) = Register::new(self.client.clone(), &self.dir.join("cred"))
+        let is_shared = peers.is_some();
+        let fresh = || is_shared.then(|| Fresh::new(Arc::clone(&self.store), self.cache.clone()));
+        let (register, keeper) = Register::new(self.client.clone(), fresh(), &self.dir.join("cred"))
             .map_err(|_| anyhow!("the system has no randomness"))?;
         let (sessions, store) = (Arc::clone(sessions), Arc::clone(&self.store));
         let link = Link::new(self.pki.client_config(Own::Supervisor)?);
@@ -168,7 +168,7 @@ impl Ground {
             who: self.who(config)?,
             front: Some(Arc::new(supervisor)),
             kubelets: Some(kubelets),
-            fresh,
+            fresh: fresh(),
             ready,
             address: Arc::new(move || at.borrow().address.to_string()),
             serving: Some(Arc::clone(&self.pki)),

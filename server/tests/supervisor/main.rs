@@ -7,6 +7,9 @@
 
 mod agents;
 mod commands;
+#[expect(dead_code, reason = "it can be away in more ways than matter to a join")]
+#[path = "../http_api/faulty.rs"]
+mod faulty;
 #[path = "../../benches/support/join.rs"]
 mod join;
 mod joining;

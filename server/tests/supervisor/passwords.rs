@@ -1,5 +1,6 @@
 //! Node passwords: whose name is whose, on disk, in the cluster, and how a name becomes free again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,6 +12,7 @@ use server::join::register::Register;
 use server::request::{Patch, What};
 use server::run::Server;
 
+use crate::faulty::{Faulty, Mode};
 use crate::rig::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,7 +137,7 @@ async fn every_server_shows_the_same_records_and_heeds_a_row_taken_out_anywhere(
     let cluster = Cluster::start("mirrors").await;
     let second = cluster.dir.join("second");
     std::fs::create_dir_all(&second).unwrap();
-    let (_register, keeper) = Register::new(cluster.server().client.clone(), &second).unwrap();
+    let (_register, keeper) = Register::new(cluster.server().client.clone(), None, &second).unwrap();
     let mut keeping = tokio::task::JoinSet::new();
     keeping.spawn(keeper.run());
     let (first, second) = (roll(&cluster), second.join("node-passwd"));
@@ -213,6 +215,64 @@ async fn a_node_that_lost_its_password_proves_who_it_is_with_its_old_key() {
         "who had the name before has a certificate, and not the name"
     );
     cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cannot_look_tells_nodes_to_come_again_and_changes_nothing() {
+    for mode in [Mode::Gone, Mode::Stalls] {
+        let store = Faulty::new();
+        let cluster = Cluster::start_on(&format!("{mode:?}"), Arc::clone(&store) as _).await;
+        assert_eq!(cluster.join("pi", PASSWORD).await.code, 200);
+        let held = cluster.joined("gone").await;
+        let path = roll(&cluster);
+        until(|| has_row(&path, "pi") && has_row(&path, "gone")).await;
+        let rows = std::fs::read_to_string(&path).unwrap();
+
+        store.be(mode);
+        let renewal = cluster.certificate_request("gone", PASSWORD, None, &KeyPair::generate().unwrap());
+        // Its Node may have come, the record may have gone, or a window may have been opened, elsewhere.
+        let (new, other, node) = tokio::join!(
+            cluster.join("new", PASSWORD),
+            cluster.join("pi", OTHER),
+            cluster.send(renewal, Some(&held)),
+        );
+        for (reply, words) in [
+            (new, "cannot check the password of node \"new\" now"),
+            (other, "cannot check the password of node \"pi\" now"),
+            (node, "cannot look for node \"gone\" now"),
+        ] {
+            assert_eq!(reply.code, 503, "{mode:?}: {reply:?}");
+            assert!(reply.message().contains(words), "{mode:?}: {reply:?}");
+            assert!(reply.retry_after.is_some(), "{mode:?}: {reply:?}");
+        }
+        if mode == Mode::Gone {
+            let known = cluster.join("pi", PASSWORD).await;
+            assert_eq!(
+                known.code, 200,
+                "what was seen last is good enough to let in: {known:?}"
+            );
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), rows, "{mode:?}");
+
+        store.be(Mode::Works);
+        // Its follower is back when it can say no.
+        let mut reply = cluster.join("pi", OTHER).await;
+        for _ in 0..100 {
+            if reply.code != 503 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            reply = cluster.join("pi", OTHER).await;
+        }
+        assert_eq!(reply.code, 403, "{mode:?}: {reply:?}");
+        assert_eq!(cluster.join("pi", PASSWORD).await.code, 200, "{mode:?}");
+        assert_eq!(
+            cluster.join("new", OTHER).await.code,
+            200,
+            "{mode:?}: it never was there"
+        );
+        cluster.stop().await;
+    }
 }
 
 /// A window, as `k3s node reenrol` opens it; without `opened`, as it did before.

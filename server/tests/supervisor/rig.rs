@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use server::config::{self, Command};
 use server::request::{DeleteOptions, What};
 use server::run::Server;
+use server::store::Store;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -44,6 +45,8 @@ pub struct Certificate {
 pub struct Reply {
     pub code: u16,
     pub body: String,
+    /// Seconds of `Retry-After`.
+    pub retry_after: Option<String>,
 }
 
 impl Cluster {
@@ -53,17 +56,26 @@ impl Cluster {
 
     /// With something else in its configuration.
     pub async fn start_as(name: &str, change: fn(&mut config::Config)) -> Self {
+        let dir = Self::folder(name);
+        let mut config = Self::config(&dir);
+        change(&mut config);
+        let server = Some(Server::start(&config).await.unwrap());
+        Self { server, dir }
+    }
+
+    /// On a datastore that other servers may share.
+    pub async fn start_on(name: &str, store: Arc<dyn Store>) -> Self {
+        let dir = Self::folder(name);
+        let server = Some(Server::start_on(&Self::config(&dir), store).await.unwrap());
+        Self { server, dir }
+    }
+
+    fn folder(name: &str) -> PathBuf {
         let dir = std::env::temp_dir().join(format!("amphipod-supervisor-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("config.yaml"), "").unwrap();
-        let mut config = Self::config(&dir);
-        change(&mut config);
-        let server = Server::start(&config).await.unwrap();
-        Self {
-            server: Some(server),
-            dir,
-        }
+        dir
     }
 
     pub fn config(dir: &Path) -> config::Config {
@@ -139,12 +151,16 @@ impl Cluster {
                 return Reply {
                     code,
                     body: String::new(),
+                    retry_after: None,
                 };
             }
+            let retry_after = response.headers().get("retry-after");
+            let retry_after = retry_after.map(|value| value.to_str().unwrap().to_owned());
             let body = response.into_body().collect().await.unwrap().to_bytes();
             Reply {
                 code,
                 body: String::from_utf8(body.to_vec()).unwrap(),
+                retry_after,
             }
         };
         // The connection ends once the exchange has dropped the sender, or with the upgrade.
