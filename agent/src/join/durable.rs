@@ -26,14 +26,14 @@ pub trait Disk: Sync {
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
     /// Takes a file away.
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Makes a folder and those above it.
+    /// Makes a folder in one that is there; that it is there already is no error.
     fn create_folder(&self, folder: &Path, mode: u32) -> io::Result<()>;
     /// Who may do what with a file, such as `0o600`.
     fn mode(&self, path: &Path) -> io::Result<u32>;
     /// Sets that.
     fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()>;
 
-    /// Whether there is such a file.
+    /// Whether there is such a file or folder.
     fn has(&self, path: &Path) -> bool {
         self.mode(path).is_ok()
     }
@@ -75,7 +75,10 @@ impl Disk for SystemDisk {
     }
 
     fn create_folder(&self, folder: &Path, mode: u32) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(mode).create(folder)
+        match DirBuilder::new().mode(mode).create(folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+            made => made,
+        }
     }
 
     fn mode(&self, path: &Path) -> io::Result<u32> {
@@ -119,6 +122,26 @@ pub fn replace_on(disk: &dyn Disk, path: &Path, content: &[u8], mode: u32) -> io
     }
 }
 
+/// Makes a folder and those above it, for good: a file that is durable in a folder that is not is lost with it.
+///
+/// `mode` such as `0o755`, of each folder that was not there.
+///
+/// # Errors
+/// The disk's.
+pub fn create_folder_on(disk: &dyn Disk, folder: &Path, mode: u32) -> io::Result<()> {
+    let named = folder.ancestors().filter(|above| !above.as_os_str().is_empty());
+    let missing: Vec<&Path> = named.take_while(|above| !disk.has(above)).collect();
+    for made in missing.into_iter().rev() {
+        disk.create_folder(made, mode)?;
+        match made.parent() {
+            Some(above) if above.as_os_str().is_empty() => disk.sync_folder(Path::new("."))?,
+            Some(above) => disk.sync_folder(above)?,
+            None => {}
+        }
+    }
+    Ok(())
+}
+
 /// Renames within a folder, for good.
 ///
 /// # Errors
@@ -158,6 +181,23 @@ mod tests {
             assert_eq!(SystemDisk.mode(&path).unwrap(), 0o600);
             assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "{content}");
         }
+    }
+
+    #[test]
+    fn folders_are_made_where_they_are_missing() {
+        let scratch = TempDir::new("durable");
+        let folder = scratch.path().join("rancher/node");
+        for mode in [0o700, 0o755] {
+            create_folder_on(&SystemDisk, &folder, mode).unwrap();
+            assert_eq!(
+                SystemDisk.mode(&folder).unwrap(),
+                0o700,
+                "one that is there stays as it is"
+            );
+            assert_eq!(SystemDisk.mode(folder.parent().unwrap()).unwrap(), 0o700);
+        }
+        fs::write(folder.join("file"), "").unwrap();
+        create_folder_on(&SystemDisk, &folder.join("file/below"), 0o755).unwrap_err();
     }
 
     #[test]

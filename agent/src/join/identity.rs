@@ -57,7 +57,7 @@ impl Identity {
             path: folder.to_owned(),
             source,
         };
-        disk.create_folder(folder, 0o755).map_err(kept)?;
+        durable::create_folder_on(disk, folder, 0o755).map_err(kept)?;
         let path = folder.join(PASSWORD);
         if with_id && disk.has(&path) {
             sound(disk, &folder.join("id")).map_err(kept)?;

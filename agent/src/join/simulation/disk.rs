@@ -1,7 +1,8 @@
-//! A disk that loses what was not synced: when the power fails, unsynced names may be undone from the last on, and unsynced
-//! contents are cut, zeroed or gone.
+//! A disk that loses what was not synced: when the power fails, unsynced names may be undone from the last on, unsynced
+//! contents are cut, zeroed or gone, and with the name of a folder goes all that was in it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -12,12 +13,14 @@ use crate::join::durable::Disk;
 
 type Name = Vec<u8>;
 
+/// Of a file or a folder.
 #[derive(Clone)]
 struct Content {
     bytes: Vec<u8>,
     synced: bool,
     /// It is all that was meant to be there.
     whole: bool,
+    folder: bool,
 }
 
 enum Change {
@@ -61,10 +64,31 @@ fn apply(names: &mut BTreeMap<Name, usize>, change: Change) {
     }
 }
 
+/// Whether a path is below a folder.
+fn is_in(path: &[u8], folder: &[u8]) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.starts_with(b"/"))
+}
+
+impl Change {
+    /// The name that is there afterwards, or is not there any more. What is renamed stays in its folder.
+    fn name(&self) -> &[u8] {
+        match self {
+            Self::Put(name, _) | Self::Rename(_, name) | Self::Remove(name) => name,
+        }
+    }
+}
+
 impl State {
     fn find(&self, path: &Path) -> io::Result<usize> {
         let found = self.names.get(name(path)).copied();
         found.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn put(&mut self, path: &Path, content: Content) {
+        let number = self.contents.len();
+        self.contents.push(content);
+        self.names.insert(name(path).to_owned(), number);
+        self.changes.push(Change::Put(name(path).to_owned(), number));
     }
 }
 
@@ -100,6 +124,17 @@ impl SimulatedDisk {
         changes.truncate(random.next(changes.len() + 1));
         for change in changes {
             apply(&mut state.durable, change);
+        }
+        let folders = state
+            .names
+            .iter()
+            .filter(|(_, content)| state.contents[**content].folder);
+        let lost: Vec<Name> = folders
+            .map(|(name, _)| name.clone())
+            .filter(|name| !state.durable.contains_key(name))
+            .collect();
+        for folder in lost {
+            state.durable.retain(|name, _| !is_in(name, &folder));
         }
         state.names = state.durable.clone();
         for content in state.contents.iter_mut().filter(|content| !content.synced) {
@@ -137,8 +172,12 @@ impl SimulatedDisk {
             None => drop(state.durable.remove(name(path))),
             Some(bytes) => {
                 state.durable.insert(name(path).to_owned(), state.contents.len());
-                let (synced, whole) = (true, true);
-                state.contents.push(Content { bytes, synced, whole });
+                state.contents.push(Content {
+                    bytes,
+                    synced: true,
+                    whole: true,
+                    folder: false,
+                });
             }
         }
         state.names = state.durable.clone();
@@ -161,19 +200,27 @@ impl Disk for SimulatedDisk {
 
     fn create(&self, path: &Path, _mode: u32) -> io::Result<()> {
         let mut state = self.step()?;
-        let content = state.contents.len();
-        let (bytes, synced, whole) = (Vec::new(), false, false);
-        state.contents.push(Content { bytes, synced, whole });
-        state.names.insert(name(path).to_owned(), content);
-        state.changes.push(Change::Put(name(path).to_owned(), content));
+        state.put(
+            path,
+            Content {
+                bytes: Vec::new(),
+                synced: false,
+                whole: false,
+                folder: false,
+            },
+        );
         Ok(())
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.step()?;
         let found = state.find(path)?;
-        let (bytes, synced, whole) = (bytes.to_owned(), false, true);
-        state.contents[found] = Content { bytes, synced, whole };
+        state.contents[found] = Content {
+            bytes: bytes.to_owned(),
+            synced: false,
+            whole: true,
+            folder: false,
+        };
         Ok(())
     }
 
@@ -194,11 +241,15 @@ impl Disk for SimulatedDisk {
         Ok(())
     }
 
-    fn sync_folder(&self, _folder: &Path) -> io::Result<()> {
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         let mut state = self.step()?;
         let state = &mut *state;
-        for change in state.changes.drain(..) {
-            apply(&mut state.durable, change);
+        for change in std::mem::take(&mut state.changes) {
+            let path = Path::new(OsStr::from_bytes(change.name()));
+            match path.parent() == Some(folder) {
+                true => apply(&mut state.durable, change),
+                false => state.changes.push(change),
+            }
         }
         Ok(())
     }
@@ -211,8 +262,18 @@ impl Disk for SimulatedDisk {
         Ok(())
     }
 
-    fn create_folder(&self, _folder: &Path, _mode: u32) -> io::Result<()> {
-        self.step().map(drop)
+    fn create_folder(&self, folder: &Path, _mode: u32) -> io::Result<()> {
+        let mut state = self.step()?;
+        state.put(
+            folder,
+            Content {
+                bytes: Vec::new(),
+                synced: true,
+                whole: true,
+                folder: true,
+            },
+        );
+        Ok(())
     }
 
     fn mode(&self, path: &Path) -> io::Result<u32> {
