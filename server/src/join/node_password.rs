@@ -17,6 +17,9 @@ use super::reenrol::Window;
 /// fleet that comes back after a power cut registers hundreds of nodes a second: at 11 this was half of a server's work.
 const NEW_LOG_N: u8 = 8;
 
+/// How each hash begins.
+const HASHED: &str = "$1:";
+
 /// What a hash may cost to check: K3s' 32 MiB. A record that asks for more is damaged.
 const MAX_LOG_N: u8 = 15;
 const MAX_R: u32 = 8;
@@ -105,7 +108,7 @@ pub struct Seen {
 pub struct Plan {
     /// Records to delete: node name and why.
     pub forget: BTreeMap<String, &'static str>,
-    /// Rows without a record, to become one: node name, hash or clear password.
+    /// Rows without a record, to become one: node name and clear password.
     pub adopt: BTreeMap<String, String>,
     /// Records to tie to their Node: node name and uid.
     pub own: BTreeMap<String, String>,
@@ -116,8 +119,9 @@ pub struct Plan {
 /// Decides.
 ///
 /// A row that we wrote and that is gone was taken out by the operator: the record goes. A row that we did not write and
-/// that has no record is a very old K3s' or the operator's: it becomes a record. A record goes with its Node, and after
-/// ten minutes when no Node ever came. A file that is like what we wrote but for several rows missing off its end ([`cut_off`])
+/// that has no record is a very old K3s' or the operator's: it becomes a record, if it has a clear password. One with a hash
+/// is a server's of ours, of a record that was deleted, and only looks like somebody else's: the power failed, or the disk
+/// was full, before its name was kept, too. A record goes with its Node, and after ten minutes when no Node ever came. A file that is like what we wrote but for several rows missing off its end ([`cut_off`])
 /// is one that was cut, like one that is missing: whoever means that deletes the records, or takes out one row at a time.
 pub fn plan(seen: &Seen, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
@@ -142,7 +146,8 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan {
         }
     }
     for (name, text) in rows {
-        if !seen.records.contains_key(name) && !seen.written.contains(name) {
+        let is_ours = seen.written.contains(name) || text.starts_with(HASHED);
+        if !seen.records.contains_key(name) && !is_ours {
             plan.adopt.insert(name.clone(), text.clone());
         }
     }
@@ -335,7 +340,11 @@ mod tests {
     #[test]
     fn rows_of_a_very_old_k3s_become_records() {
         let seen = Seen {
-            rows: Some(map(&[("old", "clear"), ("gone", "$1:…")])),
+            rows: Some(map(&[
+                ("old", "clear"),
+                ("gone", "clear"),
+                ("unfinished", "$1:00:4:8:1:AAAA"),
+            ])),
             written: ["gone".to_owned()].into(),
             ..Seen::default()
         };
@@ -343,7 +352,7 @@ mod tests {
         assert_eq!(
             plan.adopt,
             map(&[("old", "clear")]),
-            "the record of a row that we wrote was deleted: so is the row"
+            "the record of a row that we wrote was deleted, and so is the row: also when we did not come to note its name"
         );
     }
 }

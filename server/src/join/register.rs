@@ -503,14 +503,10 @@ impl Keeper {
             let uid = seen.records.get(node).map(|record| record.uid.clone());
             record::forget(client, node, uid).await?;
         }
-        for (node, text) in &plan.adopt {
+        for (node, password) in &plan.adopt {
             info!(node, "taking over a row of node-passwd that has no record");
-            let hash = match text.starts_with("$1:") {
-                true => text.clone(),
-                false => self.register.hash(text).await.map_err(Status::internal)?,
-            };
             let record = Record {
-                hash,
+                hash: self.register.hash(password).await.map_err(Status::internal)?,
                 owner: seen.nodes.get(node).cloned(),
                 ..Record::default()
             };

@@ -68,7 +68,8 @@ impl Roll {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
-    /// Writes all rows. The names go last: a crash between the two only makes a row look like somebody else's.
+    /// Writes all rows. The names go last: a crash between the two only makes a row look like somebody else's,
+    /// but for the hash in it.
     ///
     /// # Errors
     /// What the system says.
