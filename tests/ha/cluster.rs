@@ -13,6 +13,8 @@ use crate::door::Door;
 
 /// The host of the fixed registration address.
 pub const FRONT: &str = "front";
+/// Its name. It has another address, at which nobody answers.
+const NAME: &str = "cluster.test";
 /// Hosts that run pods and nothing else.
 pub const AGENTS: [&str; 2] = ["one", "two"];
 
@@ -51,6 +53,9 @@ impl Cluster {
             archive,
         };
         cluster.start_balancer();
+        for name in AGENTS {
+            cluster.knows_the_front(name);
+        }
         for name in cluster.servers.clone() {
             cluster.lab.join_backyard(name);
             cluster.start_server(name);
@@ -86,9 +91,15 @@ impl Cluster {
         self.lab.start_server_with(name, &flags);
     }
 
-    /// Starts an agent, with what it has on its disk, at the fixed registration address.
+    /// Lets a host know the fixed registration address by its name.
+    pub fn knows_the_front(&self, host: &str) {
+        let front = self.lab.address(FRONT);
+        self.lab.name(host, NAME, &[Lab::NOBODY, &front]);
+    }
+
+    /// Starts an agent, with what it has on its disk, at the fixed registration address, by name.
     pub fn start_agent(&mut self, name: &str) {
-        self.lab.start_agent_through(name, FRONT, self.servers[0]);
+        self.lab.start_agent_through(name, NAME, self.servers[0]);
     }
 
     /// Starts the load balancer: HAProxy, which passes connections on to the servers that answer.
@@ -114,6 +125,11 @@ impl Cluster {
     pub fn stop(mut self) {
         self.lab.end(FRONT, true);
         self.lab.stop();
+    }
+
+    /// kubectl at whichever server the load balancer takes.
+    pub fn at_the_front(&self) -> Kubectl {
+        Kubectl::through(&self.lab, FRONT, self.servers[0])
     }
 
     /// kubectl at a server.

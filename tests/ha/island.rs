@@ -37,6 +37,7 @@ impl Island {
         cluster.lab.add_host(NAME);
         let archive = cluster.archive.clone();
         cluster.lab.put_image(NAME, &archive);
+        cluster.knows_the_front(NAME);
         cluster.start_agent(NAME);
         for name in &cluster.servers {
             until("its node is ready", || ready(cluster.at(name)) == "True");

@@ -8,6 +8,7 @@ use tests::lab::{Kubectl, image, until, within_of};
 
 use crate::cluster::{AGENTS, Cluster, FRONT, now};
 use crate::load::Load;
+use crate::outage::HEALED;
 use crate::takeover::{HANDOVER, takes_place, takes_place_within};
 
 /// Until agents work through another server, or again: from the instant in which something broke or healed.
@@ -29,7 +30,7 @@ spec:
         command: ["sleep", "100000"]
 "#;
 
-/// Servers started at once on an empty datastore are one cluster.
+/// Servers started at once on an empty datastore are one cluster, and all have the load balancer's name (`--tls-san`).
 pub fn they_are_one_cluster(cluster: &Cluster) {
     let ca = |name: &str| fs::read(cluster.lab.file(name, "lib/k3s/server/tls/server-ca.crt")).unwrap();
     let first = cluster.servers[0];
@@ -48,6 +49,11 @@ pub fn they_are_one_cluster(cluster: &Cluster) {
             let knows = |name: &&str| known.contains(&format!("\"{}:6443\"", cluster.lab.address(name)));
             cluster.servers.iter().all(knows)
         });
+    }
+    // In turn.
+    let front = cluster.at_the_front();
+    for _ in &cluster.servers {
+        front.run(&["get", "--raw", "/readyz"]);
     }
     for writer in &cluster.servers {
         let name = format!("by-{writer}");
@@ -215,15 +221,26 @@ pub fn pod_starts(limit: Duration, begun: Instant, kubectl: &Kubectl, nodes: &[&
     took
 }
 
-/// Without the fixed registration address nothing stops, and an agent that starts anew finds the servers it knows.
+/// Without the fixed registration address nothing stops, and an agent that starts anew finds the servers it knows, also when
+/// one of them has gone meanwhile.
 pub fn the_load_balancer_is_taken_away(cluster: &mut Cluster) {
-    let server = cluster.servers[0];
+    let (server, other) = (cluster.servers[0], cluster.servers[1]);
     let before = cluster.pods(server);
     cluster.lab.end(FRONT, true);
     agents_work(cluster, server, "without-the-front");
-    cluster.lab.end(AGENTS[0], true);
-    cluster.start_agent(AGENTS[0]);
+    for agent in AGENTS {
+        cluster.lab.end(agent, true);
+    }
+    cluster.lab.end(other, true);
+    for agent in AGENTS {
+        cluster.start_agent(agent);
+    }
     agents_work(cluster, server, "after-a-restart");
+    cluster.start_server(other);
+    agents_work(cluster, server, "all-there-again");
     assert_eq!(cluster.pods(server), before);
     cluster.start_balancer();
+    within_of(HEALED, Instant::now(), "all servers are in the endpoints", || {
+        cluster.endpoints(other) == cluster.servers
+    });
 }

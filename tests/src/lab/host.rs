@@ -1,6 +1,7 @@
 //! Hosts in namespaces, and the programs that run on them.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -149,6 +150,17 @@ impl Lab {
         self.folder.join(name).join(path)
     }
 
+    /// An address of the hosts' network that no host has.
+    pub const NOBODY: &str = "10.99.0.254";
+
+    /// Lets a host know a name by these addresses.
+    pub fn name(&self, host: &str, name: &str, addresses: &[&str]) {
+        let mut hosts = OpenOptions::new().append(true).open(self.file(host, "hosts")).unwrap();
+        for address in addresses {
+            writeln!(hosts, "{address} {name}").unwrap();
+        }
+    }
+
     /// Starts `k3s server`.
     pub fn start_server(&mut self, name: &str) {
         self.start_server_with(name, &[]);
@@ -163,12 +175,12 @@ impl Lab {
 
     /// Starts `k3s-agent`, given what a person would give it.
     pub fn start_agent(&mut self, name: &str, server: &str) {
-        self.start_agent_through(name, server, server);
+        self.start_agent_through(name, &self.address(server), server);
     }
 
-    /// The same with another host's address as the one to join at; the token is that of `server`.
+    /// The same, to join at another host, by its name or address; the token is that of `server`.
     pub fn start_agent_through(&mut self, name: &str, front: &str, server: &str) {
-        let url = self.url(front);
+        let url = format!("https://{front}:6443");
         let token = fs::read_to_string(self.node_token(server)).unwrap();
         let address = self.address(name);
         self.start(
@@ -230,7 +242,7 @@ impl Lab {
 
     fn start_in(&mut self, name: &str, program: &Path, arguments: &[&str], environment: &[(&str, &str)]) {
         let host = self.folder.join(name);
-        let log = fs::OpenOptions::new()
+        let log = OpenOptions::new()
             .create(true)
             .append(true)
             .open(host.join("log.txt"))
@@ -377,6 +389,8 @@ fn hold(name: &str, folder: &Path) -> Child {
         mount --bind "$1/etc" /etc/rancher
         mount --bind "$1/lib" /var/lib/rancher
         mount --bind "$1/log" /var/log
+        echo "127.0.0.1 localhost" >"$1/hosts"
+        mount --bind "$1/hosts" /etc/hosts
         touch "$1/furnished"
         exec sleep 100000
     "#;
