@@ -106,7 +106,7 @@ impl Client {
         self.newest.load(Ordering::Acquire)
     }
 
-    /// Asks once.
+    /// Asks once, and not at all if it is too late.
     ///
     /// # Errors
     /// [`Failure`].
@@ -121,6 +121,10 @@ impl Client {
         let permit = timeout_at(until.into(), self.in_flight.acquire()).await;
         let _permit = permit.ok().and_then(Result::ok).ok_or_else(late)?;
         let patience = until.saturating_duration_since(Instant::now()).min(ANSWER_PATIENCE);
+        if patience.is_zero() {
+            // Sent, it would be given up at once, and nobody would know what became of it.
+            return Err(Failure::Unsent(format!("{method}: it is too late to ask")));
+        }
         let call = current.link.call(method, frame(request), patience);
         let Ok(answer) = timeout(patience, call).await else {
             if patience == ANSWER_PATIENCE {

@@ -124,6 +124,8 @@ impl Writer {
                 let found = self.find(client, signature, since).await;
                 match found.map_err(|error| in_doubt(&write.key, &failure, &error))? {
                     Some(revision) => return Ok(revision),
+                    // Finding that out may have taken longer than there was: see [`DOUBT`].
+                    None if is_over(until) => return Err(undone(&failure)),
                     None => continue,
                 }
             }
@@ -137,7 +139,7 @@ impl Writer {
                 // The mark's, once a day.
                 self.state().lease = None;
             }
-            if !(passes(&failure) || lost_lease) || Instant::now() + PAUSE >= until {
+            if !(passes(&failure) || lost_lease) || is_over(until) {
                 return Err(failure.plain());
             }
             tokio::time::sleep(PAUSE).await;
@@ -164,7 +166,7 @@ impl Writer {
             if is_unclear(&failure) {
                 return Err(in_doubt(&write.key, &failure, &StoreError::Full));
             }
-            if !passes(&failure) || Instant::now() + PAUSE >= until {
+            if !passes(&failure) || is_over(until) {
                 return Err(failure.plain());
             }
             tokio::time::sleep(PAUSE).await;
@@ -255,6 +257,11 @@ async fn grant(client: &Client, life: Duration, until: Instant) -> Result<i64, F
     }
 }
 
+/// Whether it is too late for another attempt.
+fn is_over(until: Instant) -> bool {
+    Instant::now() + PAUSE >= until
+}
+
 fn odd() -> Failure {
     Failure::Unsent("etcd's answer to a transaction has not its form".to_owned())
 }
@@ -275,5 +282,11 @@ fn in_doubt(key: &str, failure: &Failure, error: &StoreError) -> StoreError {
     warn!(key, error = %failure, "nobody knows whether a write happened");
     StoreError::Unavailable(format!(
         "a write was sent and not answered ({failure}); whether it happened could not be found out ({error})"
+    ))
+}
+
+fn undone(failure: &Failure) -> StoreError {
+    StoreError::Unavailable(format!(
+        "a write was sent and not answered ({failure}); it did not happen, and it is too late to send it again"
     ))
 }

@@ -3,7 +3,7 @@
 mod cutter;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent::units::Revision;
 use futures_util::FutureExt;
@@ -204,6 +204,30 @@ async fn a_cluster_that_loses_its_leader_goes_on() {
     })
     .await;
     assert!(run.acknowledged > 100, "{run:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_are_settled_as_soon_as_an_etcd_that_stood_still_goes_on() {
+    let etcd = Etcd::start().unwrap();
+    let store = open_at(&etcd.endpoint(), &etcd).await;
+    let mut resumed = None;
+    let run = bear(vec![Arc::clone(&store)], 16, async {
+        sleep(Duration::from_millis(300)).await;
+        etcd.pause(0).unwrap();
+        // Longer than a write is tried for, and less than a doubt lasts.
+        sleep(Duration::from_secs(12)).await;
+        etcd.resume(0).unwrap();
+        resumed = Some(Instant::now());
+        sleep(Duration::from_secs(2)).await;
+        let fresh = store.write(put("/fresh", Expect::Absent, "1"));
+        timeout(Duration::from_secs(1), fresh).await.unwrap().unwrap();
+    })
+    .await;
+    let took = resumed.unwrap().elapsed();
+    assert!(took < Duration::from_secs(6), "{took:?}: {run:?}");
+    assert!(run.doubts <= 16, "each writer had one write on its way: {run:?}");
+    let moves = doubts(&etcd);
+    assert!((1..=4).contains(&moves), "one doubt is all writers': {moves}: {run:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
