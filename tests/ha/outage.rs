@@ -46,17 +46,21 @@ pub fn the_datastore_is_away(cluster: &mut Cluster, how: Away) {
         Away::Killed => cluster.database.kill(),
         Away::Paused => cluster.database.pause(),
     }
-    for name in cluster.servers.clone() {
-        let door = cluster.door(name);
-        now(async {
-            let read = door.read(&format!("by-{name}")).await.unwrap();
-            assert_eq!((read.code, read.stale), (200, true), "{name}: {}", read.body);
-            let refused = door.create("refused", 1).await.unwrap();
-            assert_eq!(refused.code, 503, "{name}: {}", refused.body);
-            assert!(refused.retry_after.is_some(), "{name}: {}", refused.body);
-        });
-        assert_eq!(cluster.pods(name), before);
-    }
+    thread::scope(|scope| {
+        for name in &cluster.servers {
+            let (door, cluster, before) = (cluster.door(name), &*cluster, &before);
+            scope.spawn(move || {
+                now(async {
+                    let read = door.read(&format!("by-{name}")).await.unwrap();
+                    assert_eq!((read.code, read.stale), (200, true), "{name}: {}", read.body);
+                    let refused = door.create("refused", 1).await.unwrap();
+                    assert_eq!(refused.code, 503, "{name}: {}", refused.body);
+                    assert!(refused.retry_after.is_some(), "{name}: {}", refused.body);
+                });
+                assert_eq!(cluster.pods(name), *before);
+            });
+        }
+    });
     if how == Away::Paused {
         sleep(LONG);
     }
