@@ -13,6 +13,8 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{KeepAlive, TcpKeepCount, TcpKeepIdle, TcpKeepInterval};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
 
@@ -23,6 +25,12 @@ pub const LIMIT: Duration = Duration::from_secs(10);
 pub const HEAD_START: Duration = Duration::from_millis(400);
 /// Addresses of a name that are tried: the last one still gets some seconds of [`LIMIT`].
 const ADDRESSES: usize = 16;
+
+/// Idle for so long, a connection is probed (K3s' keep-alive).
+const IDLE_S: u32 = 30;
+const PROBE_EVERY_S: u32 = 5;
+/// Probes without an answer that end it.
+const PROBES: u32 = 3;
 
 /// Finds the addresses of a `host:port`.
 pub type Resolve = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
@@ -38,6 +46,22 @@ pub fn system() -> Resolve {
 /// That of the last address to fail; `TimedOut` after [`LIMIT`].
 pub async fn connect(address: &str) -> io::Result<TcpStream> {
     connect_by(&system(), address).await
+}
+
+/// Has the kernel see whether the machine at the other end is there still, while nothing is said: else who only listens to one that
+/// has lost its power does so for ever. It ends 45 s after the last word then, or up to 3 s later: the kernel's timers are coarse.
+///
+/// `TCP_USER_TIMEOUT`, which would do the same for what was said and not acknowledged, also ends a connection whose reader
+/// pauses, as a person does at a log (Linux, `tcp_probe_timer`): there the kernel's own quarter of an hour has to do.
+///
+/// # Errors
+/// The kernel's.
+pub fn probe(stream: &TcpStream) -> io::Result<()> {
+    setsockopt(stream, KeepAlive, &true)?;
+    setsockopt(stream, TcpKeepIdle, &IDLE_S)?;
+    setsockopt(stream, TcpKeepInterval, &PROBE_EVERY_S)?;
+    setsockopt(stream, TcpKeepCount, &PROBES)?;
+    Ok(())
 }
 
 /// As [`connect`], with other names.
@@ -93,9 +117,23 @@ pub async fn race<T, E, F: Future<Output = Result<T, E>>>(candidates: Vec<F>) ->
 mod tests {
     use std::collections::HashSet;
 
+    use nix::sys::socket::getsockopt;
+    use nix::sys::socket::sockopt::TcpUserTimeout;
     use tokio::net::TcpListener;
 
     use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_sees_after_45_s_that_the_other_end_is_gone() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        probe(&stream).unwrap();
+        assert!(getsockopt(&stream, KeepAlive).unwrap());
+        let idle = getsockopt(&stream, TcpKeepIdle).unwrap();
+        let (every, probes) = (getsockopt(&stream, TcpKeepInterval), getsockopt(&stream, TcpKeepCount));
+        assert_eq!(idle + every.unwrap() * probes.unwrap(), 45);
+        assert_eq!(getsockopt(&stream, TcpUserTimeout).unwrap(), 0, "a reader may pause");
+    }
 
     #[tokio::test]
     async fn each_address_of_a_name_comes_first_at_some_time() {

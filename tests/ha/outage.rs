@@ -1,5 +1,7 @@
 //! The datastore goes, or a server's way to it, or a server stands still: what goes on, what waits, and that all of it heals.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Child;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -20,6 +22,8 @@ pub const SILENT: Duration = Duration::from_secs(25);
 pub const BACK: Duration = Duration::from_secs(10);
 /// Until everything is as before, once the cause is gone; agents are back sooner ([`MOVE`]).
 pub const HEALED: Duration = Duration::from_secs(20);
+/// Until a log that is followed through a server ends, when that one's machine is gone (`agent/src/dial.rs`).
+const GONE: Duration = Duration::from_secs(50);
 
 /// A pod whose port is forwarded, and the size of what it serves.
 const SERVES: &str = "serves";
@@ -133,7 +137,7 @@ pub fn the_leader_is_cut_off_from_the_datastore(cluster: &Cluster) {
 }
 
 /// An agent's packets to a server get lost, both ways: it works through another one, and its pods are reached through every
-/// server, also the one that has lost it.
+/// server, also the one that has lost it. When that one loses the others, what went through them ends.
 pub fn an_agent_is_cut_off_from_a_server(cluster: &Cluster) {
     let (agent, lost) = (AGENTS[0], cluster.servers[0]);
     let others = cluster.others(lost);
@@ -160,20 +164,55 @@ pub fn an_agent_is_cut_off_from_a_server(cluster: &Cluster) {
         (reached, worked.join().unwrap())
     });
     all_is_well(cluster, Instant::now());
+    let followed = follow(cluster.at(lost));
+    let parted = Instant::now();
+    others.iter().for_each(|other| cluster.lab.part(lost, other));
     let healed = Instant::now();
     cluster.lab.reunite(agent, lost);
     let again = agents_work_within(MOVE, healed, cluster, lost, "reunited");
     all_is_well(cluster, healed);
+    let ended = ends(followed, parted);
+    others.iter().for_each(|other| cluster.lab.reunite(lost, other));
     assert_eq!(cluster.pods(lost), before);
     cluster.at(lost).run(&["delete", "pod", SERVES, "--wait=false"]);
     eprintln!(
-        "parted: reached through every server after {reached:?}, agents worked after {worked:?}; healed, after {again:?}"
+        "parted: reached through every server after {reached:?}, agents worked after {worked:?}; healed, after {again:?}; a log \
+         through a server that was gone ended after {ended:?}"
     );
+}
+
+/// Follows the log of the pod that serves, which says nothing after its first line.
+fn follow(kubectl: &Kubectl) -> Child {
+    let mut child = kubectl.start(&["logs", "-f", SERVES]);
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "serving\n");
+    child
+}
+
+/// It ends in time, which counts from `begun` on. Returns when it did.
+fn ends(mut followed: Child, begun: Instant) -> Duration {
+    assert!(followed.try_wait().unwrap().is_none(), "nothing was followed");
+    while followed.try_wait().unwrap().is_none() {
+        if begun.elapsed() > GONE {
+            let _ = followed.kill();
+            let _ = followed.wait();
+            panic!(
+                "a log through a server that is gone is followed for {:?}",
+                begun.elapsed()
+            );
+        }
+        sleep(Duration::from_millis(100));
+    }
+    begun.elapsed()
 }
 
 /// A pod that serves a page.
 fn serve(kubectl: &Kubectl, node: &str) {
-    let script = format!("head -c {PAGE} /dev/zero >/tmp/page; exec busybox httpd -f -p 127.0.0.1:8080 -h /tmp");
+    let script =
+        format!("head -c {PAGE} /dev/zero >/tmp/page; echo serving; exec busybox httpd -f -p 127.0.0.1:8080 -h /tmp");
     let pod = serde_json::json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": SERVES},
         "spec": {

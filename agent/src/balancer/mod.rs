@@ -19,7 +19,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::{KeepAlive, TcpKeepIdle, TcpKeepInterval, TcpUserTimeout};
+use nix::sys::socket::sockopt::TcpUserTimeout;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -30,12 +30,9 @@ use tracing::{debug, warn};
 use self::choice::{Choice, Dialed};
 use crate::dial::{self, Resolve};
 
-/// Bytes that a server's machine does not acknowledge for so long, or a connection idle for as long that does not answer
-/// to probes, end the connection: its client comes again, by another way.
+/// Bytes that a server's machine does not acknowledge, or does not take, for so long end the connection, as does silence when it is
+/// probed: its client comes again, by another way.
 const UNACKNOWLEDGED_MS: u32 = 15_000;
-/// Idle for so long, a connection is probed (K3s' keep-alive).
-const IDLE_S: u32 = 30;
-const PROBE_EVERY_S: u32 = 5;
 /// Connections through the port at once; the agent itself has about five.
 const CONNECTIONS: usize = 256;
 
@@ -278,10 +275,9 @@ impl Drop for Felt {
 async fn open(resolve: &Resolve, address: &str) -> io::Result<TcpStream> {
     let stream = dial::connect_by(resolve, address).await?;
     stream.set_nodelay(true)?;
+    dial::probe(&stream)?;
+    // Nothing that goes to a server waits for a person: one that takes nothing stands still.
     setsockopt(&stream, TcpUserTimeout, &UNACKNOWLEDGED_MS)?;
-    setsockopt(&stream, KeepAlive, &true)?;
-    setsockopt(&stream, TcpKeepIdle, &IDLE_S)?;
-    setsockopt(&stream, TcpKeepInterval, &PROBE_EVERY_S)?;
     Ok(stream)
 }
 

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use agent::dial;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
@@ -122,6 +123,8 @@ async fn connection(stream: TcpStream, come: Come, tls: Arc<ServerConfig>, api: 
     } = come;
     // Watch events are small and must not wait for each other.
     let _ = stream.set_nodelay(true);
+    // Who is gone without a word must not keep a command running, and his place, for ever.
+    let _ = dial::probe(&stream);
     // Boxes, so that a connection costs what it is now and not the sum of all it may be: there are thousands.
     let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, handshake(stream, tls, &api)));
     let tls = match handshake.await {

@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use agent::dial;
 use agent::wire::object::text;
 
 /// What the stream is called in `Upgrade`.
@@ -79,6 +80,8 @@ impl Link {
         let tcp = TcpStream::connect(to).await?;
         // Keystrokes of a terminal, and revisions, must not wait for each other.
         let _ = tcp.set_nodelay(true);
+        // A log that is followed through a server whose machine is gone has to end.
+        let _ = dial::probe(&tcp);
         let tls = self.0.connect(ServerName::IpAddress(to.ip().into()), tcp).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
         let request = Request::get(uri)
