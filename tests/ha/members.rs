@@ -41,7 +41,7 @@ pub fn a_member_is_lost(cluster: &mut Cluster, how: Loss) {
     }
     let (on, worked) = thread::scope(|scope| {
         let on = scope.spawn(|| load.goes_on(HEALED));
-        let worked = agents_work_within(HEALED, begun, cluster, first, phase);
+        let worked = agents_work_within(MOVE, begun, cluster, first, phase);
         (on.join().unwrap(), worked)
     });
     if how == Loss::CutOff {

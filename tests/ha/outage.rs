@@ -14,8 +14,6 @@ use crate::takeover::takes_place;
 
 /// Longer than a lead lasts and a Lease counts (`server/src/peers`).
 const LONG: Duration = Duration::from_secs(13);
-/// Until an agent has given up connections through which nothing comes any more (`docs/server-died.md`: 20 s), and works.
-pub const SILENT: Duration = Duration::from_secs(25);
 /// Until a node says again that it is ready, when it has been silent for too long meanwhile: an attempt to renew its Lease that
 /// falls into the void goes through with its next SYN, 4 s later at most, or lasts for 3 s more, and the next one comes 3 s later
 /// (`agent/src/kubelet/node`).
@@ -148,11 +146,11 @@ pub fn an_agent_is_cut_off_from_a_server(cluster: &Cluster) {
     let begun = Instant::now();
     cluster.lab.part(agent, lost);
     let (reached, worked) = thread::scope(|scope| {
-        let worked = scope.spawn(|| agents_work_within(SILENT, begun, cluster, others[0], "parted"));
+        let worked = scope.spawn(|| agents_work_within(MOVE, begun, cluster, others[0], "parted"));
         let mut reached = Duration::ZERO;
         for name in &cluster.servers {
             let words = ["exec", pod, "--", "echo", name];
-            reached = within_of(SILENT, begun, "its pods are reached through every server", || {
+            reached = within_of(HEALED, begun, "its pods are reached through every server", || {
                 cluster.at(name).try_run(&words).is_ok_and(|said| said.trim() == *name)
             });
             let forwarding = cluster.at(name).forward(SERVES, 8080);

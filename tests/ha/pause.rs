@@ -15,7 +15,7 @@ use crate::chronicle::{Chronicle, History, KINDS};
 use crate::cluster::{AGENTS, Cluster, now};
 use crate::door::Door;
 use crate::load::Load;
-use crate::outage::{HEALED, SILENT, all_is_well};
+use crate::outage::{HEALED, all_is_well};
 use crate::steps::{MOVE, agents_work_within};
 use crate::takeover::takes_place;
 
@@ -67,7 +67,7 @@ pub fn the_leader_is_paused_at_work(cluster: &Cluster) {
             "it had made {made} pods, left were {left} objects: nothing was pending"
         );
         // To agents it is a machine that says nothing any more.
-        let worked = agents_work_within(SILENT, begun, cluster, others[0], "without-paused");
+        let worked = agents_work_within(MOVE, begun, cluster, others[0], "without-paused");
         writing.join().unwrap();
         (worked, taken.join().unwrap())
     });

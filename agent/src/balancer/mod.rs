@@ -143,6 +143,13 @@ impl Balancer {
         }
     }
 
+    /// Whether connections to a server are open, or being opened, and a tunnel to another one stands.
+    pub fn could_leave(&self, address: &str) -> bool {
+        let carries = |sender: &watch::Sender<()>| sender.receiver_count() > 0;
+        lock(&self.0.cuts).get(address).is_some_and(carries)
+            && lock(&self.0.pulses).keys().any(|other| other != address)
+    }
+
     /// A server says that it cannot write, until [`Balancer::report`] says that it is up.
     pub fn unready(&self, address: &str) {
         let elsewhere = lock(&self.0.choice).unready(address);
@@ -238,7 +245,8 @@ impl Balancer {
         }
     }
 
-    fn dialed(&self, address: &str) {
+    /// A connection to a server was made.
+    pub(crate) fn dialed(&self, address: &str) {
         let Dialed { recovered, left } = lock(&self.0.choice).dialed(address);
         left.iter().for_each(|address| self.cut(address));
         if recovered {
@@ -246,7 +254,8 @@ impl Balancer {
         }
     }
 
-    fn cuts(&self, address: &str) -> watch::Receiver<()> {
+    /// Changes when the connections to a server have to end; who holds it is one of them.
+    pub(crate) fn cuts(&self, address: &str) -> watch::Receiver<()> {
         let mut cuts = lock(&self.0.cuts);
         cuts.entry(address.to_owned())
             .or_insert_with(|| watch::Sender::new(()))

@@ -3,7 +3,7 @@
 //!
 //! What must hold, whatever happens: the configured address is always among the ways; a dial finds a server that works
 //! whenever there is one, within its time; the server in use stays in use as long as it works; a connection is cut only
-//! when there is another way, and none stays on a server that has failed while another works; and once the network is well
+//! when there is another way, and none stays on a server that has failed or fallen silent while another works; and once the network is well
 //! again, everything goes straight to one server.
 
 use std::time::Duration;
@@ -22,6 +22,10 @@ const ROUND_TRIP: u64 = 50;
 /// How long a dial waits for the tunnel of a server that accepts, and when connections leave one whose tunnel stays silent.
 const PULSE: u64 = 2_000;
 const PATIENCE: u64 = 3_000;
+/// When a server that carries connections is asked, of which nothing is heard.
+const QUIET: u64 = 3_000;
+/// Between two looks at the tunnels.
+const LOOK: u64 = 1_000;
 
 /// How a machine answers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -40,7 +44,11 @@ struct Tunnel {
     /// `None`: down, to be tried at `next`.
     stands: bool,
     next: u64,
-    /// When the silence of its server is noticed.
+    /// Nothing is heard of its server.
+    silent: Option<u64>,
+    /// Connections to it could go elsewhere.
+    better: Option<u64>,
+    /// A dial has noticed that: when connections leave.
     given_up: Option<u64>,
 }
 
@@ -171,12 +179,14 @@ impl World {
         self.tunnels.retain(|tunnel| wanted.contains(&tunnel.address));
         for address in wanted {
             if !self.tunnels.iter().any(|tunnel| tunnel.address == address) {
-                let (stands, next, given_up) = (false, self.now, None);
+                let (stands, next) = (false, self.now);
                 self.tunnels.push(Tunnel {
                     address,
                     stands,
                     next,
-                    given_up,
+                    silent: None,
+                    better: None,
+                    given_up: None,
                 });
             }
         }
@@ -186,16 +196,18 @@ impl World {
     fn pass(&mut self, milliseconds: u64) {
         let end = self.now + milliseconds;
         while self.now < end {
-            self.now = (self.now + 1_000).min(end);
+            self.now = (self.now + LOOK).min(end);
             for index in 0..self.tunnels.len() {
                 self.tick(index);
             }
+            self.check_silent();
         }
     }
 
     fn tick(&mut self, index: usize) {
         let address = self.tunnels[index].address.clone();
         let (machine, now) = (self.machine(&address), self.now);
+        let could_leave = self.connections.contains(&address) && self.another_lives(&address);
         let tunnel = &mut self.tunnels[index];
         if !tunnel.stands {
             if tunnel.next > now {
@@ -209,15 +221,19 @@ impl World {
         }
         let broken = match machine {
             Machine::Works => {
-                tunnel.given_up = None;
+                (tunnel.silent, tunnel.given_up) = (None, None);
                 false
             }
             Machine::Refuses => true,
-            Machine::Silent | Machine::Frozen => *tunnel.given_up.get_or_insert(now + SILENCE) <= now,
+            Machine::Silent | Machine::Frozen => {
+                let patience = if could_leave { QUIET + PATIENCE } else { SILENCE };
+                let over = *tunnel.silent.get_or_insert(now) + patience <= now;
+                over || tunnel.given_up.is_some_and(|at| at <= now)
+            }
         };
         if broken {
             tunnel.stands = false;
-            tunnel.given_up = None;
+            (tunnel.silent, tunnel.given_up) = (None, None);
             tunnel.next = now + 1_000;
             self.report(&address, false);
         }
@@ -315,6 +331,12 @@ impl World {
             .any(|tunnel| tunnel.address == address && tunnel.stands)
     }
 
+    /// Another server gives a sign of life through its tunnel.
+    fn another_lives(&self, address: &str) -> bool {
+        let mut others = self.tunnels.iter().filter(|tunnel| tunnel.address != address);
+        others.any(|tunnel| tunnel.stands && self.machine(&tunnel.address) == Machine::Works)
+    }
+
     /// A dial has asked its tunnel, and the tunnel says nothing.
     fn doubt(&mut self, address: &str) {
         let until = self.now + PATIENCE;
@@ -345,6 +367,22 @@ impl World {
         if let Some(works) = ways.iter().find(|address| is(address, State::Healthy)) {
             let left = self.connections.iter().find(|address| is(address, State::Failed));
             assert_eq!(left, None, "a connection stays on a failed server while {works} works");
+        }
+    }
+
+    /// Who is connected to a server that has fallen silent goes elsewhere as soon as another one has lived for so long.
+    fn check_silent(&mut self) {
+        for index in 0..self.tunnels.len() {
+            let Tunnel { address, silent, .. } = &self.tunnels[index];
+            let stays = silent.is_some() && self.connections.contains(address) && self.another_lives(address);
+            let tunnel = &mut self.tunnels[index];
+            tunnel.better = tunnel.better.filter(|_| stays).or(stays.then_some(self.now));
+            let stayed = self.now - tunnel.better.unwrap_or(self.now);
+            assert!(
+                stayed <= QUIET + PATIENCE + LOOK,
+                "{} is silent, {stayed} ms",
+                tunnel.address
+            );
         }
     }
 

@@ -21,9 +21,9 @@ use tracing::{debug, info, warn};
 use super::session::Role;
 use super::stream::{Opened, Stream, Tunnel};
 use super::upgrade::upgrade;
-use super::{allow, link};
+use super::{allow, link, still};
 use crate::api::Client;
-use crate::balancer::{Balancer, Pulse};
+use crate::balancer::Balancer;
 use crate::dial;
 use crate::wire::join::PREFIX;
 use crate::wire::standing::Standing;
@@ -44,9 +44,6 @@ const ASK_FIRST: Duration = Duration::from_secs(5);
 const ASK_SPREAD: Duration = Duration::from_millis(500);
 /// So long a tunnel to a server that the cluster names no more may go on for the streams in it.
 const LINGER: Duration = Duration::from_secs(60);
-/// A server that a connection was wanted to and that gives no sign of life for so long stands still, or cannot be reached: other
-/// ways are better. Longer than a bad link takes for a word again and again.
-const PATIENCE: Duration = Duration::from_secs(3);
 /// How often it is looked whether streams have ended.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -240,7 +237,7 @@ impl Tunnels {
                 return;
             };
             ready.store(standing.ready, Ordering::Relaxed);
-            stands(&self.balancer, address, standing.ready);
+            still::stands(&self.balancer, address, standing.ready);
             if known.replace(standing.servers) != Some(standing.servers) {
                 news.notify_one();
             }
@@ -261,58 +258,13 @@ impl Tunnels {
             }
         };
         let asked = Arc::new(Notify::new());
-        let _felt = self.balancer.feel(address, pulse(&tunnel, &asked));
+        let _felt = self.balancer.feel(address, still::pulse(&tunnel, &asked));
         tokio::select! {
             error = link::run_hearing(socket, &tunnel, taken, said) => error,
             never = end(&tunnel, leave) => match never {},
-            never = leave_when_still(&self.balancer, address, &tunnel, &asked, &ready) => match never {},
+            never = still::leave_when_still(&self.balancer, address, &tunnel, &asked, &ready) => match never {},
         }
     }
-}
-
-/// When the balancer asks for a sign of life and none comes, connections go elsewhere until one does; but only if another server
-/// gives one meanwhile: a way that is slow for all of them is no reason to change. `ready`: what the server has said of itself.
-async fn leave_when_still(
-    balancer: &Balancer,
-    address: &str,
-    tunnel: &Tunnel,
-    asked: &Notify,
-    ready: &AtomicBool,
-) -> Infallible {
-    loop {
-        asked.notified().await;
-        let stands_still = async {
-            sleep(PATIENCE).await;
-            balancer.another_lives(address).await;
-        };
-        tokio::select! {
-            () = tunnel.answers() => continue,
-            () = stands_still => {}
-        }
-        warn!(
-            peer = address,
-            "the server stands still; connections go to others where there are any"
-        );
-        balancer.report(address, false);
-        tunnel.answers().await;
-        stands(balancer, address, ready.load(Ordering::Relaxed));
-    }
-}
-
-fn stands(balancer: &Balancer, address: &str, ready: bool) {
-    match ready {
-        true => balancer.report(address, true),
-        false => balancer.unready(address),
-    }
-}
-
-fn pulse(tunnel: &Tunnel, asked: &Arc<Notify>) -> Pulse {
-    let (tunnel, asked) = (tunnel.clone(), Arc::clone(asked));
-    Arc::new(move || {
-        asked.notify_one();
-        let tunnel = tunnel.clone();
-        Box::pin(async move { tunnel.answers().await })
-    })
 }
 
 /// Ends a tunnel when it is not wanted any more, and does not come to be wanted again meanwhile.
@@ -375,58 +327,12 @@ async fn carry(stream: Stream, target: SocketAddr) {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::StreamExt as _;
     use serde_json::json;
     use tokio::net::TcpListener;
     use tokio::time::Instant;
-    use tokio_tungstenite::WebSocketStream;
-    use tokio_tungstenite::tungstenite::protocol;
 
     use super::*;
     use crate::api::Endpoint;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_server_that_stands_still_is_left_and_taken_back_when_it_moves() {
-        let (near, far) = tokio::io::duplex(1 << 20);
-        let near = link::Socket::new(near);
-        let mut far = WebSocketStream::from_raw_socket(far, protocol::Role::Server, None).await;
-        let balancer = Balancer::new("a:1", &["a:1".to_owned(), "b:1".to_owned()], 0);
-        balancer.report("a:1", true);
-        let first = |balancer: &Balancer| balancer.order()[0].clone();
-        let (tunnel, asked, ready) = (
-            Tunnel::new(Role::Listener, 1),
-            Arc::new(Notify::new()),
-            AtomicBool::new(true),
-        );
-        let pulse = pulse(&tunnel, &asked);
-        let other: Pulse = Arc::new(|| Box::pin(std::future::ready(())));
-        // Whoever reads answers pings.
-        let mut moves = async || while far.next().await.is_some() {};
-        let story = async {
-            tokio::select! {
-                () = pulse() => {}
-                () = moves() => panic!("the tunnel ended"),
-            }
-            let _ = timeout(PATIENCE, moves()).await;
-            assert_eq!(first(&balancer), "a:1");
-            let (b, silent) = ("b:1", Arc::new(|| Box::pin(std::future::pending()) as _));
-            let felt = balancer.feel(b, silent);
-            assert!(timeout(PATIENCE * 2, pulse()).await.is_err());
-            assert_eq!(first(&balancer), "a:1", "all are slow");
-            let _ = timeout(PATIENCE, moves()).await;
-            drop(felt);
-            let _felt = balancer.feel(b, other);
-            assert!(timeout(PATIENCE * 2, pulse()).await.is_err(), "it stands still");
-            assert_eq!(first(&balancer), "b:1");
-            let _ = timeout(PATIENCE, moves()).await;
-            assert_eq!(first(&balancer), "a:1");
-        };
-        tokio::select! {
-            error = link::run(near, &tunnel, |_| {}) => panic!("{error}"),
-            never = leave_when_still(&balancer, "a:1", &tunnel, &asked, &ready) => match never {},
-            () = story => {}
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn news_that_come_while_an_attempt_hangs_bring_the_next_one_forward() {

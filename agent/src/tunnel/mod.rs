@@ -1,7 +1,8 @@
 //! The agent's tunnels: one websocket to each server, through which the servers reach this node's kubelet.
 //!
 //! `session.rs` (pure; with `role.rs`, `inbound.rs` and `passing.rs`), `stream.rs`, `link.rs` and the websocket below it (`websocket.rs`, pure)
-//! are both ends' and the server uses them too; `allow.rs` (pure), `upgrade.rs` and `client.rs` are the agent's.
+//! are both ends' and the server uses them too; `allow.rs` (pure), `upgrade.rs`, `client.rs` and `still.rs` are the
+//! agent's.
 
 mod allow;
 mod client;
@@ -15,6 +16,7 @@ mod role;
 pub mod session;
 #[cfg(test)]
 mod simulation;
+mod still;
 mod stream;
 mod upgrade;
 mod websocket;
