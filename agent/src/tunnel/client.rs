@@ -36,10 +36,10 @@ const DIAL_LIMIT: Duration = Duration::from_secs(10);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// After many failures in a row.
 const RETRY_MAX: Duration = Duration::from_secs(15);
-/// How often the servers are asked for each other; sooner when one says that they have changed.
+/// How often servers that say when they change are asked for each other; sooner when one does.
 const ASK_EVERY: Duration = Duration::from_secs(30);
-/// Until the first answer.
-const ASK_FIRST: Duration = Duration::from_secs(5);
+/// The same until the first answer, and for servers that say nothing: K3s'. One that is back is of use once its tunnel is.
+const ASK_UNTOLD: Duration = Duration::from_secs(5);
 /// Not all nodes ask in the moment in which all are told.
 const ASK_SPREAD: Duration = Duration::from_millis(500);
 /// So long a tunnel to a server that the cluster names no more may go on for the streams in it.
@@ -70,13 +70,39 @@ pub struct Tunnels {
     pub supervisor_port: Option<u16>,
 }
 
+/// What servers say about each other.
+#[derive(Default)]
+struct News {
+    changed: Notify,
+    /// One has said something: it would say so if they changed.
+    told: AtomicBool,
+}
+
+impl News {
+    /// A server says that they have changed.
+    fn tell(&self) {
+        self.told.store(true, Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    /// Until it is time to ask for the servers again. `known`: they have answered once.
+    async fn time_to_ask(&self, known: bool, random: fn() -> f64) {
+        let told = self.told.load(Ordering::Relaxed);
+        let pause = if known && told { ASK_EVERY } else { ASK_UNTOLD };
+        tokio::select! {
+            () = sleep(pause.mul_f64(0.75 + random() / 2.0)) => {}
+            () = self.changed.notified() => sleep(ASK_SPREAD.mul_f64(random())).await,
+        }
+    }
+}
+
 impl Tunnels {
     /// Runs until `stop`, then says good-bye to every server. Dropping the future cuts all tunnels.
     ///
     /// `random`: 0 to 1, spreads reconnects. `found` gets every new list of servers.
     pub async fn run(self, random: fn() -> f64, found: impl Fn(&[String]), stop: impl Future<Output = ()>) {
         let (mut tasks, mut open) = (JoinSet::new(), HashMap::new());
-        let news = Arc::new(Notify::new());
+        let news = Arc::new(News::default());
         tokio::select! {
             () = stop => {}
             () = self.ask_for_servers(random, found, &news) => {}
@@ -92,7 +118,7 @@ impl Tunnels {
     async fn keep_all(
         &self,
         random: fn() -> f64,
-        news: &Arc<Notify>,
+        news: &Arc<News>,
         open: &mut HashMap<String, watch::Sender<Leave>>,
         tasks: &mut JoinSet<()>,
     ) {
@@ -123,7 +149,7 @@ impl Tunnels {
         }
     }
 
-    async fn ask_for_servers(&self, random: fn() -> f64, found: impl Fn(&[String]), news: &Notify) {
+    async fn ask_for_servers(&self, random: fn() -> f64, found: impl Fn(&[String]), news: &News) {
         let mut known = Vec::new();
         loop {
             match self.client.get(&format!("{PREFIX}/apiservers")).await {
@@ -138,16 +164,12 @@ impl Tunnels {
                 }
                 Err(error) => debug!(error = %error, "cannot ask for the servers of the cluster"),
             }
-            let pause = if known.is_empty() { ASK_FIRST } else { ASK_EVERY };
-            tokio::select! {
-                () = sleep(pause.mul_f64(0.75 + random() / 2.0)) => {}
-                () = news.notified() => sleep(ASK_SPREAD.mul_f64(random())).await,
-            }
+            news.time_to_ask(!known.is_empty(), random).await;
         }
     }
 
     /// One server's tunnel.
-    async fn keep(self, address: String, random: fn() -> f64, mut leave: watch::Receiver<Leave>, news: Arc<Notify>) {
+    async fn keep(self, address: String, random: fn() -> f64, mut leave: watch::Receiver<Leave>, news: Arc<News>) {
         let mut failures = 0;
         let mut changes = self.balancer.changes();
         loop {
@@ -222,7 +244,7 @@ impl Tunnels {
         socket: link::Socket<S>,
         address: &str,
         leave: watch::Receiver<Leave>,
-        news: &Notify,
+        news: &News,
     ) -> link::LinkError
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
@@ -239,7 +261,7 @@ impl Tunnels {
             ready.store(standing.ready, Ordering::Relaxed);
             still::stands(&self.balancer, address, standing.ready);
             if known.replace(standing.servers) != Some(standing.servers) {
-                news.notify_one();
+                news.tell();
             }
         };
         let taken = |opened| {
@@ -377,6 +399,25 @@ mod tests {
         held.push(attempt().await);
         assert!(begun.elapsed() > OPEN_LIMIT + RETRY_MAX, "{:?}", begun.elapsed());
         tasks.shutdown().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn servers_that_tell_nothing_are_asked_often() {
+        let news = News::default();
+        let pause = async |known| {
+            let begun = Instant::now();
+            news.time_to_ask(known, || 1.0).await;
+            begun.elapsed()
+        };
+        assert!(pause(false).await < ASK_UNTOLD * 2);
+        assert!(
+            pause(true).await < ASK_UNTOLD * 2,
+            "a K3s server that is back has to wait"
+        );
+        news.tell();
+        assert!(pause(true).await <= ASK_SPREAD);
+        assert!(pause(true).await >= ASK_EVERY, "whoever tells is asked seldom");
+        assert!(pause(false).await < ASK_UNTOLD * 2);
     }
 
     #[test]
