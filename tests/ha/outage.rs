@@ -227,9 +227,14 @@ fn serve(kubectl: &Kubectl, node: &str) {
 
 /// Every server says that every node is ready, soon after all has healed.
 pub fn all_is_well(cluster: &Cluster, healed: Instant) {
-    for name in &cluster.servers {
-        within_of(BACK, healed, "all nodes are ready", || {
-            cluster.ready_nodes(name) == 1 + AGENTS.len()
-        });
-    }
+    // Side by side: on a busy machine each look takes a second, and the promise is every server's.
+    thread::scope(|scope| {
+        for name in &cluster.servers {
+            scope.spawn(move || {
+                within_of(BACK, healed, "all nodes are ready", || {
+                    cluster.ready_nodes(name) == 1 + AGENTS.len()
+                })
+            });
+        }
+    });
 }
