@@ -249,7 +249,8 @@ async fn a_disk_that_stands_still_keeps_no_signal_back() {
         tokio::task::yield_now().await;
     }
     let signals = rig.signals();
-    drop(std::fs::File::open(&pipe).unwrap());
+    // Both ends, until all is over: it is opened more than once to write, and each time somebody must read.
+    let _moves = std::fs::File::options().read(true).write(true).open(&pipe).unwrap();
     assert_eq!(signals, ["c 15"]);
     rig.until_gone("web").await;
 }
