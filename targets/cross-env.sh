@@ -11,7 +11,8 @@ CROSS_DIR=${CROSS_DIR:-$PWD/target/cross}
 # Installs what is missing; quiet when nothing is.
 cross_setup() {
   local sources
-  sources=/usr/src/rustc-$(/usr/bin/rustc --version 2>/dev/null | cut -d' ' -f2)/library/Cargo.lock
+  # Where it is missing this must not end a script that ends at the first failure.
+  sources=/usr/src/rustc-$(/usr/bin/rustc --version 2>/dev/null | cut -d' ' -f2 || true)/library/Cargo.lock
   if ! { [ -e "$sources" ] && command -v file >/dev/null; }; then
     apt-get update -q >/dev/null || true # a half-synced index must not stop us; the version check below does
     DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
