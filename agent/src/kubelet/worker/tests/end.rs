@@ -249,8 +249,9 @@ async fn a_disk_that_stands_still_keeps_no_signal_back() {
         tokio::task::yield_now().await;
     }
     let signals = rig.signals();
-    // Both ends, until all is over: it is opened more than once to write, and each time somebody must read.
-    let _moves = std::fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    // Both ends, and for good: it is opened more than once to write, also after this test's end, which waits for whoever does.
+    let moves = std::fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    let _ = std::os::fd::IntoRawFd::into_raw_fd(moves);
     assert_eq!(signals, ["c 15"]);
     rig.until_gone("web").await;
 }
