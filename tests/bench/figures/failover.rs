@@ -15,7 +15,7 @@ use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
-use crate::pair::{self, Pair, SERVERS};
+use crate::pair::{self, Kind, Pair, SERVERS};
 use crate::table::{Table, millis};
 
 const AGENT: &str = "agent";
@@ -92,7 +92,7 @@ struct Field {
 
 impl Field {
     async fn start() -> Self {
-        let mut pair = Pair::start().await;
+        let mut pair = Pair::start(Kind::PostgreSql).await;
         pair.lab.add_host(AGENT);
         pair.lab.start_agent(AGENT, SERVERS[0]);
         let field = Self { pair, next: 0 };

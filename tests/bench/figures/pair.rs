@@ -1,6 +1,8 @@
-//! Two servers without nodes on PostgreSQL, each on a host of its own, and their API as its administrator sees it.
+//! Two servers without nodes on one datastore, each on a host of its own, and their API as its administrator sees it.
 
+use std::any::Any;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +12,8 @@ use agent::join::trust::{self, Shown};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
-use tests::database::{Postgres, SqlServer as _};
+use tests::database::etcd::{Etcd, Form};
+use tests::database::{MariaDb, Postgres, SqlServer};
 use tests::lab::{BACKYARD, Lab};
 use tokio::time::{sleep, timeout};
 
@@ -23,18 +26,80 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// The longest that a server's start may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What servers can share.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    PostgreSql,
+    MariaDb,
+    /// Of one member.
+    Etcd,
+}
+
+impl Kind {
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PostgreSql => "PostgreSQL",
+            Self::MariaDb => "MariaDB",
+            Self::Etcd => "etcd",
+        }
+    }
+}
+
+/// A datastore in the lab's backyard.
+struct Database {
+    /// What a server is given.
+    flags: Vec<String>,
+    _runs: Box<dyn Any>,
+}
+
+impl Database {
+    fn start(kind: Kind) -> Self {
+        match kind {
+            Kind::PostgreSql => {
+                let server = Postgres::start_at(BACKYARD);
+                let flags = flags(&server, &server.certificates.ca);
+                Self::running(flags, server)
+            }
+            Kind::MariaDb => {
+                let server = MariaDb::start_at(BACKYARD);
+                let flags = flags(&server, &server.certificates.ca);
+                Self::running(flags, server)
+            }
+            Kind::Etcd => {
+                let form = Form {
+                    address: Some(BACKYARD),
+                    ..Form::default()
+                };
+                let etcd = Etcd::start_as(form).unwrap();
+                Self::running(vec![format!("--datastore-endpoint={}", etcd.endpoint())], etcd)
+            }
+        }
+    }
+
+    fn running(flags: Vec<String>, runs: impl Any) -> Self {
+        let _runs = Box::new(runs);
+        Self { flags, _runs }
+    }
+}
+
+fn flags(server: &impl SqlServer, ca: &Path) -> Vec<String> {
+    let endpoint = format!("--datastore-endpoint={}", server.endpoint("cluster", ""));
+    vec![endpoint, format!("--datastore-cafile={}", ca.display())]
+}
+
 /// The hosts, and the database behind them.
 pub struct Pair {
     pub lab: Lab,
-    database: Postgres,
+    database: Database,
 }
 
 impl Pair {
     /// Both answer when this returns.
-    pub async fn start() -> Self {
+    pub async fn start(kind: Kind) -> Self {
         let mut lab = Lab::new();
         lab.add_backyard();
-        let database = Postgres::start_at(BACKYARD);
+        let database = Database::start(kind);
         for name in SERVERS {
             lab.add_host(name);
             lab.join_backyard(name);
@@ -47,9 +112,9 @@ impl Pair {
     }
 
     pub async fn start_server(&mut self, name: &str) {
-        let endpoint = format!("--datastore-endpoint={}", self.database.endpoint("cluster", ""));
-        let ca = format!("--datastore-cafile={}", self.database.certificates.ca.display());
-        self.lab.start_server_with(name, &["--disable-agent", &endpoint, &ca]);
+        let mut given = vec!["--disable-agent"];
+        given.extend(self.database.flags.iter().map(String::as_str));
+        self.lab.start_server_with(name, &given);
         let certificate = self.lab.file(name, "lib/k3s/server/tls/client-admin.crt");
         let written = async {
             while !certificate.exists() {
