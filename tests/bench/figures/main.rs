@@ -21,6 +21,7 @@ mod table;
 use std::time::Duration;
 
 use cluster::Cluster;
+use pair::Kind;
 use table::{Table, millis};
 use tests::lab::binary;
 use tokio::runtime::Builder;
@@ -53,8 +54,10 @@ fn main() {
             None => run(disk).await,
             Some("disk") => run_disk(disk).await,
             Some("failover") => run_failover().await,
-            Some("servers") => run_servers().await,
-            Some(other) => panic!("no such part: {other} (there are: disk failover servers)"),
+            Some(servers) if servers.starts_with("servers") => run_servers(servers).await,
+            Some(other) => panic!(
+                "no such part: {other} (there are: disk failover servers-postgresql servers-mariadb servers-etcd)"
+            ),
         }
     });
     println!("\n{table}");
@@ -82,9 +85,16 @@ async fn run_failover() -> Table {
     table
 }
 
-async fn run_servers() -> Table {
+/// On one datastore: a lab is made once in a process.
+async fn run_servers(on: &str) -> Table {
+    let kind = match on {
+        "servers-postgresql" => Kind::PostgreSql,
+        "servers-mariadb" => Kind::MariaDb,
+        "servers-etcd" => Kind::Etcd,
+        other => panic!("no such datastore: {other}"),
+    };
     let mut table = Table::default();
-    servers::measure(&mut table).await;
+    servers::measure(kind, &mut table).await;
     table
 }
 
