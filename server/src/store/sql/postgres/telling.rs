@@ -63,6 +63,8 @@ impl Telling {
         if let Self::Mute { again: Some(at), .. } = self
             && *at <= Instant::now()
         {
+            // Before it is asked: a caller that waits no longer for the answer is not to ask again with its next commit.
+            *at = Instant::now() + AGAIN;
             *self = Self::find_out(client, name).await?;
             if matches!(self, Self::Tells(_)) {
                 info!("the database tells servers of each other's writes now");
