@@ -23,6 +23,33 @@ struct Content {
     folder: bool,
 }
 
+impl Content {
+    /// Of a file, all of it.
+    fn written(bytes: &[u8], synced: bool) -> Self {
+        Self {
+            bytes: bytes.to_owned(),
+            synced,
+            whole: true,
+            folder: false,
+        }
+    }
+
+    /// Of a file into which nothing has been written.
+    fn begun() -> Self {
+        Self {
+            whole: false,
+            ..Self::written(&[], false)
+        }
+    }
+
+    fn folder() -> Self {
+        Self {
+            folder: true,
+            ..Self::written(&[], true)
+        }
+    }
+}
+
 enum Change {
     Put(Name, usize),
     Rename(Name, Name),
@@ -172,12 +199,7 @@ impl SimulatedDisk {
             None => drop(state.durable.remove(name(path))),
             Some(bytes) => {
                 state.durable.insert(name(path).to_owned(), state.contents.len());
-                state.contents.push(Content {
-                    bytes,
-                    synced: true,
-                    whole: true,
-                    folder: false,
-                });
+                state.contents.push(Content::written(&bytes, true));
             }
         }
         state.names = state.durable.clone();
@@ -200,27 +222,14 @@ impl Disk for SimulatedDisk {
 
     fn create(&self, path: &Path, _mode: u32) -> io::Result<()> {
         let mut state = self.step()?;
-        state.put(
-            path,
-            Content {
-                bytes: Vec::new(),
-                synced: false,
-                whole: false,
-                folder: false,
-            },
-        );
+        state.put(path, Content::begun());
         Ok(())
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.step()?;
         let found = state.find(path)?;
-        state.contents[found] = Content {
-            bytes: bytes.to_owned(),
-            synced: false,
-            whole: true,
-            folder: false,
-        };
+        state.contents[found] = Content::written(bytes, false);
         Ok(())
     }
 
@@ -264,15 +273,7 @@ impl Disk for SimulatedDisk {
 
     fn create_folder(&self, folder: &Path, _mode: u32) -> io::Result<()> {
         let mut state = self.step()?;
-        state.put(
-            folder,
-            Content {
-                bytes: Vec::new(),
-                synced: true,
-                whole: true,
-                folder: true,
-            },
-        );
+        state.put(folder, Content::folder());
         Ok(())
     }
 
