@@ -1,9 +1,7 @@
 //! The kinds of datastore that servers can share, mistreated the same way.
 
-use std::path::Path;
-
 use tests::database::etcd::{Etcd, Form};
-use tests::database::{MariaDb, Postgres, SqlServer};
+use tests::database::{MariaDb, Postgres, SqlServer, flags};
 use tests::lab::{BACKYARD, Proxy};
 
 /// A datastore in the lab's backyard.
@@ -39,16 +37,11 @@ impl Database {
 
     /// What a server is given; SQL servers with their certificate to be verified.
     pub fn flags(&self) -> Vec<String> {
-        let flags = |endpoint: String, ca: &Path| {
-            let (endpoint, ca) = (
-                format!("--datastore-endpoint={endpoint}"),
-                format!("--datastore-cafile={}", ca.display()),
-            );
-            vec![endpoint, ca]
-        };
         match self {
-            Self::Postgres(server, way) => flags(server.endpoint_at(way.address(), "cluster"), &server.certificates.ca),
-            Self::MariaDb(server) => flags(server.endpoint("cluster", ""), &server.certificates.ca),
+            Self::Postgres(server, way) => {
+                flags(&server.endpoint_at(way.address(), "cluster"), &server.certificates.ca)
+            }
+            Self::MariaDb(server) => flags(&server.endpoint("cluster", ""), &server.certificates.ca),
             Self::Etcd(etcd) => vec![format!("--datastore-endpoint={}", etcd.endpoint())],
         }
     }

@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
 use tests::database::etcd::{Etcd, Form};
-use tests::database::{MariaDb, Postgres, SqlServer};
+use tests::database::{MariaDb, Postgres, SqlServer as _, flags};
 use tests::lab::{BACKYARD, Lab};
 use tokio::time::{sleep, timeout};
 
@@ -58,12 +57,12 @@ impl Database {
         match kind {
             Kind::PostgreSql => {
                 let server = Postgres::start_at(BACKYARD);
-                let flags = flags(&server, &server.certificates.ca);
+                let flags = flags(&server.endpoint("cluster", ""), &server.certificates.ca);
                 Self::running(flags, server)
             }
             Kind::MariaDb => {
                 let server = MariaDb::start_at(BACKYARD);
-                let flags = flags(&server, &server.certificates.ca);
+                let flags = flags(&server.endpoint("cluster", ""), &server.certificates.ca);
                 Self::running(flags, server)
             }
             Kind::Etcd => {
@@ -81,11 +80,6 @@ impl Database {
         let _runs = Box::new(runs);
         Self { flags, _runs }
     }
-}
-
-fn flags(server: &impl SqlServer, ca: &Path) -> Vec<String> {
-    let endpoint = format!("--datastore-endpoint={}", server.endpoint("cluster", ""));
-    vec![endpoint, format!("--datastore-cafile={}", ca.display())]
 }
 
 /// The hosts, and the database behind them.

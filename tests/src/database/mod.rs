@@ -23,3 +23,13 @@ pub use mariadb::MariaDb;
 pub use postgres::Postgres;
 pub use process::{Folder, Server, free_port};
 pub use sql::SqlServer;
+
+use std::path::Path;
+
+/// What `k3s server` is given for a datastore whose certificate it has to verify; `ca` is the authority's.
+pub fn flags(endpoint: &str, ca: &Path) -> Vec<String> {
+    vec![
+        format!("--datastore-endpoint={endpoint}"),
+        format!("--datastore-cafile={}", ca.display()),
+    ]
+}
