@@ -71,7 +71,11 @@ impl Admission {
         namespace::lifecycle(&self.cache, request)?;
         limits::ranges(&self.cache, request, object)?;
         service_account::assign(&self.cache, &*self.world, request, object)?;
-        node::restriction(request, object)?;
+        let uid_of = |node: &str| {
+            let node = self.cache.get(&format!("/registry/minions/{node}"))?;
+            Some(node.index.uid.to_string())
+        };
+        node::restriction(request, object, uid_of)?;
         node::taint(request, object);
         pod::priority(&self.cache, request, object)?;
         pod::tolerations(request, object);

@@ -7,6 +7,7 @@ use agent::wire::status::Status;
 use serde_json::{Map, Value, json};
 
 use super::{Request, Verb};
+use crate::auth::node::refers_to_any;
 
 const RESTRICTED: &str = "node-restriction.kubernetes.io";
 const NODE_LEASES: &str = "kube-node-lease";
@@ -27,8 +28,12 @@ const OWN_LABELS: [&str; 12] = [
     "node.kubernetes.io/windows-build",
 ];
 
-/// What `system:node:NAME` may write.
-pub(super) fn restriction(request: &Request<'_>, object: &Value) -> Result<(), Status> {
+/// What `system:node:NAME` may write. `uid_of`: a node's uid, by its name.
+pub(super) fn restriction(
+    request: &Request<'_>,
+    object: &Value,
+    uid_of: impl Fn(&str) -> Option<String>,
+) -> Result<(), Status> {
     let Some(node) = request.user.name.strip_prefix("system:node:") else {
         return Ok(());
     };
@@ -36,7 +41,7 @@ pub(super) fn restriction(request: &Request<'_>, object: &Value) -> Result<(), S
         return Ok(());
     }
     let verdict = match (request.row.group, request.row.plural) {
-        ("", "pods") => of_pod(node, request, object),
+        ("", "pods") => of_pod(node, uid_of(node).as_deref(), request, object),
         ("", "nodes") => of_node(node, request, object),
         ("coordination.k8s.io", "leases") => of_lease(node, request),
         ("storage.k8s.io", "csinodes") => of_its_name(
@@ -50,7 +55,8 @@ pub(super) fn restriction(request: &Request<'_>, object: &Value) -> Result<(), S
     verdict.map_err(|why| request.forbidden(&why))
 }
 
-fn of_pod(node: &str, request: &Request<'_>, object: &Value) -> Result<(), String> {
+/// `uid`: the node's own.
+fn of_pod(node: &str, uid: Option<&str>, request: &Request<'_>, object: &Value) -> Result<(), String> {
     let bound = |pod: &Value| text(pod, &["spec", "nodeName"]) == node;
     match (request.verb, request.subresource, request.old) {
         (Verb::Create, None, _) => {
@@ -64,20 +70,11 @@ fn of_pod(node: &str, request: &Request<'_>, object: &Value) -> Result<(), Strin
                     "node {node:?} can only create pods with spec.nodeName set to itself"
                 ));
             }
-            if !text(object, &["spec", "serviceAccountName"]).is_empty() {
-                return Err(format!(
-                    "node {node:?} can not create pods that reference a service account"
-                ));
-            }
-            let sources = ["secret", "configMap", "persistentVolumeClaim"];
-            let volumes = list(object, &["spec", "volumes"]);
-            if volumes
-                .iter()
-                .any(|volume| sources.iter().any(|source| volume.get(source).is_some()))
-            {
-                return Err(format!("node {node:?} can not create pods that reference API objects"));
-            }
-            Ok(())
+            owned_by(node, uid, object)?;
+            let what = references(object);
+            what.map_or(Ok(()), |what| {
+                Err(format!("node {node:?} can not create pods that reference {what}"))
+            })
         }
         (Verb::Update, Some("status"), Some(old)) if bound(old) => {
             let labels = |pod: &Value| at(pod, &["metadata", "labels"]).cloned();
@@ -98,6 +95,65 @@ fn of_pod(node: &str, request: &Request<'_>, object: &Value) -> Result<(), Strin
     }
 }
 
+/// A mirror pod goes with its node: the node is its one owner.
+fn owned_by(node: &str, uid: Option<&str>, pod: &Value) -> Result<(), String> {
+    let [owner] = list(pod, &["metadata", "ownerReferences"]) else {
+        let why = format!("node {node:?} can only create pods with a single owner reference set to itself");
+        return Err(why);
+    };
+    let is = |key: &str, expected: &str| text(owner, &[key]) == expected;
+    if !(is("apiVersion", "v1") && is("kind", "Node") && is("name", node)) {
+        return Err(format!(
+            "node {node:?} can only create pods with an owner reference set to itself"
+        ));
+    }
+    if owner.get("controller") != Some(&Value::Bool(true)) {
+        return Err(format!(
+            "node {node:?} can only create pods with a controller owner reference set to itself"
+        ));
+    }
+    if owner.get("blockOwnerDeletion") == Some(&Value::Bool(true)) {
+        return Err(format!(
+            "node {node:?} must not set blockOwnerDeletion on an owner reference"
+        ));
+    }
+    match uid {
+        Some(uid) if is("uid", uid) => Ok(()),
+        _ => Err(format!("node {node:?} UID mismatch in the owner reference")),
+    }
+}
+
+/// What else of the cluster a pod refers to. A node may read what its pods refer to (`auth::node`): a pod that it makes itself
+/// must not refer to anything, or the node could read everything.
+fn references(pod: &Value) -> Option<&'static str> {
+    let spec = pod.get("spec").unwrap_or(&Value::Null);
+    let account = ["serviceAccountName", "serviceAccount"];
+    if account.iter().any(|key| !text(spec, &[key]).is_empty()) {
+        return Some("a service account");
+    }
+    for (resource, what) in [
+        ("secrets", "secrets"),
+        ("configmaps", "configmaps"),
+        ("persistentvolumeclaims", "persistentvolumeclaims"),
+    ] {
+        if refers_to_any(pod, resource) {
+            return Some(what);
+        }
+    }
+    if !list(spec, &["resourceClaims"]).is_empty() {
+        return Some("resourceclaims");
+    }
+    let volumes = list(spec, &["volumes"]).iter();
+    if volumes.clone().any(|volume| volume.get("ephemeral").is_some()) {
+        return Some("persistentvolumeclaims");
+    }
+    // Some of these name no object, yet stand for the service account that the pod has not.
+    let sources = ["serviceAccountToken", "clusterTrustBundle", "podCertificate"];
+    let projected = volumes.flat_map(|volume| list(volume, &["projected", "sources"]));
+    let granted = |source: &Value| sources.iter().any(|key| source.get(key).is_some());
+    projected.clone().any(granted).then_some("credentials of the cluster")
+}
+
 fn of_node(node: &str, request: &Request<'_>, object: &Value) -> Result<(), String> {
     if request.name != node {
         return Err(format!(
@@ -114,6 +170,11 @@ fn of_node(node: &str, request: &Request<'_>, object: &Value) -> Result<(), Stri
             let taints = |object: &Value| list(object, &["spec", "taints"]).to_vec();
             if request.subresource.is_none() && taints(object) != taints(old) {
                 return Err(format!("node {node:?} is not allowed to modify taints"));
+            }
+            // With an owner that is nowhere the garbage collector would delete the node, and its name were free.
+            let owners = |object: &Value| list(object, &["metadata", "ownerReferences"]).to_vec();
+            if owners(object) != owners(old) {
+                return Err(format!("node {node:?} is not allowed to modify ownerReferences"));
             }
             of_labels(node, object, old)
         }
@@ -222,7 +283,7 @@ mod tests {
             verb,
             old: old.as_ref(),
         };
-        restriction(&request, &new)
+        restriction(&request, &new, |name| (name == "n1").then(|| "u1".to_owned()))
             .err()
             .map_or(String::new(), |status| status.message)
     }
@@ -287,6 +348,123 @@ mod tests {
                 json!({})
             )
             .contains("same name")
+        );
+    }
+
+    /// A mirror pod as a kubelet makes it.
+    fn mirror() -> Value {
+        let owner = json!({"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u1", "controller": true});
+        json!({
+            "metadata": {"annotations": {MIRROR: "x"}, "ownerReferences": [owner]},
+            "spec": {"nodeName": "n1", "containers": [{"name": "a", "env": [{"name": "secret", "value": "x"}]}]},
+        })
+    }
+
+    fn created(pod: Value) -> String {
+        verdict("pods", "", "p", Verb::Create, None, None, pod)
+    }
+
+    #[test]
+    fn a_mirror_pod_refers_to_nothing() {
+        let mut local = mirror();
+        local["spec"]["volumes"] = json!([
+            {"name": "a", "hostPath": {"path": "/etc"}},
+            {"name": "b", "projected": {"sources": [{"downwardAPI": {}}]}},
+            {"name": "c", "csi": {"driver": "d"}},
+        ]);
+        assert_eq!(created(local), "");
+        let volume = |source: Value| ("volumes", json!([source]));
+        let projected = |source: Value| volume(json!({"projected": {"sources": [source]}}));
+        let secret = json!({"name": "s"});
+        let environment = json!([{"env": [{"valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}]);
+        for (key, value) in [
+            ("serviceAccountName", json!("s")),
+            ("serviceAccount", json!("s")),
+            ("imagePullSecrets", json!([secret])),
+            ("imagePullSecrets", json!([{}])),
+            ("containers", environment.clone()),
+            ("initContainers", environment.clone()),
+            ("ephemeralContainers", environment),
+            (
+                "containers",
+                json!([{"env": [{"valueFrom": {"configMapKeyRef": {"name": "s", "key": "k"}}}]}]),
+            ),
+            ("containers", json!([{"envFrom": [{"secretRef": secret}]}])),
+            ("containers", json!([{"envFrom": [{"configMapRef": secret}]}])),
+            volume(json!({"secret": {"secretName": "s"}})),
+            volume(json!({"configMap": secret})),
+            projected(json!({"secret": secret})),
+            projected(json!({"configMap": secret})),
+            projected(json!({"serviceAccountToken": {"path": "t"}})),
+            projected(json!({"clusterTrustBundle": {"name": "s", "path": "t"}})),
+            projected(json!({"podCertificate": {"signerName": "s"}})),
+            volume(json!({"csi": {"driver": "d", "nodePublishSecretRef": secret}})),
+            volume(json!({"flexVolume": {"driver": "d", "secretRef": secret}})),
+            volume(json!({"cephfs": {"secretRef": secret}})),
+            volume(json!({"rbd": {"secretRef": secret}})),
+            volume(json!({"iscsi": {"secretRef": secret}})),
+            volume(json!({"scaleIO": {"secretRef": secret}})),
+            volume(json!({"storageos": {"secretRef": secret}})),
+            volume(json!({"azureFile": {"secretName": "s"}})),
+            volume(json!({"persistentVolumeClaim": {"claimName": "s"}})),
+            volume(json!({"ephemeral": {"volumeClaimTemplate": {}}})),
+            ("resourceClaims", json!([{"name": "r", "resourceClaimName": "s"}])),
+        ] {
+            let mut pod = mirror();
+            pod["spec"][key] = value;
+            let refusal = created(pod.clone());
+            assert!(
+                refusal.contains("can not create pods that reference"),
+                "{pod}: {refusal:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_mirror_pod_is_its_nodes_own() {
+        let owner = |key: &str, value: Value| {
+            let mut pod = mirror();
+            pod["metadata"]["ownerReferences"][0][key] = value;
+            created(pod)
+        };
+        assert_eq!(owner("blockOwnerDeletion", json!(false)), "");
+        for (key, value) in [
+            ("apiVersion", json!("v2")),
+            ("kind", json!("Pod")),
+            ("name", json!("n2")),
+            ("uid", json!("u2")),
+            ("controller", json!(false)),
+            ("blockOwnerDeletion", json!(true)),
+        ] {
+            assert!(owner(key, value).contains("forbidden"), "{key}");
+        }
+        let mut two = mirror();
+        let own = two["metadata"]["ownerReferences"][0].clone();
+        two["metadata"]["ownerReferences"] = json!([own, own]);
+        assert!(created(two).contains("single owner reference"));
+        let mut none = mirror();
+        none["metadata"]["ownerReferences"] = json!([]);
+        assert!(created(none).contains("single owner reference"));
+    }
+
+    #[test]
+    fn a_node_gives_itself_no_owner() {
+        let owned = json!({"metadata": {"ownerReferences": [{"kind": "Pod", "name": "gone", "uid": "x"}]}});
+        for subresource in [None, Some("status")] {
+            let refusal = verdict(
+                "nodes",
+                "",
+                "n1",
+                Verb::Update,
+                subresource,
+                Some(json!({})),
+                owned.clone(),
+            );
+            assert!(refusal.contains("not allowed to modify ownerReferences"), "{refusal:?}");
+        }
+        assert_eq!(
+            verdict("nodes", "", "n1", Verb::Update, None, Some(owned.clone()), owned),
+            ""
         );
     }
 

@@ -115,28 +115,42 @@ fn volume_is_used(node: &str, name: &str, cache: &Cache) -> bool {
 
 /// Whether a pod's spec refers to a secret, a config map or a claim by that name.
 pub fn refers(pod: &Value, resource: &str, name: &str) -> bool {
-    let keys: (&[&str], &str) = match resource {
+    let spec = pod.get("spec").unwrap_or(&Value::Null);
+    let pulled = resource == "secrets" && list(spec, &["imagePullSecrets"]).iter().any(|one| one["name"] == name);
+    pulled || search(spec, ways(resource), &|found| found.as_str() == Some(name))
+}
+
+/// Whether [`refers`] may be true for any name at all: what admission must refuse to a node, for as long as this module lets a
+/// node read what its pods refer to.
+pub fn refers_to_any(pod: &Value, resource: &str) -> bool {
+    let spec = pod.get("spec").unwrap_or(&Value::Null);
+    let pulled = resource == "secrets" && !list(spec, &["imagePullSecrets"]).is_empty();
+    pulled || search(spec, ways(resource), &|_| true)
+}
+
+/// Keys whose object has a name in `name`, and a key whose text is one.
+type Ways = (&'static [&'static str], &'static str);
+
+fn ways(resource: &str) -> Ways {
+    match resource {
         "secrets" => (
             &["secret", "secretRef", "secretKeyRef", "nodePublishSecretRef"],
             "secretName",
         ),
         "configmaps" => (&["configMap", "configMapRef", "configMapKeyRef"], ""),
         "persistentvolumeclaims" => (&[], "claimName"),
-        _ => return false,
-    };
-    let spec = pod.get("spec").unwrap_or(&Value::Null);
-    let pulled = resource == "secrets" && list(spec, &["imagePullSecrets"]).iter().any(|one| one["name"] == name);
-    pulled || search(spec, keys, name)
+        _ => (&[], ""),
+    }
 }
 
-/// `keys`: keys whose object has the name in `name`; and a key whose text is the name.
-fn search(value: &Value, keys: (&[&str], &str), name: &str) -> bool {
+/// `named`: whether a name, as it is found, is one that is looked for.
+fn search(value: &Value, ways: Ways, named: &impl Fn(&Value) -> bool) -> bool {
     match value {
-        Value::Array(items) => items.iter().any(|item| search(item, keys, name)),
+        Value::Array(items) => items.iter().any(|item| search(item, ways, named)),
         Value::Object(map) => map.iter().any(|(key, value)| {
-            (keys.0.contains(&key.as_str()) && value.get("name").and_then(Value::as_str) == Some(name))
-                || (key == keys.1 && value == name)
-                || search(value, keys, name)
+            (ways.0.contains(&key.as_str()) && value.get("name").is_some_and(named))
+                || (key == ways.1 && named(value))
+                || search(value, ways, named)
         }),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
@@ -180,6 +194,12 @@ mod tests {
             ("persistentvolumeclaims", "mounted", false),
         ] {
             assert_eq!(refers(&pod, resource, name), expected, "{resource} {name}");
+        }
+        for resource in ["secrets", "configmaps", "persistentvolumeclaims"] {
+            assert!(refers_to_any(&pod, resource), "{resource}");
+            let bare =
+                json!({"spec": {"containers": [{"name": "secret", "env": [{"name": "configMap", "value": "x"}]}]}});
+            assert!(!refers_to_any(&bare, resource), "{resource}");
         }
     }
 

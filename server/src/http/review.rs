@@ -286,6 +286,10 @@ impl ApiHttp {
         };
         let item = cache.get(&key).ok_or_else(|| Status::not_found("", plural, name))?;
         let uid = text(reference, &["uid"]);
+        if by_node.is_some() && uid.is_empty() {
+            let why = "node requested token with a pod binding without a uid";
+            return Err(Status::forbidden("", "serviceaccounts", account, why));
+        }
         if !uid.is_empty() && uid != &*item.index.uid {
             let why = format!(
                 "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"

@@ -314,6 +314,64 @@ async fn a_node_sees_the_secrets_of_its_pods_and_no_others() {
     assert_eq!(node.post(token, &bound).await.code, 201);
     assert_eq!(node.post(token, &json!({})).await.code, 403, "not bound to a pod");
     assert_eq!(other.post(token, &bound).await.code, 403, "a pod of another node");
+    let vague = json!({"spec": {"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "web"}}});
+    assert_eq!(node.post(token, &vague).await.code, 403, "which pod of that name");
     let wrong = json!({"spec": {"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "web", "uid": "x"}}});
     assert_eq!(node.post(token, &wrong).await.code, 409);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_a_node_makes_itself_opens_no_secret_to_it() {
+    let rig = Rig::start().await;
+    let (admin, evil) = (rig.administrator(), rig.named("system:node:evil", &["system:nodes"]));
+    let system = "/api/v1/namespaces/kube-system";
+    let secret = json!({"metadata": {"name": "prey"}, "stringData": {"k": "v"}});
+    let created = admin.post(&format!("{system}/secrets"), &secret).await;
+    assert_eq!(created.code, 201, "{}", created.text());
+    let node = evil.post("/api/v1/nodes", &json!({"metadata": {"name": "evil"}})).await;
+    assert_eq!(node.code, 201, "{}", node.text());
+    let uid = node.json()["metadata"]["uid"].clone();
+    let owner = json!({"apiVersion": "v1", "kind": "Node", "name": "evil", "uid": uid, "controller": true});
+    let pod = |name: &str, container: serde_json::Value, more: (&str, serde_json::Value)| {
+        let mut pod = json!({
+            "metadata": {
+                "name": name,
+                "annotations": {"kubernetes.io/config.mirror": "x"},
+                "ownerReferences": [owner],
+            },
+            "spec": {"nodeName": "evil", "containers": [container]},
+        });
+        pod["spec"][more.0] = more.1;
+        pod
+    };
+    let plain = json!({"name": "a", "image": "b"});
+    let prey = json!({"name": "prey"});
+    let nothing = ("hostNetwork", json!(true));
+    for (name, container, more) in [
+        ("pull", plain.clone(), ("imagePullSecrets", json!([prey]))),
+        (
+            "environment",
+            json!({"name": "a", "image": "b", "envFrom": [{"secretRef": prey}]}),
+            nothing.clone(),
+        ),
+        (
+            "projected",
+            plain.clone(),
+            (
+                "volumes",
+                json!([{"name": "v", "projected": {"sources": [{"secret": prey}]}}]),
+            ),
+        ),
+    ] {
+        let refusal = evil.post(&format!("{system}/pods"), &pod(name, container, more)).await;
+        let (code, _, why) = refusal.refusal();
+        assert_eq!(code, 403, "{name}: {why}");
+        assert!(
+            why.contains("can not create pods that reference secrets"),
+            "{name}: {why}"
+        );
+        assert_eq!(evil.get(&format!("{system}/secrets/prey")).await.code, 403, "{name}");
+    }
+    let kept = evil.post(&format!("{system}/pods"), &pod("fine", plain, nothing)).await;
+    assert_eq!(kept.code, 201, "what refers to nothing: {}", kept.text());
 }
