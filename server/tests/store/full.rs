@@ -9,7 +9,7 @@ use server::store::sql::sqlite::{self, Now, OpenError, Sqlite};
 use server::store::{Expect, Store, StoreError};
 use tests::{in_own_namespaces, run};
 
-use crate::contract::{put, state};
+use crate::contract::{put, state, volatile};
 
 /// A small file system in memory, which goes with the test's namespace.
 fn small_disk() -> PathBuf {
@@ -87,6 +87,59 @@ async fn on_a_full_disk_reads_go_on_writes_are_refused_and_nothing_is_lost() {
         written,
         "nothing acknowledged is lost, nothing refused is there"
     );
+    drop(store);
+    remove(&disk);
+}
+
+#[tokio::test]
+async fn a_start_on_a_full_disk_serves_reads_and_nothing_goes_on_from_what_is_lost() {
+    if !in_own_namespaces("full::a_start_on_a_full_disk_serves_reads_and_nothing_goes_on_from_what_is_lost") {
+        return;
+    }
+    let disk = small_disk();
+    let file = disk.join("state.db");
+    let store = Sqlite::open(&file).unwrap();
+    let first = store.write(put("/k", Expect::Absent, "1")).await.unwrap();
+    let seen = store.write(volatile(put("/beat", Expect::Any, "1"))).await.unwrap();
+    let was = state(&store, "/k", None).await.unwrap();
+    let ballast = fill(&disk, 0);
+    let mut number = 0;
+    while store
+        .write(put(&format!("/fill/{number}"), Expect::Any, &"x".repeat(2000)))
+        .await
+        .is_ok()
+    {
+        number += 1;
+        assert!(number < 5000, "the disk never fills");
+    }
+    // Stopped in order and not; whatever was done, the next start finds the same.
+    let stopped = store.close().await;
+    assert!(matches!(stopped, Err(StoreError::Full)), "{stopped:?}");
+    drop(store);
+    for _ in 0..3 {
+        let store = Sqlite::open(&file).unwrap();
+        assert!(store.repair().is_none());
+        assert_eq!(state(&store, "/k", None).await.unwrap(), was, "reads go on");
+        let refusal = store.write(put("/more", Expect::Any, &"x".repeat(2000))).await;
+        assert!(matches!(refusal, Err(StoreError::Full)), "{refusal:?}");
+        let refusal = store.write(volatile(put("/beat", Expect::Any, "2"))).await;
+        assert!(
+            matches!(refusal, Err(StoreError::Full)),
+            "no revision for it: {refusal:?}"
+        );
+        for from in [first, seen] {
+            let watch = store.watch(from).await;
+            assert!(matches!(watch, Err(StoreError::Compacted { .. })), "from {from}");
+        }
+    }
+    fs::remove_file(ballast).unwrap();
+    let store = Sqlite::open(&file).unwrap();
+    let next = store.write(put("/next", Expect::Absent, "1")).await.unwrap();
+    assert!(next > seen, "{next}");
+    drop(store);
+    let store = Sqlite::open(&file).unwrap();
+    assert!(store.watch(seen).await.is_err(), "noted with that write");
+    assert_eq!(state(&store, "/k", None).await.unwrap(), was);
     drop(store);
     remove(&disk);
 }
@@ -214,8 +267,8 @@ async fn a_torn_log_on_a_full_disk_is_found_again_when_there_is_room() {
     let middle = torn.len() / 2;
     torn[middle] ^= 0x10;
     fs::write(&log, &torn).unwrap();
-    // No room to keep a copy of it; room for that, and none for what SQLite needs beside it.
-    for room in [0, torn.len().next_multiple_of(4096) + 4096] {
+    // No room to keep a copy of it; room for that, and none to note how far revisions jump.
+    for room in [0, torn.len().next_multiple_of(4096)] {
         fill(&disk, room);
         for _ in 0..6 {
             let error = Sqlite::open(&file).unwrap_err();

@@ -57,11 +57,13 @@ const BESIDE: &str = "
 const FREE_PAGES: i64 = 1024;
 const FREE_STEP: i64 = 64;
 
-/// FULL: a commit is on the disk before it returns. EXCLUSIVE: no second server, and no shared-memory file.
+/// No second server, and no shared-memory file.
+const ALONE: &str = "PRAGMA locking_mode = EXCLUSIVE;";
+
+/// FULL: a commit is on the disk before it returns.
 /// 4 MiB of WAL at rest; 1 MiB of page cache: everything hot is in our own memory anyway. A batch that is larger stays in
 /// memory until it is committed, so that one that fails has written nothing.
 const SETTINGS: &str = "
-    PRAGMA locking_mode = EXCLUSIVE;
     PRAGMA journal_mode = WAL;
     PRAGMA synchronous = FULL;
     PRAGMA journal_size_limit = 4194304;
@@ -142,6 +144,8 @@ impl Table {
         // Until it is known to be whole, closing it changes nothing.
         let no_checkpoint = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
         connection.set_db_config(no_checkpoint, true).map_err(error)?;
+        // Before the first look: else that makes a shared-memory file, for which a full disk has no room.
+        connection.execute_batch(ALONE).map_err(error)?;
         refuse_foreign(&connection, path)?;
         if format(&connection, path)? == 0 {
             connection.execute_batch(NEW).map_err(error)?;
@@ -304,12 +308,7 @@ impl Table {
     /// Says that the history up to `to` is another's: nothing from before it goes on, and no revision up to it is handed
     /// out.
     pub fn begin_after(&mut self, to: Revision) -> Result<(), StoreError> {
-        self.commit(|transaction| {
-            for mark in [Mark::Oldest, Mark::Reserved, Mark::Closed] {
-                set_mark(transaction, mark, to)?;
-            }
-            Ok(())
-        })
+        self.commit(|transaction| begin_after(transaction, to))
     }
 
     /// Takes what is in SQLite's own log over into the file, and empties it.
@@ -406,6 +405,14 @@ pub fn set_mark(transaction: &Transaction<'_>, mark: Mark, to: Revision) -> rusq
     let mut statement = transaction.prepare_cached(query)?;
     let sum = sum::of_mark(mark.name(), to);
     statement.execute(params![mark.name(), number(to), sum]).map(drop)
+}
+
+/// [`Table::begin_after`], with what else a transaction does.
+pub fn begin_after(transaction: &Transaction<'_>, to: Revision) -> rusqlite::Result<()> {
+    for mark in [Mark::Oldest, Mark::Reserved, Mark::Closed] {
+        set_mark(transaction, mark, to)?;
+    }
+    Ok(())
 }
 
 /// Writes a row.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent::units::Revision;
+use tracing::warn;
 
 use super::Reply;
 use super::copying::Copying;
@@ -58,6 +59,8 @@ pub struct Log {
     /// Up to here superseded rows are gone.
     compacted: Revision,
     reserved: Revision,
+    /// From here everything begins anew, and the disk had no room yet to note it: the first commit does.
+    begins: Option<Revision>,
     /// By key: what is not on disk yet.
     pending: BTreeMap<Arc<str>, Pending>,
     pending_size: usize,
@@ -151,7 +154,9 @@ impl Log {
         if reserve.is_none() && going.iter().all(|one| !one.durable) {
             return Ok(());
         }
+        let begins = self.begins;
         self.table.commit(|transaction| {
+            begins.map_or(Ok(()), |at| table::begin_after(transaction, at))?;
             for one in going.iter().filter(|one| one.durable) {
                 let line = NewLine {
                     event: &one.planned.event,
@@ -163,7 +168,17 @@ impl Log {
             reserve.map_or(Ok(()), |to| table::set_mark(transaction, Mark::Reserved, to))
         })?;
         self.reserved = reserve.unwrap_or(self.reserved);
+        self.has_begun();
         Ok(())
+    }
+
+    /// After a commit: what a full disk had no room for is noted with it.
+    fn has_begun(&mut self) {
+        if self.begins.take().is_some()
+            && let Err(problem) = self.table.keep_log(false)
+        {
+            warn!(error = %problem, "SQLite's own log stays beside the datastore at the next stop");
+        }
     }
 
     /// Keeps account of a write that has happened.
@@ -187,12 +202,14 @@ impl Log {
     pub fn close(&mut self) -> Result<(), StoreError> {
         let copying = self.copying.take();
         self.flush()?;
-        let (revision, reserved) = (self.revision, self.reserved.min(self.revision));
+        let (revision, reserved, begins) = (self.revision, self.reserved.min(self.revision), self.begins);
         self.table.commit(|transaction| {
+            begins.map_or(Ok(()), |at| table::begin_after(transaction, at))?;
             table::set_mark(transaction, Mark::Reserved, reserved)?;
             table::set_mark(transaction, Mark::Closed, revision)
         })?;
         self.reserved = reserved;
+        self.has_begun();
         // Last: the disk that it is written to may be one that stands still.
         if let Some(copying) = copying {
             copying.cut(LAST_WAIT);

@@ -9,10 +9,11 @@ use agent::units::Revision;
 use tracing::warn;
 
 use super::super::growth::Growth;
-use super::super::table::{self, Mark, Table, open_error};
+use super::super::table::{Mark, Table, open_error};
 use super::super::wal::Rest;
 use super::super::{OpenError, floor, schedule, snapshot};
 use super::{BLOCK, Log, ROW};
+use crate::store::StoreError;
 use crate::store::heads::{Head, Heads};
 use crate::store::tails::Tails;
 
@@ -60,6 +61,13 @@ impl Log {
         };
         let after = |revision: Revision, jump| Revision::new(revision.get().saturating_add(jump));
         let mut goes_on = after(revision, jump);
+        let sql = |problem: StoreError| OpenError::Sql {
+            path: path.to_owned(),
+            detail: problem.to_string(),
+        };
+        // What a full disk has no room for. Reads are served all the same; until it is noted, the next start finds what this
+        // one found.
+        let mut begins = None;
         // This is a log from before that jump, and what followed the jump may have been handed out.
         if floor > revision {
             goes_on = goes_on.max(after(floor, JUMP));
@@ -72,33 +80,34 @@ impl Log {
                 (raised, _) => raised.map_err(disk)?,
             }
             (revision, reserved) = (goes_on, goes_on);
-            table.begin_after(revision).map_err(|problem| OpenError::Sql {
-                path: path.to_owned(),
-                detail: problem.to_string(),
-            })?;
-            table.keep_log(false).map_err(error)?;
-            if let Err(problem) = table.empty_log() {
-                warn!(error = %problem, "what cannot be read of the datastore's log is found again at the next start");
+            match (table.begin_after(revision), rest) {
+                (Err(StoreError::Full), Rest::Begun) => begins = Some(revision),
+                (made, _) => {
+                    made.map_err(sql)?;
+                    table.keep_log(false).map_err(error)?;
+                    if let Err(problem) = table.empty_log() {
+                        warn!(error = %problem, "what cannot be read of the datastore's log is found again at the next start");
+                    }
+                }
             }
         }
-        if table.mark(Mark::Closed).map_err(error)? < reserved {
+        if begins.is_none() && table.mark(Mark::Closed).map_err(error)? < reserved {
             warn!(%revision, "the last stop was not clean: watches begin anew");
             // Somebody may have seen volatile writes that are lost: no watch may go on from before as if nothing were.
-            let forget = |transaction: &rusqlite::Transaction<'_>| {
-                table::set_mark(transaction, Mark::Oldest, revision)?;
-                table::set_mark(transaction, Mark::Closed, revision)
-            };
-            table.commit(forget).map_err(|problem| OpenError::Sql {
-                path: path.to_owned(),
-                detail: problem.to_string(),
-            })?;
+            match table.begin_after(revision) {
+                Err(StoreError::Full) => begins = Some(revision),
+                made => made.map_err(sql)?,
+            }
+            reserved = revision;
         }
         if revision.get().saturating_sub(floor.get()) >= JUMP
             && let Err(problem) = floor::raise(path, revision)
         {
             warn!(error = %problem, "cannot note how far revisions have jumped; trying again at the next start");
         }
-        let oldest = compacted.max(table.mark(Mark::Oldest).map_err(error)?);
+        let oldest = compacted
+            .max(table.mark(Mark::Oldest).map_err(error)?)
+            .max(begins.unwrap_or(Revision::ZERO));
         let surplus = rows.saturating_sub(lines.len());
         let (mut heads, now) = (Heads::default(), Instant::now());
         let snapshots = snapshot::list(path);
@@ -131,6 +140,7 @@ impl Log {
             oldest,
             compacted,
             reserved,
+            begins,
             pending: BTreeMap::new(),
             pending_size: 0,
             flush_at: None,
