@@ -449,8 +449,18 @@ pub fn fault(error: &tokio_postgres::Error) -> Fault {
         | SqlState::CANNOT_CONNECT_NOW
         | SqlState::TOO_MANY_CONNECTIONS
         | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => Fault::Lost(describe(error)),
+        ref code if is_doubtful(code) => Fault::Lost(describe(error)),
         _ => Fault::Refused(describe(error)),
     }
+}
+
+/// Whether nobody knows what has become of the transaction (CockroachDB says so of a commit), or the connection is not the one it
+/// was (a pooler in front that gives each transaction another one).
+fn is_doubtful(code: &SqlState) -> bool {
+    let connection_exception = code.code().starts_with("08");
+    connection_exception
+        || *code == SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN
+        || *code == SqlState::INVALID_SQL_STATEMENT_NAME
 }
 
 /// With its cause: the error's own text says only where it happened.
@@ -459,5 +469,25 @@ fn describe(error: &tokio_postgres::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_of_which_nobody_knows_is_not_said_to_have_failed() {
+        // 40003, 08007: CockroachDB's for a commit whose fate it does not know; 26000: the statement is another connection's.
+        let rows = [
+            ("40003", true),
+            ("08007", true),
+            ("26000", true),
+            ("23505", false),
+            ("42501", false),
+        ];
+        for (code, doubtful) in rows {
+            assert_eq!(is_doubtful(&SqlState::from_code(code)), doubtful, "{code}");
+        }
     }
 }
