@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent::units::Revision;
 use bytes::Bytes;
@@ -288,6 +288,7 @@ pub async fn keys_expire_by_a_write_of_their_own(backend: &dyn Backend) {
     let store = backend.open().await;
     let from = store.revision().await.unwrap();
     let mut tail = store.watch(from).await.unwrap();
+    let begun = Instant::now();
     for (key, ttl, durable) in [("/e/a", 1, true), ("/e/b", 1, false), ("/e/c", 600, true)] {
         let mut write = put(key, Expect::Any, "x");
         write.ttl = Some(Duration::from_secs(ttl));
@@ -297,6 +298,7 @@ pub async fn keys_expire_by_a_write_of_their_own(backend: &dyn Backend) {
             .unwrap();
     }
     gone(&*store, "/e/", 1).await;
+    assert!(begun.elapsed() >= Duration::from_secs(1), "before its time");
     let shown = drained(&mut tail, 5).await;
     let deleted = shown.iter().filter(|event| event.contains("=-@")).count();
     assert_eq!((shown.len(), deleted), (5, 2), "{shown:?}");
@@ -304,6 +306,7 @@ pub async fn keys_expire_by_a_write_of_their_own(backend: &dyn Backend) {
 
 pub async fn a_key_written_again_lives_as_long_as_its_last_write(backend: &dyn Backend) {
     let store = backend.open().await;
+    let begun = Instant::now();
     for (key, first, second) in [
         ("/t/stays", Some(1), None),
         ("/t/goes", Some(600), Some(1)),
@@ -321,6 +324,7 @@ pub async fn a_key_written_again_lives_as_long_as_its_last_write(backend: &dyn B
         }
     }
     gone(&*store, "/t/", 2).await;
+    assert!(begun.elapsed() >= Duration::from_secs(1), "before its time");
     // Expiry of the others would be due by now, and is looked for by this write, too.
     store.write(put("/t/stays", Expect::Any, "y")).await.unwrap();
     let keys: Vec<_> = state(&*store, "/t/", None).await.unwrap();
