@@ -67,7 +67,7 @@ async fn refresh(
         }
         Ok(answer) => {
             let mut services = list(&answer, &["items"]).to_vec();
-            services.sort_by(|a, b| text(a, &["metadata", "name"]).cmp(text(b, &["metadata", "name"])));
+            services.sort_by_cached_key(|one| text(one, &["metadata", "name"]).to_owned());
             seen.insert(key.into(), (now, services));
         }
         Err(error) => tracing::debug!(%error, "services are not read; those last seen are announced"),

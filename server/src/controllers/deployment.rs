@@ -165,7 +165,7 @@ fn claim(plan: &mut Plan, deployment: &Value, selector: &Labels, sets: Found<'_>
             _ => {}
         }
     }
-    ours.sort_by_key(|one| (text(one, &["metadata", "creationTimestamp"]).to_owned(), Key::of(one)));
+    ours.sort_by_cached_key(|one| (text(one, &["metadata", "creationTimestamp"]).to_owned(), Key::of(one)));
     ours
 }
 
@@ -374,7 +374,7 @@ fn forget_oldest(plan: &mut Plan, deployment: &Value, old: &[Value]) {
             && !terminating(&Meta::of(one))
     };
     let mut done: Vec<&Value> = old.iter().filter(empty).collect();
-    done.sort_by_key(|one| revision_of(one));
+    done.sort_by_cached_key(|one| revision_of(one));
     let surplus = done.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
     for one in done.iter().take(surplus) {
         plan.push(Action::delete(What::REPLICA_SETS, one));

@@ -131,7 +131,7 @@ fn reconcile(set: &Value, selector: &Labels, pods: &[Value], crowds: impl FnOnce
             None => {
                 if live.len() > wanted {
                     let crowds = crowds();
-                    live.sort_by_key(|pod| deletion_rank(pod, &crowds));
+                    live.sort_by_cached_key(|pod| deletion_rank(pod, &crowds));
                 }
                 for pod in live.iter().take(live.len() - wanted) {
                     plan.push(Action::delete(What::PODS, pod));

@@ -334,8 +334,8 @@ fn arrange(merged: Vec<Value>, current: &[Value], order: &[Value], key: &str) ->
     let place = |list: &[Value], item: &Value| list.iter().position(|one| same(one, item, key));
     let (mut first, mut rest): (Vec<Value>, Vec<Value>) =
         merged.into_iter().partition(|item| place(order, item).is_some());
-    first.sort_by_key(|item| place(order, item));
-    rest.sort_by_key(|item| place(current, item));
+    first.sort_by_cached_key(|item| place(order, item));
+    rest.sort_by_cached_key(|item| place(current, item));
     let mut out = Vec::with_capacity(first.len() + rest.len());
     let (mut first, mut rest) = (first.into_iter().peekable(), rest.into_iter().peekable());
     loop {

@@ -159,11 +159,11 @@ fn spread(plan: &mut Plan, deployment: &Value, active: &mut [&Value], limits: Li
     let change = limits.most() - total;
     // Of sets of one size the newest grows first, and the oldest shrinks first.
     let age = |one: &Value| (text(one, &["metadata", "creationTimestamp"]).to_owned(), Key::of(one));
-    active.sort_by_key(|one| age(one));
+    active.sort_by_cached_key(|one| age(one));
     if change > 0 {
         active.reverse();
     }
-    active.sort_by_key(|one| Reverse(replicas(one)));
+    active.sort_by_cached_key(|one| Reverse(replicas(one)));
     let part = |one: &Value| {
         let before: i64 = text(one, &["metadata", "annotations", MOST]).parse().unwrap_or(total);
         let exact = rounded(replicas(one).saturating_mul(limits.most()), before.max(1)) - replicas(one);
