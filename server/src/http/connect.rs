@@ -206,10 +206,17 @@ impl ApiHttp {
                 let (node, port) = node_and_port(name)?;
                 let found = self.parts.who.cache.get(&format!("/registry/minions/{node}"));
                 found.ok_or_else(|| Status::not_found("", "nodes", node))?;
+                let own = self.kubelet_port(node);
                 let port = match port {
-                    "" => self.kubelet_port(node),
+                    "" => own,
                     text => text.parse().map_err(|_| bad(format!("invalid port {text:?}")))?,
                 };
+                // An agent of K3s ends its whole tunnel when it is asked for another one.
+                if port != own {
+                    return Err(bad(format!(
+                        "port {port} of node {node} is not reached through the API, only its kubelet's ({own})"
+                    )));
+                }
                 let path = if rest.is_empty() { "/" } else { rest };
                 let query = ask.query.encode(|_| true);
                 Ok(Place {

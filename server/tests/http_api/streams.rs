@@ -181,6 +181,12 @@ async fn logs_and_the_node_api_are_asked_of_the_node() {
     );
     let stats = admin.get("/api/v1/nodes/box-1/proxy/stats/summary?only=cpu").await;
     assert_eq!(stats.text(), "GET /stats/summary?only=cpu");
+    let same = admin.get("/api/v1/nodes/https:box-1:10250/proxy/healthz").await;
+    assert_eq!(same.text(), "GET /healthz");
+    // An agent of K3s would end its tunnel: it is not asked at all.
+    let other = admin.get("/api/v1/nodes/box-1:9100/proxy/metrics").await.refusal();
+    let why = "port 9100 of node box-1 is not reached through the API, only its kubelet's (10250)";
+    assert_eq!(other, (400, "BadRequest".to_owned(), why.to_owned()));
     for (path, code, reason, message) in [
         (
             "web/log",
