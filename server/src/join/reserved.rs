@@ -3,6 +3,9 @@
 //! Pure. A kubelet's serving certificate is of the same authority as the API server's own, and clients ask for no more than
 //! that authority and the name. Whoever holds the agents' token could else pass for the API server. K3s signs whatever is asked
 //! for. What stays open: every such certificate is for `localhost` and 127.0.0.1 too, which K3s' agents rely on.
+//!
+//! A node is not *called* so: a server asks a kubelet for the node's name, through the node's own tunnel and with a certificate that
+//! may everything. A node `localhost` could lead that connection to an API server, whose certificate is for that name.
 
 use std::net::IpAddr;
 
@@ -69,7 +72,7 @@ impl Reserved {
         if if own {
             !here
         } else {
-            self.names.iter().any(|reserved| covers(reserved, name))
+            stands_for_loopback(name) || self.names.iter().any(|reserved| covers(reserved, name))
         } {
             return Err(Refused::Name(format!(
                 "node name {name:?} is the API server's own, and a serving certificate for it would let this node pass for \
@@ -96,6 +99,14 @@ impl Reserved {
         }
         Ok(())
     }
+}
+
+/// Whether every API server's certificate is for this name.
+fn stands_for_loopback(name: &str) -> bool {
+    name.eq_ignore_ascii_case("localhost")
+        || name
+            .parse()
+            .is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
 }
 
 /// Whether a name of a certificate stands for this one: by itself, or by a `*` in the place of its first label, as clients
@@ -140,7 +151,10 @@ mod tests {
     fn no_node_gets_a_name_by_which_clients_know_the_api() {
         for (name, allowed) in [
             ("pi", true),
-            ("localhost", true),
+            ("localhost", false),
+            ("127.0.0.1", false),
+            ("127.0.0.2", false),
+            ("localhost.example.org", true),
             ("kubernetes-worker-1", true),
             ("kubernetes.example.org", true),
             ("kubernetes", false),
@@ -210,6 +224,25 @@ mod tests {
             ("198.51.100.7", false),
         ] {
             assert_eq!(allows("box-1", &[], from), allowed, "{from}");
+        }
+    }
+    #[test]
+    fn a_server_whose_machine_is_called_localhost_keeps_its_own_node() {
+        let names = Names {
+            node: "localhost".to_owned(),
+            ..Names::default()
+        };
+        let reserved = Reserved::new(&names, |_| false);
+        let node = Node {
+            name: "localhost".to_owned(),
+            addresses: Vec::new(),
+        };
+        for (from, allowed) in [("127.0.0.1", true), ("192.0.2.9", false)] {
+            assert_eq!(
+                reserved.allows(&node, &[], from.parse().unwrap()).is_ok(),
+                allowed,
+                "{from}"
+            );
         }
     }
 }
