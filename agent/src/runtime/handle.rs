@@ -201,7 +201,7 @@ impl Runtime {
             path: archive.into(),
             source,
         };
-        let mut command = Command::new(&self.inner.config.shim);
+        let mut command = self.shim_command();
         command
             .arg("shim")
             .arg("import")
@@ -285,12 +285,20 @@ impl Runtime {
         started.map(|()| sandbox(&folder, &plan))
     }
 
+    /// Runs this program as a shim. It needs nothing of the agent's environment, in which there may be the cluster's token, and it
+    /// lives for as long as its pod does.
+    fn shim_command(&self) -> Command {
+        let mut command = Command::new(&self.inner.config.shim);
+        command.env_clear();
+        command
+    }
+
     async fn start_shim(&self, folder: &PodFolder, uid: &str) -> Result<(), RuntimeError> {
         let failed = |reason: String| RuntimeError::Shim {
             pod_uid: uid.into(),
             reason,
         };
-        let mut command = Command::new(&self.inner.config.shim);
+        let mut command = self.shim_command();
         command
             .arg("shim")
             .arg("pod")

@@ -543,6 +543,9 @@ async fn a_shim_that_does_not_answer_is_killed_with_its_pod() {
     let pid = world.state("a").await.pid;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+    // In the agent's there may be the cluster's token.
+    let environment = fs::read(format!("/proc/{}/environ", parent.trim())).unwrap();
+    assert_eq!(String::from_utf8_lossy(&environment), "");
     let shim = nix::unistd::Pid::from_raw(parent.trim().parse().unwrap());
     nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGSTOP).unwrap();
     world.runtime.remove_sandbox("uid-1").await.unwrap();
