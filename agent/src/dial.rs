@@ -4,19 +4,20 @@
 //! candidate gets a head start, and then the next is tried beside it. Which comes first is random, so that whoever finds
 //! that a server accepts and then says nothing comes to another one when he tries again.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Shared};
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{KeepAlive, TcpKeepCount, TcpKeepIdle, TcpKeepInterval};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Resolving a name and reaching one of its addresses, as long as one dial in K3s.
 pub const LIMIT: Duration = Duration::from_secs(10);
@@ -25,6 +26,9 @@ pub const LIMIT: Duration = Duration::from_secs(10);
 pub const HEAD_START: Duration = Duration::from_millis(400);
 /// Addresses of a name that are tried: the last one still gets some seconds of [`LIMIT`].
 const ADDRESSES: usize = 16;
+
+/// The answer to a look-up counts for so long: connections come in bursts, and a name that moves is dialed by its new address soon.
+const KEPT: Duration = Duration::from_secs(1);
 
 /// Idle for so long, a connection is probed (K3s' keep-alive).
 const IDLE_S: u32 = 30;
@@ -35,9 +39,36 @@ const PROBES: u32 = 3;
 /// Finds the addresses of a `host:port`.
 pub type Resolve = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
 
-/// As this machine resolves names.
+/// As this machine resolves names. Whoever asks one and the same of these for a name that is being asked for shares the answer.
 pub fn system() -> Resolve {
-    Arc::new(|name| Box::pin(async move { Ok(lookup_host(name).await?.collect()) }))
+    shared(Arc::new(|name| {
+        Box::pin(async move { Ok(lookup_host(name).await?.collect()) })
+    }))
+}
+
+/// What a look-up found, and when.
+type Found = (Result<Vec<SocketAddr>, (io::ErrorKind, String)>, Instant);
+
+/// A look-up that several wait for.
+type Looking = Shared<BoxFuture<'static, Found>>;
+
+/// One look-up of a name at a time, and its answer to all who ask until [`KEPT`] after it.
+///
+/// A look-up holds one of the agent's few threads for files until the name server answers, which a silent one does not for many
+/// seconds; that nobody waits any more does not end it.
+fn shared(resolve: Resolve) -> Resolve {
+    let asked: Arc<Mutex<HashMap<String, Looking>>> = Arc::default();
+    Arc::new(move |name| {
+        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.retain(|_, found| found.peek().is_none_or(|(_, at)| at.elapsed() < KEPT));
+        let found = asked.entry(name).or_insert_with_key(|name| {
+            let looking = resolve(name.clone());
+            let found = looking.map(|found| (found.map_err(|error| (error.kind(), error.to_string())), Instant::now()));
+            found.boxed().shared()
+        });
+        let found = found.clone();
+        Box::pin(async move { found.await.0.map_err(|(kind, text)| io::Error::new(kind, text)) })
+    })
 }
 
 /// Connects to `host:port`; the name is resolved each time: a server may have moved.
@@ -116,6 +147,7 @@ pub async fn race<T, E, F: Future<Output = Result<T, E>>>(candidates: Vec<F>) ->
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use nix::sys::socket::getsockopt;
     use nix::sys::socket::sockopt::TcpUserTimeout;
@@ -164,5 +196,47 @@ mod tests {
             connect_by(&none, "x:1").await.unwrap_err().kind(),
             io::ErrorKind::NotFound
         );
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_name_server_is_asked_once_however_many_dial() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let names = shared(Arc::new(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Box::pin(std::future::pending())
+        }));
+        for _ in 0..2 {
+            let dials = (0..50).map(|_| connect_by(&names, "servers.test:6443"));
+            for dialed in futures_util::future::join_all(dials).await {
+                assert_eq!(dialed.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            }
+        }
+        assert_eq!(
+            asked.load(Ordering::Relaxed),
+            1,
+            "that nobody waits does not end a look-up"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_counts_for_a_second_and_for_its_name() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let names = shared(Arc::new(move |name| {
+            let count = counted.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async move {
+                match count {
+                    0 => Err(io::Error::other(name)),
+                    _ => Ok(vec![SocketAddr::from(([192, 0, 2, 1], 6443))]),
+                }
+            })
+        }));
+        for _ in 0..2 {
+            assert_eq!(names("a:1".to_owned()).await.unwrap_err().to_string(), "a:1");
+        }
+        assert!(names("b:1".to_owned()).await.is_ok());
+        sleep(KEPT).await;
+        assert!(names("a:1".to_owned()).await.is_ok(), "asked anew");
+        assert_eq!(asked.load(Ordering::Relaxed), 3);
     }
 }
