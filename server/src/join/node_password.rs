@@ -3,6 +3,7 @@
 //! Pure; `node_records` carries it out. Source of the format: K3s v1.36 `pkg/authenticator/hash/scrypt.go`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use agent::wire::join::hex;
 use base64::Engine as _;
@@ -27,7 +28,7 @@ const MAX_P: u32 = 4;
 const KEY_BYTES: usize = 64;
 
 /// Orphaned records of nodes that never appeared are forgotten after this long (K3s).
-const ORPHAN_SECONDS: i64 = 600;
+const ORPHANED: Duration = Duration::from_secs(600);
 
 /// A stored text that is no hash.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -101,6 +102,37 @@ pub struct Seen {
     pub rows: Option<BTreeMap<String, String>>,
     /// Names that the file had when we last wrote it.
     pub written: BTreeSet<String>,
+    /// Nodes that have had time enough to appear ([`Orphans`]).
+    pub overdue: BTreeSet<String>,
+}
+
+/// The records whose Node nobody has seen yet, by uid, and how long each has been there.
+#[derive(Debug, Default)]
+pub struct Orphans(BTreeMap<String, Duration>);
+
+impl Orphans {
+    /// Looks at all records and Nodes; returns the nodes whose record has been seen without a Node for too long.
+    ///
+    /// `up`: how long this server has run, by a clock that nobody sets. When a record says it was made is not asked: the
+    /// server that made it may have booted in 1970, or its clock be behind this one's, and a node takes a while to come
+    /// after its certificate. A name that is free meanwhile is whoever's comes next.
+    pub fn overdue(
+        &mut self,
+        records: &BTreeMap<String, Record>,
+        nodes: &BTreeMap<String, String>,
+        up: Duration,
+    ) -> BTreeSet<String> {
+        let alone = |(name, record): &(&String, &Record)| record.owner.is_none() && !nodes.contains_key(*name);
+        let alone = || records.iter().filter(alone);
+        let since = |record: &Record| self.0.get(&record.uid).copied().unwrap_or(up);
+        self.0 = alone().map(|(_, record)| (record.uid.clone(), since(record))).collect();
+        let over = |record: &Record| {
+            let since = self.0.get(&record.uid);
+            since.is_some_and(|since| up.saturating_sub(*since) > ORPHANED)
+        };
+        let overdue = alone().filter(|(_, record)| over(record));
+        overdue.map(|(name, _)| name.clone()).collect()
+    }
 }
 
 /// What makes them agree.
@@ -121,9 +153,10 @@ pub struct Plan {
 /// A row that we wrote and that is gone was taken out by the operator: the record goes. A row that we did not write and
 /// that has no record is a very old K3s' or the operator's: it becomes a record, if it has a clear password. One with a hash
 /// is a server's of ours, of a record that was deleted, and only looks like somebody else's: the power failed, or the disk
-/// was full, before its name was kept, too. A record goes with its Node, and after ten minutes when no Node ever came. A file that is like what we wrote but for several rows missing off its end ([`cut_off`])
-/// is one that was cut, like one that is missing: whoever means that deletes the records, or takes out one row at a time.
-pub fn plan(seen: &Seen, now: Timestamp) -> Plan {
+/// was full, before its name was kept, too. A record goes with its Node, and when none came in time. A file that is like
+/// what we wrote but for several rows missing off its end ([`cut_off`]) is one that was cut, like one that is missing:
+/// whoever means that deletes the records, or takes out one row at a time.
+pub fn plan(seen: &Seen) -> Plan {
     let mut plan = Plan::default();
     let empty = BTreeMap::new();
     plan.rebuilt = cut_off(seen);
@@ -131,12 +164,11 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan {
     let rows = told.unwrap_or(&empty);
     for (name, record) in &seen.records {
         let removed = told.is_some() && seen.written.contains(name) && !rows.contains_key(name);
-        let age = now.as_second() - record.created.as_second();
         let why = match (removed, &record.owner, seen.nodes.get(name)) {
             (true, _, _) => Some("its row was taken out of node-passwd"),
             (false, Some(owner), Some(uid)) if owner != uid => Some("its node was deleted"),
             (false, Some(_), None) => Some("its node was deleted"),
-            (false, None, None) if age > ORPHAN_SECONDS => Some("its node never registered"),
+            (false, None, None) if seen.overdue.contains(name) => Some("its node never registered"),
             (false, _, _) => None,
         };
         match (why, &record.owner, seen.nodes.get(name)) {
@@ -232,11 +264,10 @@ mod tests {
         }
     }
 
-    fn record(owner: Option<&str>, created: &str) -> Record {
+    fn record(owner: Option<&str>) -> Record {
         Record {
             hash: "h".to_owned(),
             owner: owner.map(str::to_owned),
-            created: created.parse().unwrap(),
             ..Record::default()
         }
     }
@@ -250,44 +281,38 @@ mod tests {
 
     #[test]
     fn a_row_that_the_operator_took_out_takes_its_record_with_it() {
-        let now = "2026-11-25T00:05:00Z".parse().unwrap();
         let mut seen = Seen {
             records: [("a", None), ("b", Some("1")), ("c", None)]
-                .map(|(name, owner)| (name.to_owned(), record(owner, "2026-11-25T00:00:00Z")))
+                .map(|(name, owner)| (name.to_owned(), record(owner)))
                 .into(),
             nodes: map(&[("b", "1")]),
             rows: Some(map(&[("c", "h")])),
             written: ["a", "b", "c"].map(str::to_owned).into(),
+            ..Seen::default()
         };
-        assert_eq!(plan(&seen, now).forget.keys().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(plan(&seen).forget.keys().collect::<Vec<_>>(), ["a", "b"]);
         seen.rows = None;
-        assert!(
-            plan(&seen, now).forget.is_empty(),
-            "a lost file is not an operator's wish"
-        );
+        assert!(plan(&seen).forget.is_empty(), "a lost file is not an operator's wish");
         seen.rows = Some(BTreeMap::new());
-        let emptied = plan(&seen, now);
+        let emptied = plan(&seen);
         assert!(emptied.forget.is_empty(), "nor is one that lost all its rows");
         assert_eq!(emptied.rebuilt, Some(3));
         seen.records.retain(|name, _| name == "a");
-        let forgotten = plan(&seen, now).forget;
+        let forgotten = plan(&seen).forget;
         assert_eq!(forgotten.keys().collect::<Vec<_>>(), ["a"], "its only row may go");
         seen.rows = Some(map(&[("c", "h")]));
         seen.written.clear();
         assert!(
-            plan(&seen, now).forget.is_empty(),
+            plan(&seen).forget.is_empty(),
             "another server made them: we had not written them yet"
         );
     }
 
     #[test]
     fn a_file_that_was_cut_at_a_line_end_forgets_nobody() {
-        let now = "2026-11-25T00:05:00Z".parse().unwrap();
         let names = ["a", "b", "c", "d"];
         let mut seen = Seen {
-            records: names
-                .map(|name| (name.to_owned(), record(None, "2026-11-25T00:00:00Z")))
-                .into(),
+            records: names.map(|name| (name.to_owned(), record(None))).into(),
             written: names.map(str::to_owned).into(),
             ..Seen::default()
         };
@@ -303,7 +328,7 @@ mod tests {
             ("abx", "cd", None),
         ] {
             seen.rows = Some(left.chars().map(|name| (name.to_string(), "h".to_owned())).collect());
-            let plan = plan(&seen, now);
+            let plan = plan(&seen);
             let names: String = plan.forget.into_keys().collect();
             assert_eq!((&*names, plan.rebuilt), (forgotten, rebuilt), "{left}");
         }
@@ -311,29 +336,55 @@ mod tests {
 
     #[test]
     fn a_record_goes_with_its_node() {
-        let now = "2026-11-25T00:20:00Z".parse().unwrap();
-        for (name, owner, node, created, forgotten) in [
-            ("node is there", Some("1"), Some("1"), "2026-11-25T00:00:00Z", false),
-            (
-                "node is another of the same name",
-                Some("1"),
-                Some("2"),
-                "2026-11-25T00:19:00Z",
-                true,
-            ),
-            ("node is gone", Some("1"), None, "2026-11-25T00:19:00Z", true),
-            ("node is to come", None, None, "2026-11-25T00:19:00Z", false),
-            ("node never came", None, None, "2026-11-25T00:00:00Z", true),
-            ("node came", None, Some("1"), "2026-11-25T00:00:00Z", false),
+        for (name, owner, node, overdue, forgotten) in [
+            ("node is there", Some("1"), Some("1"), false, false),
+            ("node is another of the same name", Some("1"), Some("2"), false, true),
+            ("node is gone", Some("1"), None, false, true),
+            ("node is to come", None, None, false, false),
+            ("node never came", None, None, true, true),
+            ("node came", None, Some("1"), false, false),
         ] {
             let seen = Seen {
-                records: [("n".to_owned(), record(owner, created))].into(),
+                records: [("n".to_owned(), record(owner))].into(),
                 nodes: node.map(|uid| ("n".to_owned(), uid.to_owned())).into_iter().collect(),
+                overdue: overdue.then(|| "n".to_owned()).into_iter().collect(),
                 ..Seen::default()
             };
-            let plan = plan(&seen, now);
+            let plan = plan(&seen);
             assert_eq!(plan.forget.contains_key("n"), forgotten, "{name}");
             assert_eq!(plan.own.contains_key("n"), name == "node came", "{name}");
+        }
+    }
+
+    #[test]
+    fn a_record_waits_for_its_node_since_it_was_seen_whatever_it_says_of_when_it_was_made() {
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        // By the clocks of servers that boot in 1970, are behind this one, or are ahead of it.
+        for created in ["1970-01-01T00:00:20Z", "2026-11-25T00:00:00Z", "2999-01-01T00:00:00Z"] {
+            let of = |uid: &str, owner| Record {
+                uid: uid.to_owned(),
+                created: created.parse().unwrap(),
+                ..record(owner)
+            };
+            let mut orphans = Orphans::default();
+            for (name, record, node, up, overdue) in [
+                ("just seen", of("1", None), None, minutes(1000), false),
+                ("for ten minutes", of("1", None), None, minutes(1010), false),
+                ("another of the name", of("2", None), None, minutes(1011), false),
+                ("for less than ten", of("2", None), None, minutes(1020), false),
+                ("the Node is there", of("2", None), Some("n"), minutes(1022), false),
+                ("and is not any more", of("2", None), None, minutes(1023), false),
+                ("for more than ten", of("2", None), None, minutes(1034), true),
+                ("it could not be deleted", of("2", None), None, minutes(1035), true),
+                ("tied", of("2", Some("n")), None, minutes(1036), false),
+                ("next", of("3", None), None, minutes(1037), false),
+            ] {
+                let records = [("pi".to_owned(), record)].into();
+                let nodes = node.map(|uid: &str| ("pi".to_owned(), uid.to_owned()));
+                let nodes = nodes.into_iter().collect();
+                let found = orphans.overdue(&records, &nodes, up);
+                assert_eq!(found.contains("pi"), overdue, "made {created}: {name}");
+            }
         }
     }
 
@@ -348,7 +399,7 @@ mod tests {
             written: ["gone".to_owned()].into(),
             ..Seen::default()
         };
-        let plan = plan(&seen, Timestamp::UNIX_EPOCH);
+        let plan = plan(&seen);
         assert_eq!(
             plan.adopt,
             map(&[("old", "clear")]),

@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::node_password::{self, Plan, Record, Seen};
+use super::node_password::{self, Orphans, Plan, Record, Seen};
 use super::record;
 use super::reenrol::{self, Way, Window};
 use super::roll::{Roll, Stamp};
@@ -135,6 +135,7 @@ impl Register {
             looks,
             written: BTreeSet::new(),
             windows: reenrol::Windows::default(),
+            orphans: Orphans::default(),
             begun: Instant::now(),
         };
         Ok((register, keeper))
@@ -172,7 +173,7 @@ impl Register {
                     Err(status) => return Err(later(status.message)),
                 }
             };
-            if let Some(why) = outdated(node, &record, uid.as_deref(), now) {
+            if let Some(why) = outdated(node, &record, uid.as_deref()) {
                 info!(node, why, "forgetting a node's password");
                 record::forget(&self.client, node, Some(record.uid))
                     .await
@@ -392,14 +393,14 @@ async fn edited(roll: &Roll, left: Stamp) {
     }
 }
 
-/// Why a record binds nobody any more, if so.
-fn outdated(node: &str, record: &Record, uid: Option<&str>, now: Timestamp) -> Option<&'static str> {
+/// Why a record binds nobody any more, if so. How long its Node has not come is the keeper's to know.
+fn outdated(node: &str, record: &Record, uid: Option<&str>) -> Option<&'static str> {
     let seen = Seen {
         records: [(node.to_owned(), record.clone())].into(),
         nodes: uid.map(|uid| (node.to_owned(), uid.to_owned())).into_iter().collect(),
         ..Seen::default()
     };
-    node_password::plan(&seen, now).forget.remove(node)
+    node_password::plan(&seen).forget.remove(node)
 }
 
 /// Keeps records, Nodes and the file in agreement.
@@ -410,6 +411,8 @@ pub struct Keeper {
     written: BTreeSet<String>,
     /// Windows for another password, and since when each is there.
     windows: reenrol::Windows,
+    /// Records that have no Node yet, and since when each is there.
+    orphans: Orphans,
     begun: Instant,
 }
 
@@ -431,7 +434,7 @@ impl Keeper {
                 records = register.watch(What::SECRETS).await;
             }
             let before = register.roll.stamp();
-            if let Err(why) = self.sweep(Timestamp::now()).await {
+            if let Err(why) = self.sweep().await {
                 warn!(error = why, "cannot look after the nodes' password records");
             }
             for done in waiting.drain(..) {
@@ -457,7 +460,7 @@ impl Keeper {
     }
 
     /// Makes Secrets, Nodes and the file agree once.
-    async fn sweep(&mut self, now: Timestamp) -> Result<(), String> {
+    async fn sweep(&mut self) -> Result<(), String> {
         let (client, roll) = (&self.register.client, &self.register.roll);
         let stamp = roll.stamp();
         let mut seen = Seen {
@@ -465,13 +468,16 @@ impl Keeper {
             nodes: record::nodes(client).await.map_err(|status| status.message)?,
             rows: roll.rows().map_err(|error| error.to_string())?,
             written: std::mem::take(&mut self.written),
+            overdue: BTreeSet::new(),
         };
-        let plan = node_password::plan(&seen, now);
+        let up = self.begun.elapsed();
+        seen.overdue = self.orphans.overdue(&seen.records, &seen.nodes, up);
+        let plan = node_password::plan(&seen);
         if let Some(rows) = plan.rebuilt {
             let path = roll.path().display();
             warn!(file = %path, rows, "node-passwd lost several rows off its end and is written anew: no node is forgotten; to forget some, run k3s node-password delete NAME, or take out one row at a time");
         }
-        let over = self.windows.over(&seen.records, self.begun.elapsed());
+        let over = self.windows.over(&seen.records, up);
         let carried_out = self.carry_out(&plan, &seen, &over).await;
         self.written = std::mem::take(&mut seen.written);
         carried_out.map_err(|status| status.message)?;

@@ -11,6 +11,7 @@ use server::join::reenrol::Window;
 use server::join::register::Register;
 use server::request::{Patch, What};
 use server::run::Server;
+use server::store::{Change, Expect, Store as _, Write};
 
 use crate::faulty::{Faulty, Mode};
 use crate::rig::*;
@@ -60,6 +61,37 @@ async fn deleting_secret_node_or_row_lets_the_next_machine_have_the_name() {
     assert_eq!(cluster.join("pi", OTHER).await.code, 403);
     std::fs::write(&path, "").unwrap();
     assert_eq!(cluster.join("pi", OTHER).await.code, 200, "its row was taken out");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_whose_node_is_still_to_come_binds_whatever_clock_it_was_made_by() {
+    let store = Faulty::new();
+    let cluster = Cluster::start_on("clocks", Arc::clone(&store) as _).await;
+    assert_eq!(cluster.join("pi", PASSWORD).await.code, 200);
+    let path = roll(&cluster);
+    until(|| has_row(&path, "pi")).await;
+    let (client, name) = (&cluster.server().client, "pi.node-password.k3s");
+    let made = || async {
+        let secret = client.get(What::SECRETS, "kube-system", name).await.unwrap();
+        secret["metadata"]["creationTimestamp"].as_str().unwrap().to_owned()
+    };
+    // As by a server that booted in 1970, or that is behind this one.
+    let long_ago = "1970-01-01T00:00:20Z";
+    let key = format!("/registry/secrets/kube-system/{name}");
+    let entry = store.get(&key).await.unwrap().unwrap();
+    let text = String::from_utf8(entry.value.to_vec()).unwrap();
+    let aged = text.replace(&made().await, long_ago);
+    let write = Write::new(key, Expect::At(entry.revision), Change::Put(aged.into()));
+    store.write(write).await.unwrap();
+    while made().await != long_ago {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // A new record has all of them looked after.
+    assert_eq!(cluster.join("box", PASSWORD).await.code, 200);
+    until(|| has_row(&path, "box")).await;
+    assert_eq!(made().await, long_ago, "the same record");
+    assert_eq!(cluster.join("pi", OTHER).await.code, 403);
     cluster.stop().await;
 }
 
