@@ -91,6 +91,9 @@ pub struct Record {
     pub window: Option<Window>,
 }
 
+/// The nodes whose rows we wrote, with the uid of the record that each is of; empty: not known any more.
+pub type Written = BTreeMap<String, String>;
+
 /// All that decides.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
@@ -100,8 +103,8 @@ pub struct Seen {
     pub nodes: BTreeMap<String, String>,
     /// Rows of the file, by node name: a hash, or a clear password of a very old K3s. `None`: no file.
     pub rows: Option<BTreeMap<String, String>>,
-    /// Names that the file had when we last wrote it.
-    pub written: BTreeSet<String>,
+    /// What the file had when we last wrote it.
+    pub written: Written,
     /// Nodes that have had time enough to appear ([`Orphans`]).
     pub overdue: BTreeSet<String>,
 }
@@ -150,7 +153,7 @@ pub struct Plan {
 
 /// Decides.
 ///
-/// A row that we wrote and that is gone was taken out by the operator: the record goes. A row that we did not write and
+/// A row that we wrote and that is gone was taken out by the operator: the record that it was of goes. A row that we did not write and
 /// that has no record is a very old K3s' or the operator's: it becomes a record, if it has a clear password. One with a hash
 /// is a server's of ours, of a record that was deleted, and only looks like somebody else's: the power failed, or the disk
 /// was full, before its name was kept, too. A record goes with its Node, and when none came in time. A file that is like
@@ -163,7 +166,7 @@ pub fn plan(seen: &Seen) -> Plan {
     let told = seen.rows.as_ref().filter(|_| plan.rebuilt.is_none());
     let rows = told.unwrap_or(&empty);
     for (name, record) in &seen.records {
-        let removed = told.is_some() && seen.written.contains(name) && !rows.contains_key(name);
+        let removed = told.is_some() && is_written(seen, name, record) && !rows.contains_key(name);
         let why = match (removed, &record.owner, seen.nodes.get(name)) {
             (true, _, _) => Some("its row was taken out of node-passwd"),
             (false, Some(owner), Some(uid)) if owner != uid => Some("its node was deleted"),
@@ -178,7 +181,7 @@ pub fn plan(seen: &Seen) -> Plan {
         }
     }
     for (name, text) in rows {
-        let is_ours = seen.written.contains(name) || text.starts_with(HASHED);
+        let is_ours = seen.written.contains_key(name) || text.starts_with(HASHED);
         if !seen.records.contains_key(name) && !is_ours {
             plan.adopt.insert(name.clone(), text.clone());
         }
@@ -186,14 +189,24 @@ pub fn plan(seen: &Seen) -> Plan {
     plan
 }
 
+/// Whether this very record had a row: a node that was forgotten may have come again since, at another server.
+fn is_written(seen: &Seen, name: &str, record: &Record) -> bool {
+    let uid = seen.written.get(name);
+    uid.is_some_and(|uid| uid.is_empty() || *uid == record.uid)
+}
+
 /// How many rows are missing off the end of the file, if it was cut there: it has nothing but rows that we wrote, and
 /// all of those that come first (rows are written in the order of their names). A file that lost its last row only, or
 /// rows between others, or that has rows of its own, was edited.
 fn cut_off(seen: &Seen) -> Option<usize> {
     let rows = seen.rows.as_ref()?;
-    let ours = seen.records.keys().filter(|name| seen.written.contains(*name));
-    let missing: Vec<&String> = ours.filter(|name| !rows.contains_key(*name)).collect();
-    let whole = rows.keys().all(|name| seen.written.contains(name));
+    let ours = seen
+        .records
+        .iter()
+        .filter(|(name, record)| is_written(seen, name, record));
+    let missing = ours.map(|(name, _)| name).filter(|name| !rows.contains_key(*name));
+    let missing: Vec<&String> = missing.collect();
+    let whole = rows.keys().all(|name| seen.written.contains_key(name));
     let first = missing.first()?;
     let at_the_end = rows.keys().all(|name| name < *first);
     (missing.len() > 1 && whole && at_the_end).then_some(missing.len())
@@ -287,7 +300,7 @@ mod tests {
                 .into(),
             nodes: map(&[("b", "1")]),
             rows: Some(map(&[("c", "h")])),
-            written: ["a", "b", "c"].map(str::to_owned).into(),
+            written: map(&[("a", ""), ("b", ""), ("c", "")]),
             ..Seen::default()
         };
         assert_eq!(plan(&seen).forget.keys().collect::<Vec<_>>(), ["a", "b"]);
@@ -313,7 +326,7 @@ mod tests {
         let names = ["a", "b", "c", "d"];
         let mut seen = Seen {
             records: names.map(|name| (name.to_owned(), record(None))).into(),
-            written: names.map(str::to_owned).into(),
+            written: names.map(|name| (name.to_owned(), String::new())).into(),
             ..Seen::default()
         };
         for (left, forgotten, rebuilt) in [
@@ -396,7 +409,7 @@ mod tests {
                 ("gone", "clear"),
                 ("unfinished", "$1:00:4:8:1:AAAA"),
             ])),
-            written: ["gone".to_owned()].into(),
+            written: map(&[("gone", "")]),
             ..Seen::default()
         };
         let plan = plan(&seen);

@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::node_password::{self, Orphans, Plan, Record, Seen};
+use super::node_password::{self, Orphans, Plan, Record, Seen, Written};
 use super::record;
 use super::reenrol::{self, Way, Window};
 use super::roll::{Roll, Stamp};
@@ -133,7 +133,7 @@ impl Register {
         let keeper = Keeper {
             register: Arc::clone(&register),
             looks,
-            written: BTreeSet::new(),
+            written: Written::new(),
             windows: reenrol::Windows::default(),
             orphans: Orphans::default(),
             begun: Instant::now(),
@@ -407,8 +407,8 @@ fn outdated(node: &str, record: &Record, uid: Option<&str>) -> Option<&'static s
 pub struct Keeper {
     register: Arc<Register>,
     looks: mpsc::Receiver<oneshot::Sender<()>>,
-    /// Nodes whose rows we wrote.
-    written: BTreeSet<String>,
+    /// The rows we wrote.
+    written: Written,
     /// Windows for another password, and since when each is there.
     windows: reenrol::Windows,
     /// Records that have no Node yet, and since when each is there.
@@ -494,7 +494,7 @@ impl Keeper {
         let mut known = self.register.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|node, _| records.contains_key(node));
         drop(known);
-        self.written = records.into_keys().collect();
+        self.written = records.into_iter().map(|(node, record)| (node, record.uid)).collect();
         Ok(())
     }
 

@@ -1,9 +1,10 @@
 //! `cred/node-passwd`: the nodes' password records as rows of a file, which an operator may take a row out of (3.3).
 //!
 //! K3s before v1.20 had only this file. Here it mirrors the Secrets, `hash,node,node,`; beside it, `node-passwd.names`
-//! remembers which rows we wrote, so that a row taken out while no server ran is known from one that never was.
+//! remembers which rows we wrote, `node uid` of the record, so that a row taken out while no server ran is known from one
+//! that never was, and from one of a record that was deleted and made anew at another server meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::time::SystemTime;
 
 use super::csv;
 use super::files::{self, PRIVATE};
-use super::node_password::Record;
+use super::node_password::{Record, Written};
 
 /// Of a row that K3s or we wrote.
 const COLUMNS: usize = 4;
@@ -59,17 +60,21 @@ impl Roll {
         }
     }
 
-    /// The nodes whose rows we wrote last.
+    /// The nodes whose rows we wrote last, and of which records; of any, in a file that did not say that.
     ///
     /// # Errors
     /// What the system says.
-    pub fn written(&self) -> io::Result<BTreeSet<String>> {
+    pub fn written(&self) -> io::Result<Written> {
         let text = files::read(&self.names)?.unwrap_or_default();
-        Ok(text.lines().map(str::to_owned).collect())
+        let name = |line: &str| {
+            let (node, uid) = line.split_once(' ').unwrap_or((line, ""));
+            (node.to_owned(), uid.to_owned())
+        };
+        Ok(text.lines().map(name).collect())
     }
 
-    /// Writes all rows. The names go last: a crash between the two only makes a row look like somebody else's,
-    /// but for the hash in it.
+    /// Writes all rows. The names go last: a crash between the two makes a row look like somebody else's, but for the hash
+    /// in it, and a row that went with its record like one that was taken out, but of that record only.
     ///
     /// # Errors
     /// What the system says.
@@ -82,7 +87,8 @@ impl Roll {
             csv::write(rows.iter().map(Vec::as_slice)).as_bytes(),
             PRIVATE,
         )?;
-        let names: String = records.keys().map(|node| format!("{node}\n")).collect();
+        let name = |(node, record): (&String, &Record)| format!("{node} {}\n", record.uid);
+        let names: String = records.iter().map(name).collect();
         files::write_if_changed(&self.names, names.as_bytes(), PRIVATE)?;
         Ok(())
     }
@@ -104,6 +110,7 @@ fn understood(text: &str) -> Option<BTreeMap<String, String>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::node_password::{self, Seen};
     use super::*;
     use crate::scratch::Scratch;
 
@@ -114,14 +121,97 @@ mod tests {
         assert_eq!(roll.rows().unwrap(), None);
         assert_eq!(roll.stamp(), None);
         let record = Record {
+            uid: "u1".to_owned(),
             hash: "$1:00:4:8:1:AAAA".to_owned(),
             ..Record::default()
         };
         roll.write(&[("pi".to_owned(), record)].into()).unwrap();
         assert_eq!(fs::read_to_string(roll.path()).unwrap(), "$1:00:4:8:1:AAAA,pi,pi,\n");
         assert_eq!(roll.rows().unwrap().unwrap().len(), 1);
-        assert_eq!(roll.written().unwrap(), ["pi".to_owned()].into());
+        assert_eq!(roll.written().unwrap(), [("pi".to_owned(), "u1".to_owned())].into());
         assert!(roll.stamp().is_some());
+        fs::write(&roll.names, "pi\n").unwrap();
+        let of_before = [("pi".to_owned(), String::new())].into();
+        assert_eq!(roll.written().unwrap(), of_before, "as an earlier version wrote it");
+    }
+
+    /// Records by node and uid.
+    fn records(all: &[(&str, &str)]) -> BTreeMap<String, Record> {
+        let record = |&(node, uid): &(&str, &str)| {
+            let record = Record {
+                uid: uid.to_owned(),
+                hash: format!("$1:00:4:8:1:{uid}"),
+                ..Record::default()
+            };
+            (node.to_owned(), record)
+        };
+        all.iter().map(record).collect()
+    }
+
+    #[test]
+    fn wherever_two_writes_are_cut_off_no_record_is_forgotten_that_was_made_since() {
+        let states = [
+            records(&[]),
+            records(&[("a", "1")]),
+            records(&[("a", "1"), ("pi", "1")]),
+            records(&[("a", "1"), ("pi", "2")]),
+            records(&[("pi", "1"), ("z", "1")]),
+        ];
+        let scratch = Scratch::new("roll-cut");
+        let roll = Roll::new(&scratch.0);
+        let files = |of: &BTreeMap<String, Record>| {
+            roll.write(of).unwrap();
+            [&roll.path, &roll.names].map(|path| fs::read(path).unwrap())
+        };
+        for (old, new) in states.iter().flat_map(|old| states.iter().map(move |new| (old, new))) {
+            let ([old_rows, old_names], [new_rows, new_names]) = (files(old), files(new));
+            // The rows are on the disk before the names are begun.
+            for (rows, names) in [
+                (&old_rows, &old_names),
+                (&new_rows, &old_names),
+                (&new_rows, &new_names),
+            ] {
+                fs::write(&roll.path, rows).unwrap();
+                fs::write(&roll.names, names).unwrap();
+                // What was deleted is there again at the next start, and what was there stayed: the API says so.
+                let mut now = new.clone();
+                for node in old.keys().filter(|node| !new.contains_key(*node)) {
+                    now.extend(records(&[(node, "made anew")]));
+                }
+                let seen = Seen {
+                    records: now,
+                    rows: roll.rows().unwrap(),
+                    written: roll.written().unwrap(),
+                    ..Seen::default()
+                };
+                let plan = node_password::plan(&seen);
+                assert!(plan.forget.is_empty() && plan.adopt.is_empty(), "{seen:?}: {plan:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_that_was_taken_out_takes_its_own_record_along_and_no_later_one() {
+        let scratch = Scratch::new("roll-taken");
+        let roll = Roll::new(&scratch.0);
+        let old = records(&[("a", "1"), ("pi", "1")]);
+        roll.write(&old).unwrap();
+        fs::write(&roll.path, "$1:00:4:8:1:1,a,a,\n").unwrap();
+        for (names, records, forgotten) in [
+            ("a 1\npi 1\n", old.clone(), true),
+            ("a 1\npi 1\n", records(&[("a", "1"), ("pi", "2")]), false),
+            ("a\npi\n", old, true),
+        ] {
+            fs::write(&roll.names, names).unwrap();
+            let seen = Seen {
+                records,
+                rows: roll.rows().unwrap(),
+                written: roll.written().unwrap(),
+                ..Seen::default()
+            };
+            let forget = node_password::plan(&seen).forget;
+            assert_eq!(forget.contains_key("pi"), forgotten, "{seen:?}");
+        }
     }
 
     #[test]
