@@ -61,6 +61,7 @@ mod tests {
             &["cache", "request", "tunnel", "registry", "auth", "kinds", "store"],
         ),
         ("tunnel", &[]),
+        // The last two for the tests of records, which make a server of them.
         (
             "join",
             &[
@@ -73,6 +74,8 @@ mod tests {
                 "controllers",
                 "store",
                 "peers",
+                "kinds",
+                "registry",
             ],
         ),
         ("addons", &["cache", "request"]),

@@ -104,24 +104,26 @@ pub async fn create(client: &Client, node: &str, record: &Record) -> Result<(), 
     client.create(What::SECRETS, NAMESPACE, secret).await.map(drop)
 }
 
-/// Notes which key the node's client certificate is for, so that it can prove later who it is.
+/// Notes which key the node's client certificate is for, so that it can prove later who it is; on this record only.
 ///
 /// # Errors
-/// What the API says.
-pub async fn note_key(client: &Client, node: &str, key: &str) -> Result<(), Status> {
-    let patch = Patch::Merge(json!({ "metadata": { "annotations": { KEY: key } } }));
-    client
-        .patch(What::SECRETS, NAMESPACE, &name(node), None, patch)
-        .await
-        .map(drop)
+/// What the API says; `Conflict` when the node has another record by now.
+pub async fn note_key(client: &Client, node: &str, record: &Record, key: &str) -> Result<(), Status> {
+    patch(client, node, record, json!({ "annotations": { KEY: key } })).await
 }
 
-/// Ties a record to its Node, so that it goes when the Node goes.
+/// Ties a record to its Node, so that it goes when the Node goes; this record only.
 ///
 /// # Errors
-/// What the API says.
-pub async fn tie(client: &Client, node: &str, uid: &str) -> Result<(), Status> {
-    let patch = Patch::Merge(json!({ "metadata": { "ownerReferences": owned_by(node, uid) } }));
+/// What the API says; `Conflict` when the node has another record by now.
+pub async fn tie(client: &Client, node: &str, record: &Record, uid: &str) -> Result<(), Status> {
+    patch(client, node, record, json!({ "ownerReferences": owned_by(node, uid) })).await
+}
+
+/// Changes the metadata of this record and of none that was made since under its name.
+async fn patch(client: &Client, node: &str, record: &Record, mut metadata: Value) -> Result<(), Status> {
+    set(&mut metadata, &["uid"], record.uid.as_str());
+    let patch = Patch::Merge(json!({ "metadata": metadata }));
     client
         .patch(What::SECRETS, NAMESPACE, &name(node), None, patch)
         .await
@@ -201,7 +203,53 @@ fn last(key: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tokio::task::JoinSet;
+
     use super::*;
+    use crate::auth::guard::Authorizer;
+    use crate::cache::Cache;
+    use crate::kinds;
+    use crate::registry::{RealWorld, Registry, Settings};
+    use crate::request::{Api, User};
+    use crate::store::memory::Memory;
+
+    #[tokio::test]
+    async fn what_is_decided_of_a_record_is_not_done_to_the_next_of_its_name() {
+        let (store, mut serving) = (Arc::new(Memory::new()), JoinSet::new());
+        let cache = Cache::start(store.clone(), kinds::indexer(), &mut serving)
+            .await
+            .unwrap();
+        let registry = Registry::new(store, cache.clone(), Arc::new(RealWorld), Settings::default());
+        let api = Arc::new(Api::new(Arc::new(registry), Arc::new(Authorizer::new(cache))));
+        let client = Client::new(api, User::new("test", &["system:masters"]));
+        let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } });
+        client.create(What::NAMESPACES, "", namespace).await.unwrap();
+        let present = async || get(&client, "pi").await.unwrap().unwrap();
+        let record = |hash: &str| Record {
+            hash: hash.to_owned(),
+            ..Record::default()
+        };
+        create(&client, "pi", &record("first")).await.unwrap();
+        let first = present().await;
+        note_key(&client, "pi", &first, "k1").await.unwrap();
+        tie(&client, "pi", &first, "u1").await.unwrap();
+        let tied = present().await;
+        assert_eq!((tied.key.as_deref(), tied.owner.as_deref()), (Some("k1"), Some("u1")));
+
+        forget(&client, "pi", Some(first.uid.clone())).await.unwrap();
+        create(&client, "pi", &record("second")).await.unwrap();
+        let second = present().await;
+        let noted = note_key(&client, "pi", &first, "k1").await.unwrap_err();
+        let tied = tie(&client, "pi", &first, "u1").await.unwrap_err();
+        assert!(
+            noted.is(Reason::Conflict) && tied.is(Reason::Conflict),
+            "{noted:?} {tied:?}"
+        );
+        forget(&client, "pi", Some(first.uid)).await.unwrap();
+        assert_eq!(present().await, second, "another machine's");
+    }
 
     #[test]
     fn secrets_of_k3s_are_read() {

@@ -243,7 +243,8 @@ impl Register {
         let Some(key) = claim.key.filter(|key| record.key.as_deref() != Some(key)) else {
             return;
         };
-        if let Err(status) = record::note_key(&self.client, claim.node, key).await {
+        let noted = record::note_key(&self.client, claim.node, record, key).await;
+        if let Err(status) = noted.or_else(overtaken) {
             warn!(
                 node = claim.node,
                 error = status.message,
@@ -393,6 +394,14 @@ async fn edited(roll: &Roll, left: Stamp) {
     }
 }
 
+/// That a record is gone, or another one's by now, is nothing to report: what is to be done with it is decided anew.
+fn overtaken(status: Status) -> Result<(), Status> {
+    match status.is(Reason::NotFound) || status.is(Reason::Conflict) {
+        true => Ok(()),
+        false => Err(status),
+    }
+}
+
 /// Why a record binds nobody any more, if so. How long its Node has not come is the keeper's to know.
 fn outdated(node: &str, record: &Record, uid: Option<&str>) -> Option<&'static str> {
     let seen = Seen {
@@ -520,10 +529,8 @@ impl Keeper {
             made.or_else(|status| status.is(Reason::AlreadyExists).then_some(()).ok_or(status))?;
         }
         for (node, uid) in &plan.own {
-            match record::tie(client, node, uid).await {
-                Err(status) if !status.is(Reason::NotFound) => return Err(status),
-                _ => {}
-            }
+            let Some(record) = seen.records.get(node) else { continue };
+            record::tie(client, node, record, uid).await.or_else(overtaken)?;
         }
         Ok(())
     }
