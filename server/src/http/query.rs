@@ -230,6 +230,7 @@ impl Query {
             field_manager: manager.to_owned(),
             field_validation,
             duplicates: Vec::new(),
+            instead_of: None,
         })
     }
 

@@ -48,16 +48,18 @@ pub async fn get(client: &Client, node: &str) -> Result<Option<Record>, Status> 
     }
 }
 
+/// The node whose record this Secret is.
+pub fn node_of(item: &Item) -> Option<&str> {
+    last(&item.key).strip_suffix(SUFFIX)
+}
+
 /// All records by node.
 ///
 /// # Errors
 /// What the API says.
 pub async fn all(client: &Client) -> Result<BTreeMap<String, Record>, Status> {
     let page = client.list(What::SECRETS, Some(NAMESPACE), Filter::default()).await?;
-    let record = |item: &std::sync::Arc<Item>| {
-        let node = last(&item.key).strip_suffix(SUFFIX)?;
-        Some((node.to_owned(), read(&item.value())))
-    };
+    let record = |item: &std::sync::Arc<Item>| Some((node_of(item)?.to_owned(), read(&item.value())));
     Ok(page.items.iter().filter_map(record).collect())
 }
 
@@ -88,6 +90,25 @@ pub async fn node_uid(client: &Client, node: &str) -> Result<Option<String>, Sta
 /// # Errors
 /// What the API says; `AlreadyExists` when somebody was first.
 pub async fn create(client: &Client, node: &str, record: &Record) -> Result<(), Status> {
+    client
+        .create(What::SECRETS, NAMESPACE, secret(node, record))
+        .await
+        .map(drop)
+}
+
+/// Makes a record as [`create`] does, in the place of the one with this uid, in one step: a record is sealed, as K3s' is,
+/// and between its deletion and the next one the name would be whoever's came first.
+///
+/// # Errors
+/// What the API says; `AlreadyExists` when the node has another record by now, or none.
+pub async fn replace(client: &Client, node: &str, uid: &str, record: &Record) -> Result<(), Status> {
+    client
+        .replace(What::SECRETS, NAMESPACE, uid, secret(node, record))
+        .await
+        .map(drop)
+}
+
+fn secret(node: &str, record: &Record) -> Value {
     let mut secret = json!({
         "apiVersion": "v1", "kind": "Secret",
         "metadata": { "name": name(node), "namespace": NAMESPACE },
@@ -101,7 +122,7 @@ pub async fn create(client: &Client, node: &str, record: &Record) -> Result<(), 
     if let Some(key) = &record.key {
         set(&mut secret, &["metadata", "annotations", KEY], key.as_str());
     }
-    client.create(What::SECRETS, NAMESPACE, secret).await.map(drop)
+    secret
 }
 
 /// Notes which key the node's client certificate is for, so that it can prove later who it is; on this record only.
@@ -249,6 +270,17 @@ mod tests {
         );
         forget(&client, "pi", Some(first.uid)).await.unwrap();
         assert_eq!(present().await, second, "another machine's");
+
+        replace(&client, "pi", &second.uid, &record("third")).await.unwrap();
+        let third = present().await;
+        assert!(third.hash == "third" && third.uid != second.uid, "{third:?}");
+        let late = replace(&client, "pi", &second.uid, &record("late")).await.unwrap_err();
+        assert!(late.is(Reason::AlreadyExists), "{late:?}");
+        tie(&client, "pi", &second, "u1").await.unwrap_err();
+        assert_eq!(present().await, third);
+        forget(&client, "pi", None).await.unwrap();
+        let gone = replace(&client, "pi", &third.uid, &record("late")).await.unwrap_err();
+        assert!(gone.is(Reason::AlreadyExists), "{gone:?}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::node_password::{self, Orphans, Plan, Record, Seen, Written};
 use super::record;
 use super::reenrol::{self, Way, Window};
 use super::roll::{Roll, Stamp};
-use crate::cache::{ChangeKind, Filter, Fresh, From, Watch, WatchEvent};
+use crate::cache::{ChangeKind, Filter, Fresh, From, Item, Watch, WatchEvent};
 use crate::controllers::tell;
 use crate::request::{Client, What};
 
@@ -164,7 +164,7 @@ impl Register {
                 if !self.catch_up().await {
                     return Err(later(AWAY.to_owned()));
                 }
-                match self.enter(claim, uid).await? {
+                match self.enter(claim, uid, None).await? {
                     Ok(()) => {
                         info!(node, "node came first under its name; its password is on record now");
                         return Ok(());
@@ -201,12 +201,9 @@ impl Register {
                 tell(&self.client, &reenrol::refused(about, refusal.to_string()), now).await;
                 return Err(refusal);
             };
-            // The record is sealed, as K3s' is: it is replaced, not changed. A window goes with it, a proven key stays.
-            record::forget(&self.client, node, Some(record.uid))
-                .await
-                .map_err(|status| later(status.message))?;
+            // A window goes with the record, a proven key stays.
             let key = claim.key.or(claim.proof.filter(|_| way == Way::Proof));
-            match self.enter(Claim { key, ..claim }, uid).await? {
+            match self.enter(Claim { key, ..claim }, uid, Some(&record)).await? {
                 Ok(()) => {
                     warn!(node, way = %way, "node registered anew, with another password");
                     tell(&self.client, &reenrol::done(about, way), now).await;
@@ -219,8 +216,14 @@ impl Register {
         Err(later("its record keeps changing".to_owned()))
     }
 
-    /// Makes the record of a node that has none; the inner answer is the API's.
-    async fn enter(&self, claim: Claim<'_>, owner: Option<String>) -> Result<Result<(), Status>, Refusal> {
+    /// Makes the record of a node that has none, or this one; the inner answer is the API's, `AlreadyExists` when the node
+    /// has another by now.
+    async fn enter(
+        &self,
+        claim: Claim<'_>,
+        owner: Option<String>,
+        old: Option<&Record>,
+    ) -> Result<Result<(), Status>, Refusal> {
         let hash = self.hash(claim.password).await.map_err(|why| Refusal::Later {
             node: claim.node.to_owned(),
             why,
@@ -231,7 +234,10 @@ impl Register {
             key: claim.key.map(str::to_owned),
             ..Record::default()
         };
-        let made = record::create(&self.client, claim.node, &record).await;
+        let made = match old {
+            None => record::create(&self.client, claim.node, &record).await,
+            Some(old) => record::replace(&self.client, claim.node, &old.uid, &record).await,
+        };
         if made.is_ok() {
             self.remember(claim.node, &record.hash, claim.password);
         }
@@ -365,13 +371,14 @@ impl Register {
     }
 }
 
-/// Waits until an object is made or deleted; what else happens to it is none of our business. A watch that has ended is
-/// taken out, to be opened anew.
-async fn came_or_went(watched: &mut Option<Watch>) {
+/// Waits until an object is made or deleted, or is another by now; what else happens to it is none of our business. A watch
+/// that has ended is taken out, to be opened anew.
+async fn came_or_went(watched: &mut Option<Watch>, is_another: impl Fn(&Item) -> bool) {
     let Some(watch) = watched else { return pending().await };
     loop {
         match watch.next().await {
             Some(WatchEvent::Change(ChangeKind::Added | ChangeKind::Deleted, _)) => return,
+            Some(WatchEvent::Change(ChangeKind::Modified, item)) if is_another(&item) => return,
             Some(WatchEvent::Change(ChangeKind::Modified, _) | WatchEvent::Bookmark { .. }) => {}
             None => {
                 *watched = None;
@@ -455,11 +462,16 @@ impl Keeper {
                 .left()
                 .filter(|left| Some(*left) == register.roll.stamp())
                 .or(before);
+            let written = &self.written;
+            let anew = |item: &Item| {
+                let uid = record::node_of(item).and_then(|node| written.get(node));
+                uid.is_none_or(|uid| **uid != *item.index.uid)
+            };
             tokio::select! {
                 () = sleep(SWEEP) => {}
                 () = edited(&register.roll, left) => {}
-                () = came_or_went(&mut records) => sleep(GATHER).await,
-                () = came_or_went(&mut nodes) => sleep(GATHER).await,
+                () = came_or_went(&mut records, anew) => sleep(GATHER).await,
+                () = came_or_went(&mut nodes, |_| false) => sleep(GATHER).await,
                 Some(done) = self.looks.recv() => waiting.push(done),
             }
             while let Ok(done) = self.looks.try_recv() {

@@ -57,7 +57,7 @@ impl Registry {
         Err(status.retry_after(1))
     }
 
-    /// `None`: the name is taken.
+    /// `None`: the name is taken, or is not that of the object to be replaced.
     async fn create_once(
         &self,
         context: Context<'_>,
@@ -95,15 +95,20 @@ impl Registry {
         if !faults.is_empty() {
             return Err(context.invalid(&name, &faults));
         }
+        let expect = match &options.instead_of {
+            None => Expect::Absent,
+            Some(uid) => match self.cache.get(&key).filter(|item| *item.index.uid == **uid) {
+                Some(item) => Expect::At(item.revision),
+                None => return Ok(None),
+            },
+        };
         let stored = stored::encode(&object);
         if options.dry_run {
             return Ok(self.cache.get(&key).is_none().then_some((201, stored)));
         }
         claims.still_good()?;
         let keep = row.rules.keep(&object, None);
-        let written = self
-            .write(&key, Expect::Absent, Change::Put(stored.clone()), keep)
-            .await;
+        let written = self.write(&key, expect, Change::Put(stored.clone()), keep).await;
         self.settle(claims, &written).await;
         match written {
             Ok(revision) => Ok(Some((201, stored::with_revision(&stored, revision)))),

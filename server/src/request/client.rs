@@ -142,6 +142,18 @@ impl Client {
             .await
     }
 
+    /// Creates in the place of the object of that name with this uid, in one write: at no moment is the name nobody's. For
+    /// objects that nothing keeps from being deleted; watchers see a change, to an object of another uid.
+    ///
+    /// # Errors
+    /// As [`Client::get`]; `AlreadyExists` when another object, or none, has the name by now.
+    pub async fn replace(&self, what: What, namespace: &str, uid: &str, body: Value) -> Result<Value, Status> {
+        let mut options = self.options();
+        options.instead_of = Some(uid.to_owned());
+        self.object(what, namespace, "", None, Operation::Create { body, options })
+            .await
+    }
+
     /// Creates a subresource: `binding`, `eviction`, `token`.
     #[expect(clippy::missing_errors_doc, reason = "said once, at `get`")]
     pub async fn create_sub(

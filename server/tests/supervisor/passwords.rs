@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use rcgen::KeyPair;
-use server::cache::Filter;
+use server::cache::{ChangeKind, Filter, From, WatchEvent};
 use server::join::record::with_window;
 use server::join::reenrol::Window;
 use server::join::register::Register;
@@ -254,6 +254,36 @@ async fn a_node_that_lost_its_password_proves_who_it_is_with_its_old_key() {
         reply.code, 403,
         "who had the name before has a certificate, and not the name"
     );
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_nobodys_at_no_moment_of_a_registration_anew() {
+    let cluster = Cluster::start("anew").await;
+    let held = cluster.joined("pi").await;
+    let path = roll(&cluster);
+    until(|| has_row(&path, "pi")).await;
+    let before = std::fs::read_to_string(&path).unwrap();
+    let client = &cluster.server().client;
+    let secrets = client.watch(What::SECRETS, Some("kube-system"), Filter::default(), From::Now);
+    let mut secrets = secrets.await.unwrap();
+
+    let key = KeyPair::from_pem(&held.key).unwrap();
+    let ask = cluster.certificate_request("pi", OTHER, Some(&basic("node", "secret")), &key);
+    assert_eq!(cluster.send(ask, Some(&held)).await.code, 200);
+    let (kind, item) = loop {
+        match secrets.next().await.unwrap() {
+            WatchEvent::Change(kind, item) if item.key.ends_with("/pi.node-password.k3s") => break (kind, item),
+            WatchEvent::Change(..) | WatchEvent::Bookmark { .. } => {}
+        }
+    };
+    assert_eq!(kind, ChangeKind::Modified, "it is neither deleted nor made");
+    let secret = item.value();
+    assert_eq!(secret["immutable"], true);
+    assert!(secret["metadata"]["annotations"]["amphipod.io/client-key"].is_string());
+    assert_eq!(cluster.join("pi", PASSWORD).await.code, 403);
+    // Long before the minute is over after which all records are looked at.
+    until(|| has_row(&path, "pi") && std::fs::read_to_string(&path).unwrap() != before).await;
     cluster.stop().await;
 }
 
