@@ -116,11 +116,7 @@ fn apply(shared: &Shared, batch: &[Event]) {
         })
         .collect();
     let now = Instant::now();
-    shared.write(|state| {
-        for (event, new) in batch.iter().zip(made) {
-            state.apply(event, new, now);
-        }
-    });
+    shared.write(|state| state.apply(batch.iter().zip(made), now));
 }
 
 /// Tells everybody who waits.

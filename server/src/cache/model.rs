@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use agent::units::{Bytes as Size, Revision};
 use agent::wire::selector::{Fields, Labels};
@@ -12,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::{Cache, ChangeKind, Filter, From, Index, Indexer, Watch, WatchEvent};
 use crate::store::memory::Memory;
-use crate::store::{Change, Expect, Store, Write};
+use crate::store::{Change, Event, Expect, Store, Write};
 
 const KEYS: [&str; 5] = [
     "/registry/pods/a/x",
@@ -279,4 +280,47 @@ async fn watches_end_when_nobody_follows_the_store_any_more() {
     let mut watch = cache.watch("/registry/pods/", Filter::default(), From::Now).unwrap();
     tasks.shutdown().await;
     assert!(watch.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_revision_of_several_keys_is_applied_whole_and_ends_the_watches() {
+    let store: Arc<dyn Store> = Arc::new(Memory::new());
+    let mut tasks = JoinSet::new();
+    let cache = Cache::start(Arc::clone(&store), indexer(), &mut tasks).await.unwrap();
+    for key in KEYS {
+        let written = store.write(write(key, Some(0), 0)).await.unwrap();
+        cache.reached(written).await;
+    }
+    let before = cache.revision();
+    let begin = |from| cache.watch("/registry/", Filter::default(), from);
+    let mut watch = begin(From::Now).unwrap();
+    let gone = |key: &&str, revision| Event {
+        key: (*key).into(),
+        revision,
+        created: Revision::ZERO,
+        value: None,
+    };
+    // One key, all but the last of the others, and the last: as two revisions of one and one of several.
+    let (one, several, last) = (before.next(), before.next().next(), before.next().next().next());
+    let (kept, rest) = KEYS.split_last().unwrap();
+    let mut batch = vec![gone(&rest[0], one)];
+    batch.extend(rest[1..].iter().map(|key| gone(key, several)));
+    batch.push(gone(kept, last));
+    let apply = |batch: &[Event]| {
+        let events = batch.iter().map(|event| (event, None));
+        cache.0.write(|state| state.apply(events, Instant::now()));
+    };
+    apply(&batch[..rest.len()]);
+    assert_eq!(cache.all("/registry/").len(), 1, "all but the last are gone");
+    assert!(watch.ready().is_none() && watch.next().await.is_none());
+    assert!(begin(From::After(before)).is_err() && begin(From::After(one)).is_err());
+    let mut anew = begin(From::After(several)).unwrap();
+    // What comes again changes nothing.
+    apply(&batch);
+    assert_eq!(
+        drained(&mut anew),
+        [(ChangeKind::Deleted, (*kept).to_owned(), last.get())]
+    );
+    assert!(cache.all("/registry/").is_empty());
+    assert!(cache.by_owner("0").is_empty());
 }

@@ -52,26 +52,52 @@ impl State {
         self.generation += 1;
     }
 
-    /// Applies one event; `new` is its item, made outside the lock. One that is applied already is passed over.
-    pub fn apply(&mut self, event: &Event, new: Option<Item>, now: Instant) {
-        if event.revision <= self.revision {
-            return;
+    /// Applies the events of whole revisions, each with its item, made outside the lock. What is applied already is passed
+    /// over.
+    ///
+    /// Our own writes change one key a revision; in etcd whoever has access may change several (`etcdctl del --prefix`).
+    /// Cursors and resource versions name one change, and cannot stop between two of one revision: such a revision is
+    /// applied whole, history begins behind it, and watches end.
+    pub fn apply<'e>(&mut self, events: impl IntoIterator<Item = (&'e Event, Option<Item>)>, now: Instant) {
+        let applied = self.revision;
+        let (mut last, mut several) = (applied, applied);
+        for (event, new) in events {
+            if event.revision <= applied {
+                continue;
+            }
+            self.revision = event.revision;
+            let Some(past) = self.change(event, new, now) else {
+                continue;
+            };
+            if event.revision > last {
+                last = event.revision;
+                self.history.push(past);
+            } else if event.revision > several {
+                several = event.revision;
+                self.history.restart(event.revision);
+                self.generation += 1;
+            }
         }
-        self.revision = event.revision;
+    }
+
+    /// The key's new state; `None` if there is nothing now and was nothing before.
+    fn change(&mut self, event: &Event, new: Option<Item>, now: Instant) -> Option<Past> {
         let previous = self.items.remove(&event.key);
         if let Some(previous) = &previous {
             self.disown(previous);
         }
-        let past = match (new.map(Arc::new), previous) {
+        match (new.map(Arc::new), previous) {
             (Some(item), previous) => {
                 self.own(&item);
                 self.items.insert(Arc::clone(&event.key), Arc::clone(&item));
-                Past::new(item, false, previous, now)
+                Some(Past::new(item, false, previous, now))
             }
-            (None, Some(previous)) => Past::new(Arc::new(previous.under(event.revision)), true, Some(previous), now),
-            (None, None) => return,
-        };
-        self.history.push(past);
+            (None, Some(previous)) => {
+                let deleted = Arc::new(previous.under(event.revision));
+                Some(Past::new(deleted, true, Some(previous), now))
+            }
+            (None, None) => None,
+        }
     }
 
     pub fn get(&self, key: &str) -> Option<Arc<Item>> {

@@ -21,6 +21,10 @@ const FOREGROUND: &str = "foregroundDeletion";
 const ORPHANED: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
 /// Longer than any pod is given; keeps the arithmetic of time in range.
 const GRACE_LIMIT: i64 = 10 * 365 * 24 * 3600;
+/// How often a deletion is tried again that lost a race. More than a change: it has nothing to merge, and who asks for it does
+/// not expect to be sent away because a status is written often. A bound at all because what this server sees may differ from
+/// what the datastore has, and then each attempt loses.
+const RACES: usize = 32;
 
 /// What becomes of an object that was asked to go.
 #[derive(Debug, PartialEq)]
@@ -37,7 +41,7 @@ impl Registry {
     pub(super) async fn delete(&self, context: Context<'_>, options: &DeleteOptions) -> Result<Answer, Status> {
         let name = context.named()?;
         let key = context.key(name);
-        loop {
+        for _ in 0..RACES {
             let item = self.cache.get(&key).ok_or_else(|| context.not_found(name))?;
             let old = item.value();
             context.still_is(name, &old, options)?;
@@ -88,6 +92,7 @@ impl Registry {
                 Fate::Dying(_) | Fate::Unchanged => object_answer(body, context.row, options),
             });
         }
+        Err(context.conflict(name, Status::MODIFIED))
     }
 
     pub(super) async fn delete_collection(

@@ -250,7 +250,7 @@ fn reachable(asked: Revision, oldest: Revision, current: Revision) -> Result<(),
     Ok(())
 }
 
-/// Batches of events in revision order, without gap or repeat; ends when the store closes. A receiver that falls too
+/// Batches of events in revision order, without gap or repeat, no revision split between two; ends when the store closes. A receiver that falls too
 /// far behind is cut off (the channel closes) and begins anew.
 pub type Tail = mpsc::Receiver<Arc<[Event]>>;
 

@@ -1,5 +1,5 @@
-//! For tests: a store in memory that refuses or holds writes when told so, and gives way before each, so that others get
-//! between.
+//! For tests: a store in memory that refuses or holds writes, or says that they came too late, when told so, and gives way
+//! before each, so that others get between.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -17,6 +17,7 @@ pub struct Refusing {
     store: Memory,
     refused: Mutex<Option<&'static str>>,
     held: watch::Sender<Option<&'static str>>,
+    gone: Mutex<Option<&'static str>>,
 }
 
 impl Refusing {
@@ -30,16 +31,24 @@ impl Refusing {
         self.held.send_replace(prefix);
     }
 
-    fn refuses(&self, key: &str) -> bool {
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.is_some_and(|prefix| key.starts_with(prefix))
+    /// From now on it has no keys that begin so, as far as writes can tell; its watches do not say so.
+    pub fn lose(&self, prefix: &'static str) {
+        *self.gone.lock().unwrap_or_else(PoisonError::into_inner) = Some(prefix);
+    }
+
+    fn is_in(prefix: &Mutex<Option<&'static str>>, key: &str) -> bool {
+        let prefix = prefix.lock().unwrap_or_else(PoisonError::into_inner);
+        prefix.is_some_and(|prefix| key.starts_with(prefix))
     }
 }
 
 impl Store for Refusing {
     fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
-        if self.refuses(&write.key) {
+        if Self::is_in(&self.refused, &write.key) {
             return ready(Err(StoreError::Unavailable("away".to_owned()))).boxed();
+        }
+        if Self::is_in(&self.gone, &write.key) {
+            return ready(Err(StoreError::Conflict { current: None })).boxed();
         }
         async move {
             tokio::task::yield_now().await;

@@ -1,8 +1,12 @@
 //! Deleting.
 
+use std::time::Duration;
+
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::*;
+use crate::store::refusing::Refusing;
 
 fn code(answer: &Answer) -> u16 {
     match answer {
@@ -34,6 +38,23 @@ async fn a_deleted_object_is_gone_and_the_answer_says_which() {
         (status.code, status.message.as_str()),
         (404, "configmaps \"a\" not found")
     );
+}
+
+#[tokio::test]
+async fn what_the_datastore_has_not_and_the_cache_shows_is_not_deleted_for_ever() {
+    let store: Arc<Refusing> = Arc::default();
+    let cluster = Cluster::on(Arc::clone(&store) as _, 1, Settings::default()).await;
+    let namespace = json!({"metadata": {"name": "default"}});
+    cluster.create(("namespaces", "", "", ""), namespace).await.unwrap();
+    cluster.create(MAPS, config_map("a")).await.unwrap();
+    store.lose("/registry/configmaps/");
+    let deleting = cluster.delete(named(MAPS, "a"), DeleteOptions::default());
+    let status = timeout(Duration::from_secs(10), deleting)
+        .await
+        .unwrap()
+        .map(drop)
+        .unwrap_err();
+    assert_eq!(status.code, 409, "{status}");
 }
 
 #[tokio::test]

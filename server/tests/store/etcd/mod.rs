@@ -9,7 +9,7 @@ use agent::units::Revision;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::json;
-use server::cache::{Cache, Filter, Index};
+use server::cache::{Cache, Filter, From, Index};
 use server::store::endpoint::{self, Tls};
 use server::store::{Expect, OpenError, Store, StoreError, etcd, open};
 use tests::database::etcd::{Etcd, Form};
@@ -318,6 +318,47 @@ async fn a_cache_shows_at_once_what_was_written_before_it_began() {
     let page = cache.list("/registry/", &Filter::default(), None, None, None).unwrap();
     assert_eq!(page.items.len(), 50);
     assert_eq!(page.revision, store.revision().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_others_delete_at_once_are_gone_from_the_cache_and_end_its_watches() {
+    let etcd = Etcd::start().unwrap();
+    let store = open_at(&etcd.endpoint(), &etcd).await;
+    let mut tasks = JoinSet::new();
+    let running = Cache::start(Arc::clone(&store), Arc::new(|_, _| Index::default()), &mut tasks);
+    let running = running.await.unwrap();
+    let mut first = Revision::ZERO;
+    for key in ["/registry/things/a", "/registry/things/b", "/registry/things/c"] {
+        first = store.write(put(key, Expect::Absent, "{}")).await.unwrap();
+    }
+    let kept = store
+        .write(put("/registry/others/d", Expect::Absent, "{}"))
+        .await
+        .unwrap();
+    running.reached(kept).await;
+    let begin = |cache: &Cache, after| cache.watch("/registry/things/", Filter::default(), From::After(after));
+    let mut watch = begin(&running, first).unwrap();
+    // "etcdctl del --prefix /registry/things/".
+    let range = json!({ "key": "L3JlZ2lzdHJ5L3RoaW5ncy8=", "range_end": "L3JlZ2lzdHJ5L3RoaW5nczA=" });
+    let deleted = etcd.ask(0, "kv/deleterange", &range).unwrap();
+    assert_eq!(deleted["deleted"], "3");
+    let newest = store.revision().await.unwrap();
+    running.reached(newest).await;
+    // It was deleted just now: a start finds it in the log.
+    let another = open_at(&etcd.endpoint(), &etcd).await;
+    let started = Cache::start(another, Arc::new(|_, _| Index::default()), &mut tasks);
+    for cache in [running, started.await.unwrap()] {
+        let keys: Vec<_> = cache
+            .all("/registry/")
+            .iter()
+            .map(|item| item.key.to_string())
+            .collect();
+        assert_eq!(keys, ["/registry/others/d"]);
+        assert!(begin(&cache, kept).is_err(), "a list must be asked for");
+        assert!(begin(&cache, newest).is_ok());
+    }
+    let over = timeout(Duration::from_secs(10), watch.next()).await.unwrap();
+    assert!(over.is_none(), "{over:?}");
 }
 
 #[tokio::test]
