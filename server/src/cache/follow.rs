@@ -125,7 +125,9 @@ fn publish(shared: &Shared, all: bool) {
         state.history.wake(all);
         state.revision
     });
-    shared.tip.send_replace(revision);
+    if shared.tip.send_replace(revision) > revision {
+        shared.returns.send_modify(|returns| *returns += 1);
+    }
 }
 
 /// Whatever ends the follower, by abort too, ends the watches.

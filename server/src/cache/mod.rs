@@ -166,6 +166,16 @@ impl Filter {
     }
 }
 
+/// A place in the log. A datastore that was restored goes back, and may never come to a revision that it had; who waits for
+/// that is told by `returns` that there is nothing left to wait for. Ordered as a server comes past them.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Mark {
+    /// How often the log went back until then, as this cache has noticed.
+    pub returns: u64,
+    /// The revision.
+    pub revision: Revision,
+}
+
 /// The cache's handle; clones share one state.
 #[derive(Clone)]
 pub struct Cache(Arc<Shared>);
@@ -175,6 +185,8 @@ struct Shared {
     state: RwLock<State>,
     /// The newest applied revision; wakes whoever waits for one.
     tip: signal::Sender<Revision>,
+    /// How often the log went back.
+    returns: signal::Sender<u64>,
     indexer: Indexer,
 }
 
@@ -188,6 +200,7 @@ impl Cache {
         let shared = Arc::new(Shared {
             state: RwLock::new(State::default()),
             tip: signal::Sender::new(Revision::ZERO),
+            returns: signal::Sender::new(0),
             indexer,
         });
         let tail = follow::load(&store, &shared).await?;
@@ -199,6 +212,22 @@ impl Cache {
     /// The newest applied revision.
     pub fn revision(&self) -> Revision {
         *self.0.tip.borrow()
+    }
+
+    /// A revision of the log as it is now, or was just now.
+    pub fn mark(&self, revision: Revision) -> Mark {
+        let returns = *self.0.returns.borrow();
+        Mark { returns, revision }
+    }
+
+    /// Resolves once every event up to `mark` is applied, or the log went back since and the state was loaded anew.
+    pub async fn passed(&self, mark: Mark) {
+        let mut returns = self.0.returns.subscribe();
+        tokio::select! {
+            () = self.reached(mark.revision) => {}
+            // The sender lives as long as `self`.
+            _ = returns.wait_for(|returns| *returns > mark.returns) => {}
+        }
     }
 
     /// Resolves once every event up to `revision` is applied. Waits for ever for one that never comes: bound it.

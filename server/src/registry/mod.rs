@@ -19,8 +19,7 @@ mod subresource;
 mod tests;
 mod update;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agent::units::Revision;
@@ -33,7 +32,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::admission::Admission;
-use crate::cache::Cache;
+use crate::cache::{Cache, Mark};
 use crate::kinds;
 use crate::request::{Answer, Call, FieldValidation, Operation, Pipeline, Target, User, WriteOptions};
 use crate::schema;
@@ -107,8 +106,8 @@ pub struct Registry {
     /// Where cluster IPs and node ports come from.
     services: ServiceRange,
     patience: Patience,
-    /// The newest revision that was acknowledged in this process.
-    acknowledged: Arc<AtomicU64>,
+    /// The newest place in the log that was acknowledged in this process.
+    acknowledged: Arc<Mutex<Mark>>,
     world: Arc<dyn World>,
 }
 
@@ -208,6 +207,8 @@ impl Registry {
             durability: keep.durability,
             ..Write::new(key, expect, change)
         };
+        // Of before the write: if the log goes back meanwhile, nobody is to wait for what is acknowledged now.
+        let before = self.cache.mark(Revision::ZERO);
         let written = timeout(self.patience.commit, self.store.write(write)).await;
         let written = written.unwrap_or_else(|_| {
             let seconds = self.patience.commit.as_secs_f32();
@@ -216,7 +217,7 @@ impl Registry {
         });
         match written {
             Ok(revision) => {
-                self.acknowledged.fetch_max(revision.get(), Ordering::AcqRel);
+                self.acknowledge(Mark { revision, ..before });
                 if !self.shows(async || Ok(revision)).await {
                     debug!(%revision, "a write is acknowledged before it can be read here");
                 }
@@ -240,6 +241,12 @@ impl Registry {
         }
     }
 
+    fn acknowledge(&self, mark: Mark) -> Mark {
+        let mut newest = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        *newest = mark.max(*newest);
+        *newest
+    }
+
     /// Whether the cache comes to a revision in time.
     async fn shows(&self, revision: impl AsyncFnOnce() -> Result<Revision, StoreError>) -> bool {
         let reached = async {
@@ -257,8 +264,8 @@ impl Pipeline for Registry {
 
     fn settled(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            let acknowledged = self.acknowledged.load(Ordering::Acquire);
-            self.cache.reached(Revision::new(acknowledged)).await;
+            let acknowledged = self.acknowledge(Mark::default());
+            self.cache.passed(acknowledged).await;
         })
     }
 

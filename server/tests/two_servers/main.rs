@@ -8,6 +8,7 @@
 mod hints;
 mod outage;
 mod relay;
+mod restored;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
