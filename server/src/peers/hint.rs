@@ -1,4 +1,5 @@
-//! Servers tell each other of new revisions, where the datastore does not: MySQL and MariaDB.
+//! Servers tell each other of new revisions, where the datastore does not: MySQL, MariaDB, and what speaks PostgreSQL and does
+//! not notify.
 //!
 //! A hint is a number, and only a reason to look at the log now; looking now and then stays, so a lost hint costs the
 //! delay of that. One connection from each server to each other one is kept open; the next hint goes out when the last

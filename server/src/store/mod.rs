@@ -276,7 +276,8 @@ pub trait Store: Send + Sync + 'static {
     /// The newest committed revision: every write acknowledged before this call, on any server, is at most this.
     fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>>;
 
-    /// The newest revision committed by this server, for it to tell the others; `None` where the datastore does that.
+    /// The newest revision committed by this server, for it to tell the others, as far as the datastore does not do that;
+    /// `None` where it always does.
     fn commits(&self) -> Option<watch::Receiver<Revision>> {
         None
     }

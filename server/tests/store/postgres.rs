@@ -4,8 +4,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use agent::units::Revision;
 use server::store::endpoint::Tls;
-use server::store::{Expect, OpenError};
+use server::store::{Expect, OpenError, Store};
 use tests::database::{Postgres, SqlServer as _};
 use tokio::time::{sleep, timeout};
 
@@ -193,6 +194,19 @@ async fn writes_go_on_and_reach_the_others_where_notifications_are_refused() {
     let revision = here.write(contract::put("/a", Expect::Absent, "1")).await.unwrap();
     let seen = timeout(Duration::from_secs(10), contract::drained(&mut tail, 1)).await;
     assert_eq!(seen.unwrap(), [format!("/a=1@{revision}")]);
+    assert_eq!(told(&*here), revision, "servers tell each other instead");
+}
+
+/// What this server would tell the others itself.
+fn told(store: &dyn Store) -> Revision {
+    *store.commits().unwrap().borrow()
+}
+
+#[tokio::test]
+async fn servers_do_not_tell_each_other_what_the_database_tells() {
+    let store = database().open().await;
+    store.write(contract::put("/a", Expect::Absent, "1")).await.unwrap();
+    assert_eq!(told(&*store), Revision::ZERO);
 }
 
 #[tokio::test]

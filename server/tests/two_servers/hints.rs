@@ -10,7 +10,7 @@ use server::cache::{Filter, From, WatchEvent};
 use server::request::What;
 use server::store::memory::Memory;
 use server::store::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
-use tests::database::{MariaDb, SqlServer as _};
+use tests::database::{MariaDb, Postgres, SqlServer as _};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -138,9 +138,28 @@ async fn a_commit_is_told_to_the_other_server_and_to_one_that_comes_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_mariadb_a_watch_on_one_server_shows_at_once_what_the_other_commits() {
+    let database = MariaDb::start();
+    shows_at_once("MariaDB", &database.endpoint("hints", "")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_it_does_on_a_postgresql_that_does_not_notify() {
+    let database = Postgres::start();
+    database.sql("postgres", "CREATE DATABASE hints");
+    database.sql(
+        "hints",
+        "CREATE FUNCTION public.pg_notify(text, text) RETURNS void LANGUAGE plpgsql
+             AS $$ BEGIN RAISE EXCEPTION 'notifications are switched off'; END $$;
+         ALTER DATABASE hints SET search_path = public, pg_catalog",
+    );
+    shows_at_once("a mute PostgreSQL", &database.endpoint("hints", "")).await;
+}
+
+/// Two servers on this database.
+async fn shows_at_once(name: &str, endpoint: &str) {
     const COMMITS: usize = 200;
-    let (machines, database) = (Machines::new("mariadb"), MariaDb::start());
-    let [a, b] = machines.start_both(&database.endpoint("hints", "")).await;
+    let machines = Machines::new(&name.replace(' ', "-"));
+    let [a, b] = machines.start_both(endpoint).await;
     let watching = b
         .client
         .watch(What::CONFIG_MAPS, Some("default"), Filter::default(), From::Now);
@@ -174,7 +193,7 @@ async fn on_mariadb_a_watch_on_one_server_shows_at_once_what_the_other_commits()
     }
     late.sort_unstable();
     let (half, most) = (late[COMMITS / 2], late[COMMITS * 99 / 100]);
-    println!("from commit to watch on MariaDB: p50 {half:?}, p99 {most:?}");
+    println!("from commit to watch on {name}: p50 {half:?}, p99 {most:?}");
     // By looking every 30 ms alone it is 15 ms and more; a busy machine may take its time now and then.
     assert!(half < Duration::from_millis(12), "p50 {half:?}, p99 {most:?}");
     a.stop().await.unwrap();

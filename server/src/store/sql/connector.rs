@@ -24,7 +24,7 @@ pub struct Common {
     seen: Mutex<Seen>,
     server: u32,
     batches: AtomicU32,
-    /// The newest revision that this server has committed.
+    /// The newest revision that this server has committed without the database's telling others.
     commits: watch::Sender<Revision>,
     /// The newest one that another server has told of.
     hints: watch::Sender<Revision>,
@@ -56,12 +56,12 @@ impl Common {
         *seen = rows.iter().fold(*seen, Seen::after);
     }
 
-    /// This server's own commits, as they come.
+    /// This server's own commits that others are to be told of, as they come.
     pub fn commits(&self) -> watch::Receiver<Revision> {
         self.commits.subscribe()
     }
 
-    /// This server has committed up to here.
+    /// This server has committed up to here, and the database does not tell others.
     pub fn committed(&self, newest: Revision) {
         self.commits.send_replace(newest);
     }
@@ -310,7 +310,6 @@ mod tests {
 
     impl Database for Counting {
         type Link = Bare;
-        const TELLS: bool = false;
 
         async fn connect(&self) -> Result<Bare, Fault> {
             self.0.fetch_add(1, Ordering::Relaxed);
@@ -359,6 +358,9 @@ mod tests {
         }
         async fn listen(&mut self) -> Result<Polling, Fault> {
             pending().await
+        }
+        fn tells(&self) -> bool {
+            false
         }
         async fn told(&mut self) {
             pending().await

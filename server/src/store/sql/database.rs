@@ -142,8 +142,6 @@ pub struct Polling {
 pub trait Database: fmt::Debug + Send + Sync + 'static {
     /// A connection to it.
     type Link: Link;
-    /// It tells of commits by itself, to who listens.
-    const TELLS: bool;
 
     /// Connects, to the server that takes writes.
     fn connect(&self) -> impl Future<Output = Result<Self::Link, Fault>> + Send;
@@ -252,6 +250,9 @@ pub trait Link: fmt::Debug + Send + 'static {
     /// From now on [`told`](Self::told) tells of commits, if this database can do that. Called again now and then: what it can
     /// may change.
     fn listen(&mut self) -> impl Future<Output = Result<Polling, Fault>> + Send;
+
+    /// Whether the database has told who listens of what was just committed here. Else servers tell each other.
+    fn tells(&self) -> bool;
 
     /// Waits until another server has committed something. May be dropped at any time. Pending for ever when nobody
     /// tells; ready also when the connection is lost.

@@ -153,7 +153,9 @@ impl<D: Database> Writer<D> {
         self.common.saw(&decided.rows);
         if let Some(last) = decided.rows.last() {
             self.connector.wrote();
-            self.common.committed(last.event.revision);
+            if !self.connector.open().is_some_and(|link| link.tells()) {
+                self.common.committed(last.event.revision);
+            }
             // If it cannot take them now it reads them from the log.
             let _ = self.follower.try_send(Committed {
                 before: decided.before,

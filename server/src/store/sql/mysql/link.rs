@@ -256,6 +256,10 @@ impl Link for Mysql {
         Ok(POLLING)
     }
 
+    fn tells(&self) -> bool {
+        false
+    }
+
     async fn told(&mut self) {
         std::future::pending().await
     }

@@ -177,7 +177,6 @@ fn unverified(encryption: Option<SslOpts>) -> SslOpts {
 
 impl Database for Server {
     type Link = Link;
-    const TELLS: bool = false;
 
     async fn connect(&self) -> Result<Link, Fault> {
         let conn = self.open(Some(&self.name)).await.map_err(|error| fault(&error))?;

@@ -379,6 +379,11 @@ impl Link for Postgres {
         })
     }
 
+    fn tells(&self) -> bool {
+        let telling = self.statements.as_ref().map(|statements| &statements.telling);
+        matches!(telling, Some(Telling::Tells(_)))
+    }
+
     async fn told(&mut self) {
         self.news.notified().await;
     }

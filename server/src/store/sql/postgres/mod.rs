@@ -167,7 +167,6 @@ impl Server {
 
 impl Database for Server {
     type Link = Link;
-    const TELLS: bool = true;
 
     async fn connect(&self) -> Result<Link, Fault> {
         let (encryption, name) = (&self.encryption, &self.name);
