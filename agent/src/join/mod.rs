@@ -7,7 +7,7 @@
 pub mod address;
 mod authority;
 mod clock;
-mod durable;
+pub mod durable;
 mod enrol;
 mod error;
 pub mod expiry;

@@ -1,12 +1,14 @@
-//! Files that survive a crash: written beside, synced, renamed, and the folder synced.
+//! The files that a server keeps beside its datastore: whole or not there after a crash, as `agent::join::durable` writes them.
 //!
-//! Nothing here knows what a file holds. Whoever reads a path written by [`write`] finds the old content or the new one,
-//! whole, whatever happened in between. Used for keys, certificates, tokens, kubeconfigs and password records.
+//! Nothing here knows what a file holds; an error names the path. Used for keys, certificates, tokens, kubeconfigs and
+//! password records.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+
+use agent::join::durable::{self, SystemDisk};
 
 /// Read and written by its owner only.
 pub const PRIVATE: u32 = 0o600;
@@ -14,20 +16,8 @@ pub const PRIVATE: u32 = 0o600;
 /// A folder for its owner only.
 pub const PRIVATE_FOLDER: u32 = 0o700;
 
-/// What an atomic write does, in this order. A crash after any of them leaves a whole file at the path.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Step {
-    /// The new content in a file beside the path.
-    WriteBeside,
-    /// The content is on disk before its name is.
-    Sync,
-    /// The old content goes, the new one is there.
-    Rename,
-    /// The name is on disk.
-    SyncFolder,
-}
-
-const STEPS: [Step; 4] = [Step::WriteBeside, Step::Sync, Step::Rename, Step::SyncFolder];
+/// A folder that is made for another one to be in.
+const SHARED_FOLDER: u32 = 0o755;
 
 /// Writes a file so that no crash can leave half of it.
 ///
@@ -36,11 +26,7 @@ const STEPS: [Step; 4] = [Step::WriteBeside, Step::Sync, Step::Rename, Step::Syn
 /// # Errors
 /// The path and what the system said of it.
 pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let beside = beside(path)?;
-    for step in STEPS {
-        perform(step, path, &beside, content, mode).map_err(|error| at(path, &error))?;
-    }
-    Ok(())
+    durable::replace(path, content, mode).map_err(|error| at(path, &error))
 }
 
 /// Writes a private file only when its content differs, so that a start changes nothing on disk that need not change.
@@ -82,9 +68,7 @@ pub fn read(path: &Path) -> io::Result<Option<String>> {
 /// # Errors
 /// The path and what the system said of it.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    fs::rename(from, to)
-        .and_then(|()| sync_folder(to))
-        .map_err(|error| at(to, &error))
+    durable::rename_on(&SystemDisk, from, to).map_err(|error| at(to, &error))
 }
 
 /// Removes a file, if it is there.
@@ -93,25 +77,18 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// The path and what the system said of it.
 pub fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Ok(()) => sync_folder(path).map_err(|error| at(path, &error)),
+        Ok(()) => durable::sync_folder_of(&SystemDisk, path).map_err(|error| at(path, &error)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(at(path, &error)),
     }
 }
 
-/// Makes a folder and its parents; the folder itself gets the mode.
+/// Makes a folder and its parents, for good; the folder itself gets the mode.
 ///
 /// # Errors
 /// The path and what the system said of it.
 pub fn folder(path: &Path, mode: u32) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(|error| at(parent, &error))?;
-    }
-    match DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        Err(error) => Err(at(path, &error)),
-    }
+    durable::create_folder(path, mode, SHARED_FOLDER).map_err(|error| at(path, &error))
 }
 
 /// Makes `path` a symbolic link to `target`, in one step also when something is there.
@@ -127,33 +104,6 @@ pub fn link(path: &Path, target: &str) -> io::Result<()> {
     std::os::unix::fs::symlink(target, &beside)
         .and_then(|()| fs::rename(&beside, path))
         .map_err(|error| at(path, &error))
-}
-
-fn perform(step: Step, path: &Path, beside: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    match step {
-        Step::WriteBeside => {
-            let mut options = OpenOptions::new();
-            let mut file = options
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(mode)
-                .open(beside)?;
-            file.set_permissions(fs::Permissions::from_mode(mode))?;
-            file.write_all(content)
-        }
-        Step::Sync => File::open(beside)?.sync_all(),
-        Step::Rename => fs::rename(beside, path),
-        Step::SyncFolder => sync_folder(path),
-    }
-}
-
-/// Syncs the folder that a file is in.
-fn sync_folder(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => File::open(parent)?.sync_all(),
-        _ => Ok(()),
-    }
 }
 
 fn beside(path: &Path) -> io::Result<PathBuf> {
@@ -178,36 +128,10 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_after_any_step_leaves_the_old_content_or_the_new_one() {
-        let scratch = Scratch::new("files-crash");
-        let path = scratch.0.join("token");
-        for done in 0..=STEPS.len() {
-            write(&path, b"old", PRIVATE).unwrap();
-            let beside = beside(&path).unwrap();
-            for &step in &STEPS[..done] {
-                perform(step, &path, &beside, b"the new content", PRIVATE).unwrap();
-            }
-            let expected: &[u8] = if STEPS[..done].contains(&Step::Rename) {
-                b"the new content"
-            } else {
-                b"old"
-            };
-            assert_eq!(fs::read(&path).unwrap(), expected, "after {done} steps");
-            write(&path, b"the next start", PRIVATE).unwrap();
-            assert_eq!(
-                fs::read(&path).unwrap(),
-                b"the next start",
-                "what a crash left does not block the next write"
-            );
-            assert!(!beside.exists());
-        }
-    }
-
-    #[test]
     fn a_crash_while_writing_beside_is_overwritten_by_the_next_write() {
         let scratch = Scratch::new("files-torn");
         let path = scratch.0.join("token");
-        fs::write(scratch.0.join(".token.new"), "half a fi").unwrap();
+        fs::write(scratch.0.join(".token.tmp"), "half a fi").unwrap();
         write(&path, b"whole", PRIVATE).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"whole");
         assert_eq!(mode(&path), 0o600);
@@ -232,7 +156,18 @@ mod tests {
         assert!(write_if_changed(&path, b"other", 0o640).unwrap());
         assert_eq!(mode(&path), 0o640);
         folder(&scratch.0.join("a/b"), PRIVATE_FOLDER).unwrap();
-        assert_eq!(mode(&scratch.0.join("a/b")), 0o700);
+        assert_eq!([mode(&scratch.0.join("a")), mode(&scratch.0.join("a/b"))], [0o755, 0o700]);
+    }
+
+    #[test]
+    fn a_file_where_a_folder_belongs_is_named() {
+        let scratch = Scratch::new("files-folder");
+        let path = scratch.0.join("tls");
+        fs::write(&path, "").unwrap();
+        for wanted in [path.clone(), path.join("etcd")] {
+            let error = folder(&wanted, PRIVATE_FOLDER).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{}: ", wanted.display())), "{error}");
+        }
     }
 
     #[test]

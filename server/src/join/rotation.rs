@@ -291,7 +291,7 @@ mod tests {
         let (rotation, rotator) = Rotation::new(store, Arc::clone(&passwd), &scratch.0, true);
         let mut working = JoinSet::new();
         working.spawn(rotator.run());
-        let in_the_way = scratch.0.join("cred/.passwd.new");
+        let in_the_way = scratch.0.join("cred/.passwd.tmp");
         std::fs::create_dir(&in_the_way).unwrap();
         assert_eq!(rotation.to("new").await.unwrap_err().code, 500);
         sleep(RETRY * 3).await;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent::join::durable;
 use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
@@ -66,7 +67,7 @@ pub(super) fn write_kubeconfig(config: &Config, pki: &Pki, port: u16) -> anyhow:
     let server = format!("https://{server}");
     let text = kubeconfig::text(&server, pki.server_ca_pem(), &admin, &config.kubeconfig_name);
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        durable::create_folder(folder, 0o755, 0o755).with_context(|| format!("cannot make {}", folder.display()))?;
     }
     files::write_if_changed(path, text.as_bytes(), config.kubeconfig_mode)
         .context("cannot write the kubeconfig (--write-kubeconfig puts it elsewhere)")?;

@@ -5,11 +5,12 @@
 //! happens; then the old log goes, and the file gets its name. A start finishes what a crash cut short ([`finish`]).
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use agent::join::durable;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::OpenError;
@@ -171,7 +172,6 @@ fn new_folder(path: &Path, why: Aside) -> io::Result<PathBuf> {
     let number = numbered(&all)?.last().map_or(1, |(number, _)| number.saturating_add(1));
     let own = all.join(number.to_string());
     folder(&own)?;
-    File::open(&all)?.sync_all()?;
     Ok(own)
 }
 
@@ -206,12 +206,9 @@ pub fn fresh(path: &Path) -> io::Result<()> {
     how.write(true).create_new(true).mode(0o600).open(path).map(drop)
 }
 
-/// A folder for its owner only, unless it is there.
+/// A folder for its owner only, for good, unless it is there. Those above it that are missing are, too, as for K3s.
 pub fn folder(path: &Path) -> io::Result<()> {
-    match path.is_dir() {
-        true => Ok(()),
-        false => DirBuilder::new().recursive(true).mode(0o700).create(path),
-    }
+    durable::create_folder(path, 0o700, 0o700)
 }
 
 /// The name is on the disk.

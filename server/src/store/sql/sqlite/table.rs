@@ -11,8 +11,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior, ffi, params};
 
 use super::super::super::{Entry, Event, StoreError};
-use super::OpenError;
 use super::sum::{self, Digest, Fields};
+use super::{OpenError, place};
 
 /// `PRAGMA user_version` of a file that is ours.
 const FORMAT: i64 = 2;
@@ -508,7 +508,7 @@ fn make(path: &Path) -> std::io::Result<()> {
     let Some(folder) = path.parent() else {
         return Ok(());
     };
-    fs::create_dir_all(folder)?;
+    place::folder(folder)?;
     let mut how = OpenOptions::new();
     let file = how.write(true).create(true).truncate(false).mode(0o600).open(path)?;
     file.set_permissions(fs::Permissions::from_mode(0o600))?;
