@@ -118,12 +118,28 @@ fn read_by_tungstenite(side: Side, bytes: &[u8]) -> Vec<Incoming> {
     got
 }
 
-/// A message in parts, with a ping between them.
+/// A message in parts, with a ping between them; an end with its code and reason.
 #[derive(Clone, Debug)]
 enum Sent {
     Message(Vec<Vec<u8>>),
     Ping(Vec<u8>),
     Pong,
+    Close(Option<(u16, String)>),
+}
+
+/// Those that may be sent. Source: RFC 6455, 7.4.
+fn any_end() -> impl Strategy<Value = Option<(u16, String)>> {
+    let code = prop_oneof![1000..1004_u16, 1007..1012_u16, 3000..5000_u16];
+    // At most four bytes each, of 123.
+    let reason = vec(any::<char>(), 0..=30).prop_map(String::from_iter);
+    proptest::option::of((code, reason))
+}
+
+/// The payload of a close frame.
+fn closing(end: Option<&(u16, String)>) -> Vec<u8> {
+    end.map_or_else(Vec::new, |(code, reason)| {
+        [&code.to_be_bytes(), reason.as_bytes()].concat()
+    })
 }
 
 fn any_sent() -> impl Strategy<Value = Sent> {
@@ -159,6 +175,7 @@ fn frames(sent: &Sent) -> Vec<Message> {
     match sent {
         Sent::Ping(word) => vec![frame(OpCode::Control(Control::Ping), true, word)],
         Sent::Pong => vec![frame(OpCode::Control(Control::Pong), true, b"x")],
+        Sent::Close(end) => vec![frame(OpCode::Control(Control::Close), true, &closing(end.as_ref()))],
         Sent::Message(parts) => {
             let mut all = Vec::new();
             for (at, part) in parts.iter().enumerate() {
@@ -177,6 +194,7 @@ fn expected(sent: &Sent) -> Vec<Incoming> {
     match sent {
         Sent::Ping(word) => vec![Incoming::Ping(word.clone().into())],
         Sent::Pong => vec![Incoming::Pong],
+        Sent::Close(end) => vec![Incoming::Close(end.as_ref().map(|(code, _)| *code))],
         Sent::Message(parts) => {
             let mut all = vec![Incoming::Ping(b"between".as_slice().into()); parts.len() - 1];
             all.push(Incoming::Binary(parts.concat().into()));
@@ -198,8 +216,9 @@ proptest! {
 
     #[test]
     fn what_another_implementation_sends_is_read_however_it_is_cut(
-        all in vec(any_sent(), 1..6), pieces in vec(0..40_000_usize, 1..8), client: bool,
+        mut all in vec(any_sent(), 1..6), end in any_end(), pieces in vec(0..40_000_usize, 1..8), client: bool,
     ) {
+        all.push(Sent::Close(end));
         let side = SIDES[usize::from(client)];
         let bytes = written_by_tungstenite(other(side), &all);
         let (got, error) = read(side, &bytes, &pieces);
@@ -209,8 +228,9 @@ proptest! {
 
     #[test]
     fn what_is_sent_is_read_by_another_implementation(
-        all in vec(any_sent(), 1..6), split in 0..100_usize, mask: [u8; 4], client: bool,
+        mut all in vec(any_sent(), 1..6), end in any_end(), split in 0..100_usize, mask: [u8; 4], client: bool,
     ) {
+        all.push(Sent::Close(end));
         let side = SIDES[usize::from(client)];
         let mask = (side == Side::Client).then_some(mask);
         let (mut wire, mut wanted) = (Vec::new(), Vec::new());
@@ -219,16 +239,38 @@ proptest! {
                 Sent::Ping(word) => (Kind::Ping, word.clone()),
                 Sent::Pong => (Kind::Pong, Vec::new()),
                 Sent::Message(parts) => (Kind::Binary, parts.concat()),
+                Sent::Close(end) => (Kind::Close, closing(end.as_ref())),
             };
             let (head, tail) = payload.split_at(split.min(payload.len()));
             put(&mut wire, kind, [head, tail], mask);
             wanted.push(match kind {
                 Kind::Ping => Incoming::Ping(payload.into()),
                 Kind::Pong => Incoming::Pong,
+                Kind::Close => Incoming::Close(payload.first_chunk().map(|code| u16::from_be_bytes(*code))),
                 _ => Incoming::Binary(payload.into()),
             });
         }
         prop_assert!(read_by_tungstenite(other(side), &wire) == wanted);
+    }
+
+    #[test]
+    fn an_end_is_taken_with_its_reason_and_answered_by_the_same(
+        end in any_end(), split in 0..100_usize, mask: [u8; 4], client: bool,
+    ) {
+        let side = SIDES[usize::from(client)];
+        let payload = closing(end.as_ref());
+        let (head, tail) = payload.split_at(split.min(payload.len()));
+        let mut wire = Vec::new();
+        put(&mut wire, Kind::Close, [head, tail], (side == Side::Client).then_some(mask));
+        let mut peer = tungstenite(other(side), wire);
+        let Ok(Message::Close(taken)) = peer.read() else { panic!("no end") };
+        let taken = taken.map(|frame| (u16::from(frame.code), frame.reason.to_string()));
+        prop_assert_eq!(&taken, &end);
+        // A server's says that it is over then.
+        let _ = peer.flush();
+        let answer = std::mem::take(&mut peer.get_mut().sent);
+        let wanted = vec![Incoming::Close(end.map(|(code, _)| code))];
+        prop_assert_eq!(read(side, &answer, &[split]), (wanted, None));
     }
 }
 
@@ -268,13 +310,18 @@ fn spoiled_frames_are_refused_or_read_as_another_implementation_reads_them() {
     simulate(5000, |seed| {
         let mut random = Random::new(seed);
         let side = SIDES[random.next(2)];
-        let all: Vec<Sent> = (0..1 + random.next(4))
+        let mut all: Vec<Sent> = (0..1 + random.next(4))
             .map(|_| match random.next(4) {
                 0 => Sent::Ping(vec![1; random.next(126)]),
                 1 => Sent::Pong,
                 parts => Sent::Message((0..parts).map(|_| vec![7; random.next(300)]).collect()),
             })
             .collect();
+        match random.next(4) {
+            0 => all.push(Sent::Close(None)),
+            1 => all.push(Sent::Close(Some((AWAY, "stops".repeat(random.next(20)))))),
+            _ => {}
+        }
         let mut bytes = masked_by(&mut random, &written_by_tungstenite(other(side), &all));
         spoil(&mut random, &mut bytes);
         let (got, error) = read(side, &bytes, &[random.next(50), random.next(400)]);
