@@ -19,6 +19,11 @@ use serde_json::{Value, json};
 const START: Duration = Duration::from_secs(30);
 /// For each attempt at a whole start: a port may be taken by somebody else before etcd has it.
 const ATTEMPTS: u32 = 5;
+/// Before a member is started once more on a port that is taken: most often by a connection of somebody's, soon over.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// What etcd writes at its end then.
+const TAKEN: &str = "address already in use";
 
 /// How its clients' side is to be.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -163,7 +168,7 @@ impl Etcd {
     /// When it does not.
     pub fn start_again(&mut self, number: usize) -> anyhow::Result<()> {
         self.launch(number)?;
-        self.wait(number)
+        self.serve(number)
     }
 
     /// The same for all of them; none serves before most do.
@@ -172,7 +177,7 @@ impl Etcd {
     /// When one does not.
     pub fn start_all_again(&mut self) -> anyhow::Result<()> {
         (0..self.size()).try_for_each(|number| self.launch(number))?;
-        (0..self.size()).try_for_each(|number| self.wait(number))
+        (0..self.size()).try_for_each(|number| self.serve(number))
     }
 
     /// What a member and the others send each other gets lost, and nobody is told; its clients reach it. For a cluster that
@@ -377,6 +382,22 @@ impl Etcd {
         let (user, group) = (format!("--reuid={user}"), format!("--regid={FIRST_USER}"));
         command.args([&user, &group, "--clear-groups", "--", "etcd"]);
         Ok(command)
+    }
+
+    /// Until a member that was started again takes connections. Its ports are those that its clients and the other members know:
+    /// while one is taken it is launched anew.
+    fn serve(&mut self, number: usize) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START;
+        loop {
+            let Err(error) = self.wait(number) else {
+                return Ok(());
+            };
+            if !format!("{error}").contains(TAKEN) || Instant::now() >= deadline {
+                return Err(error);
+            }
+            sleep(AGAIN);
+            self.launch(number)?;
+        }
     }
 
     /// Until a member takes connections. It does so once it has joined its cluster.

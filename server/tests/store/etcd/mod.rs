@@ -13,6 +13,7 @@ use server::cache::{Cache, Filter, From, Index};
 use server::store::endpoint::{self, Tls};
 use server::store::{Expect, OpenError, Store, StoreError, etcd, open};
 use tests::database::etcd::{Etcd, Form};
+use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -163,6 +164,24 @@ async fn a_busy_log_forgets_what_is_old_by_itself() {
         [format!("/c/first=1@{first}")]
     );
     store.close().await.unwrap();
+}
+
+#[test]
+fn a_member_whose_port_is_taken_for_a_moment_starts_again_all_the_same() {
+    let mut etcd = Etcd::start().unwrap();
+    etcd.kill(0).unwrap();
+    // As the near end of somebody's connection has it: nobody listens there.
+    let taken = TcpSocket::new_v4().unwrap();
+    taken.bind(etcd.address(0)).unwrap();
+    let begun = Instant::now();
+    let freed = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(1));
+        drop(taken);
+    });
+    etcd.start_again(0).unwrap();
+    freed.join().unwrap();
+    assert!(begun.elapsed() > Duration::from_secs(1), "it was not taken");
+    assert_eq!(etcd.leader().unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
