@@ -72,8 +72,9 @@ impl Encryption {
     }
 }
 
-/// Judges the server's certificate. `named`: an authority is given; else `roots` are the system's, as for K3s (Go's
-/// `crypto/x509`), and not asked for `require` (libpq).
+/// Judges the server's certificate. `named`: an authority is given; else `roots` are the system's, as for K3s (pgx v5
+/// leaves them to Go's `crypto/x509`, for `verify-ca` without the name), and not asked for `require` (libpq). libpq itself
+/// would refuse `verify-ca` and `verify-full` then.
 fn verifier(
     mode: Mode,
     named: bool,
@@ -256,6 +257,9 @@ mod tests {
         let leaf = leaf.signed_by(&key, &issuer).unwrap();
         let mut known = RootCertStore::empty();
         known.add(ca.self_signed(&authority).unwrap().der().clone()).unwrap();
+        let stranger = rcgen::KeyPair::generate().unwrap();
+        let mut strangers = RootCertStore::empty();
+        strangers.add(ca.self_signed(&stranger).unwrap().der().clone()).unwrap();
         let judged = |mode, roots: &RootCertStore, name: &'static str| {
             let verifier = verifier(mode, false, || Ok(roots.clone()))?;
             let (name, now) = (ServerName::try_from(name).unwrap(), UnixTime::now());
@@ -270,8 +274,11 @@ mod tests {
             assert_eq!(judged(mode, &known, name).is_ok(), good, "{mode:?} {name}");
         }
         let nobody = RootCertStore::empty();
-        let problem = judged(Mode::VerifyFull, &nobody, "db.test").unwrap_err();
-        assert!(problem.contains("--datastore-cafile"), "{problem}");
+        for mode in [Mode::VerifyCa, Mode::VerifyFull] {
+            judged(mode, &strangers, "db.test").unwrap_err();
+            let problem = judged(mode, &nobody, "db.test").unwrap_err();
+            assert!(problem.contains("--datastore-cafile"), "{problem}");
+        }
         assert_eq!(judged(Mode::Require, &nobody, "db.test"), Ok(()));
     }
 }
