@@ -86,7 +86,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         warn!("{warning}");
     }
     say(&greeting::begin(&config.data_dir));
-    let named = node::named(&config)?;
+    let named = node::named(&config, &node::folder())?;
     let mut shutdown = std::pin::pin!(shutdown);
     let mut server = tokio::select! {
         started = Server::start(&named) => started?,

@@ -1,6 +1,8 @@
 //! This machine's own node: an agent in the same process, which joins as any other does, over loopback.
 
 use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agent::config::{Config as AgentConfig, Secret, ServerUrl};
@@ -22,27 +24,35 @@ const ROLE: &str = "node-role.kubernetes.io/control-plane";
 /// Until a watch that ended, or could not begin, is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
 
-/// The configuration with the node's final name: what `--with-node-id` appends is known only from the machine.
+/// Where this machine's node keeps its password and id.
+pub(super) fn folder() -> PathBuf {
+    AgentConfig::new(ServerUrl::new("localhost", 0), "").node_dir
+}
+
+/// The configuration with the node's final name: what `--with-node-id` appends is known only from the machine, and kept in
+/// `folder`. Without a node there is no id, and the flag does nothing.
 ///
 /// # Errors
 /// When the id cannot be kept.
-pub(super) fn named(config: &Config) -> anyhow::Result<Config> {
+///
+/// Source: K3s v1.36, `pkg/agent/config` (only an agent makes an id), `pkg/cli/server` (`ServerNodeName` is without).
+pub(super) fn named(config: &Config, folder: &Path) -> anyhow::Result<Config> {
     let mut named = config.clone();
     if config.node.with_id && !config.disable_agent {
-        let folder = AgentConfig::new(ServerUrl::new("localhost", config.https_port), "").node_dir;
-        named.node.name = Identity::open(&folder, &config.node.name, true)?.node_name;
+        named.node.name = Identity::open(folder, &config.node.name, true)?.node_name;
     }
     Ok(named)
 }
 
-/// Runs the node `name` until `shutdown`, or until it cannot go on.
+/// Runs the node until `shutdown`, or until it cannot go on. `config`: as it was given; `name`: as [`named`] has it.
 pub(super) async fn run(
     config: &Config,
     name: &str,
     server: &mut Server,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let agent_config = agent_config(config, server)?;
+    let token = std::fs::read_to_string(server.dir().join("agent-token")).context("cannot read the agents' token")?;
+    let agent_config = agent_config(config, server.address, token.trim());
     server.act(label(server.client.clone(), name.to_owned()));
     let (stop, stopped) = oneshot::channel::<()>();
     let agent = agent::run::run(agent_config, async { drop(stopped.await) });
@@ -55,11 +65,10 @@ pub(super) async fn run(
     agent.await
 }
 
-fn agent_config(config: &Config, server: &Server) -> anyhow::Result<AgentConfig> {
-    let token = std::fs::read_to_string(server.dir().join("agent-token")).context("cannot read the agents' token")?;
-    let url = ServerUrl::new(server.address.ip().to_string(), server.address.port());
+fn agent_config(config: &Config, server: SocketAddr, token: &str) -> AgentConfig {
+    let url = ServerUrl::new(server.ip().to_string(), server.port());
     let mut agent = AgentConfig::new(url, config.node.name.clone());
-    agent.token = Some(Secret::new(token.trim()));
+    agent.token = Some(Secret::new(token));
     agent.data_dir = config.data_dir.clone();
     agent.with_node_id = config.node.with_id;
     agent.node_ips = config.node.ips.clone();
@@ -69,7 +78,7 @@ fn agent_config(config: &Config, server: &Server) -> anyhow::Result<AgentConfig>
     agent.resolv_conf = config.node.resolv_conf.clone();
     agent.balancer_port = None;
     agent.debug = config.debug;
-    Ok(agent)
+    agent
 }
 
 /// Labels our node whenever it appears without the label.
@@ -109,6 +118,7 @@ async fn label_as_seen(mut nodes: Watch, client: &Client, name: &str) {
 mod tests {
     use std::sync::Arc;
 
+    use agent::config::Surroundings;
     use agent::wire::object::at;
     use futures_util::poll;
     use tokio::task::JoinSet;
@@ -116,10 +126,58 @@ mod tests {
     use super::*;
     use crate::auth::guard::Authorizer;
     use crate::cache::Cache;
+    use crate::config::{Command, parse};
     use crate::kinds;
     use crate::registry::{RealWorld, Registry, Settings};
     use crate::request::{Api, User};
+    use crate::scratch::Scratch;
     use crate::store::memory::Memory;
+
+    fn config(scratch: &Scratch, flags: &str) -> Config {
+        let file = scratch.0.join("config.yaml");
+        std::fs::write(&file, "").unwrap();
+        let line = format!("k3s server --config {} --node-name Shed {flags}", file.display());
+        let around = Surroundings {
+            root: true,
+            ..Surroundings::default()
+        };
+        match parse(line.split_whitespace().map(Into::into), &around).unwrap() {
+            Command::Server(config) => *config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_server_and_its_node_have_one_name_with_one_id() {
+        let scratch = Scratch::new("node-named");
+        let folder = scratch.0.join("rancher/node");
+        let config = config(&scratch, "--with-node-id");
+        let name = named(&config, &folder).unwrap().node.name;
+        let id = name.strip_prefix("shed-").unwrap();
+        assert!(
+            id.len() == 8 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')),
+            "{name}"
+        );
+        assert_eq!(named(&config, &folder).unwrap().node.name, name, "at the next start");
+        let agent = agent_config(&config, ([127, 0, 0, 1], 6443).into(), "secret");
+        assert_eq!(agent.node_dir, super::folder());
+        let identity = Identity::open(&folder, &agent.node_name, agent.with_node_id).unwrap();
+        assert_eq!(identity.node_name, name, "the id is appended once");
+    }
+
+    #[test]
+    fn without_an_id_or_without_a_node_the_name_is_as_it_was_given() {
+        let scratch = Scratch::new("node-plain");
+        let folder = scratch.0.join("node");
+        for flags in ["", "--with-node-id --disable-agent", "--disable-agent"] {
+            assert_eq!(
+                named(&config(&scratch, flags), &folder).unwrap().node.name,
+                "shed",
+                "{flags}"
+            );
+            assert!(!folder.exists(), "{flags}");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_node_is_labelled_also_after_the_watch_fell_behind() {
