@@ -156,7 +156,10 @@ mod tests {
         assert!(write_if_changed(&path, b"other", 0o640).unwrap());
         assert_eq!(mode(&path), 0o640);
         folder(&scratch.0.join("a/b"), PRIVATE_FOLDER).unwrap();
-        assert_eq!([mode(&scratch.0.join("a")), mode(&scratch.0.join("a/b"))], [0o755, 0o700]);
+        assert_eq!(
+            [mode(&scratch.0.join("a")), mode(&scratch.0.join("a/b"))],
+            [0o755, 0o700]
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The servers of one cluster among themselves: which are alive, where they are, and which one leads.
 //!
 //! All of that goes through Leases in the shared datastore, so there is nothing to configure:
-//! `presence.rs` keeps this server's Lease and the `kubernetes` endpoints (`twin.rs`: while another server has the same address),
+//! `presence.rs` keeps this server's Lease and the `kubernetes` endpoints (`twin.rs`: while another server has the same address;
+//! `namesake.rs`: the same name),
 //! `leader.rs` decides who runs controllers and
 //! scheduler, `fence.rs` holds back a leader that is none any more. Nobody compares clocks: a Lease counts for as long as
 //! it is seen to change, by one's own monotonic clock (`pulse.rs`).
@@ -13,6 +14,7 @@ mod fence;
 mod hint;
 mod leader;
 mod link;
+mod namesake;
 mod presence;
 mod pulse;
 mod relay;

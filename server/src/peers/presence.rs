@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{error, info, warn};
 
+use super::namesake::Namesakes;
 use super::pulse::{Pulse, Pulses};
 use super::twin::NODE;
 use super::{EXPIRY, NAMESPACE, Peers, RENEW, RETRY, endpoints, held, lease_of, stamp};
@@ -27,7 +28,8 @@ use crate::request::What;
 use crate::tunnel::Sessions;
 
 const LABEL: &str = "apiserver.kubernetes.io/identity";
-const ADDRESS: &str = "amphipod.io/address";
+/// The annotation with where the server is.
+pub(super) const ADDRESS: &str = "amphipod.io/address";
 /// A renewal that takes longer is none that a node's could be waited for: the agents are told. With [`RENEW`] before it that is
 /// 5 s, half of what an agent has until it works elsewhere; longer than an election of etcd (1 s by default).
 const SLOW: Duration = Duration::from_secs(2);
@@ -44,6 +46,13 @@ struct Present {
     announced: bool,
     /// Who has written it instead.
     rival: Option<Rival>,
+}
+
+/// What is known of the other servers.
+#[derive(Default)]
+struct Others {
+    pulses: Pulses,
+    namesakes: Namesakes,
 }
 
 /// Another server with the same address.
@@ -80,7 +89,7 @@ impl Peers {
     /// Keeps this server announced, and the endpoints true, until dropped. Agents get to know through `sessions` that the
     /// servers changed, and while this one cannot write.
     pub async fn stay(self, sessions: Arc<Sessions>) {
-        let mut pulses = Pulses::default();
+        let mut others = Others::default();
         let mut present = Present {
             address: self.address(),
             ..Present::default()
@@ -91,7 +100,7 @@ impl Peers {
         loop {
             let began = Instant::now();
             let outcome = {
-                let mut beat = std::pin::pin!(bounded(self.beat(&mut pulses, &mut present, trouble)));
+                let mut beat = std::pin::pin!(bounded(self.beat(&mut others, &mut present, trouble)));
                 tokio::select! {
                     outcome = &mut beat => outcome,
                     () = sleep(SLOW) => {
@@ -127,7 +136,7 @@ impl Peers {
                 if trouble || !present.announced {
                     continue;
                 }
-                match bounded(self.tend(&mut pulses)).await {
+                match bounded(self.tend(&mut others)).await {
                     Ok(servers) => sessions.servers(&servers),
                     Err(status) => warn!(error = %status, "cannot correct the endpoints of the servers"),
                 }
@@ -138,7 +147,7 @@ impl Peers {
     /// One renewal, and what it shows of the others.
     async fn beat(
         &self,
-        pulses: &mut Pulses,
+        others: &mut Others,
         present: &mut Present,
         after_trouble: bool,
     ) -> Result<BTreeSet<SocketAddr>, Status> {
@@ -169,21 +178,26 @@ impl Peers {
         self.announce(own, lease).await?;
         present.announced = true;
         if after_trouble {
-            pulses.forgive(Instant::now());
+            others.pulses.forgive(Instant::now());
         }
-        self.tend(pulses).await
+        self.tend(others).await
     }
 
     /// Makes the endpoints name the living, and removes the Leases of the dead. Returns the living.
-    async fn tend(&self, pulses: &mut Pulses) -> Result<BTreeSet<SocketAddr>, Status> {
+    async fn tend(&self, others: &mut Others) -> Result<BTreeSet<SocketAddr>, Status> {
         let leases = self.leases().await?;
         let now = Instant::now();
+        let Others { pulses, namesakes } = others;
         let name = |lease: &'_ Value| text(lease, &["metadata", "name"]).to_owned();
         let names: Vec<String> = leases.iter().map(name).collect();
         let seen = names.iter().map(String::as_str).zip(leases.iter().map(stamp));
         pulses.see(seen, now);
         let own = self.address();
         let own_name = own.map(lease_of);
+        let own_lease = own_name.as_deref().unwrap_or_default();
+        for problem in namesakes.news(&self.node, own_lease, leases.iter()) {
+            error!("{problem}");
+        }
         let mut alive: BTreeSet<SocketAddr> = own.into_iter().collect();
         let mut dead = Vec::new();
         for (name, lease) in names.iter().zip(&leases) {

@@ -1,11 +1,13 @@
 //! Servers that share one store in memory, in paused time: who is seen, who is missed, who leads.
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use agent::units::Revision;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
+use tracing::subscriber::set_default;
 
 use super::*;
 use crate::auth::guard::Authorizer;
@@ -359,4 +361,65 @@ async fn of_two_clones_the_elder_leaves_lease_and_endpoints_to_the_other_until_t
     assert!(took <= NOTICED, "{took:?}");
     assert_eq!(lease().await, elder.peers.holder);
     assert_eq!(elder.servers().await, [A.to_owned()].into());
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_servers_of_one_name_both_serve_and_each_says_once_what_is_wrong() {
+    let log = Log::default();
+    let to = log.clone();
+    let told = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || to.clone());
+    let _guard = set_default(told.finish());
+    let said = || {
+        let lines = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        [A, B].map(|address| {
+            lines
+                .matches(&format!("the one at {address} are both called box"))
+                .count()
+        })
+    };
+    let store = Arc::default();
+    let (mut first, _stays) = Server::start_as(&store, "box", A).await.unwrap();
+    sleep(NOTICED).await;
+    assert_eq!(said(), [0, 0]);
+    let (second, _stays) = Server::start_as(&store, "box", B).await.unwrap();
+    sleep(RENEW * 3).await;
+    assert_eq!(said(), [1, 1]);
+    sleep(NOTICED * 4).await;
+    assert_eq!(said(), [1, 1], "once is enough");
+    assert_eq!(first.servers().await, both());
+    assert_eq!(second.servers().await, both());
+    let others = |address: &str| [address.parse().unwrap()].into();
+    assert_eq!(first.peers.others().await.unwrap(), others(B), "streams find their way");
+    assert_eq!(second.peers.others().await.unwrap(), others(A));
+    assert!(first.leads() && !second.leads());
+    let (old, new) = (first.controller(), second.controller());
+    old.create(What::CONFIG_MAPS, "default", map("led")).await.unwrap();
+    new.create(What::CONFIG_MAPS, "default", map("not-led"))
+        .await
+        .unwrap_err();
+    first.crash().await;
+    let took = until(async || second.leads()).await;
+    assert!(took <= NOTICED, "{took:?}");
+    let took = until(async || second.servers().await == [B.to_owned()].into()).await;
+    assert!(took <= NOTICED, "{took:?}");
+    new.create(What::CONFIG_MAPS, "default", map("led-anew")).await.unwrap();
+    let (_third, _stays) = Server::start_as(&store, "box", A).await.unwrap();
+    sleep(NOTICED).await;
+    assert_eq!(said(), [2, 2]);
 }

@@ -17,7 +17,7 @@ use super::{EXPIRY, Peers, RETRY, lease_of, stamp};
 pub(super) const NODE: &str = "amphipod.io/node";
 
 /// The name of the server whose Lease this is.
-fn node(lease: &Value) -> &str {
+pub(super) fn node(lease: &Value) -> &str {
     text(lease, &["metadata", "annotations", NODE])
 }
 
