@@ -8,6 +8,7 @@
 //! the newest snapshot (`recover.rs`), which the log makes of itself (`schedule.rs`, `copying.rs`, `snapshot.rs`).
 
 mod copying;
+mod fault;
 mod floor;
 mod growth;
 mod log;

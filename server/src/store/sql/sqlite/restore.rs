@@ -13,11 +13,12 @@ use bytes::Bytes;
 
 use super::super::super::StoreError;
 use super::OpenError;
+use super::fault::open_error;
 use super::floor;
 use super::log::{JUMP, Log};
 use super::place::{self, Aside, Unplaced};
 use super::snapshot::{self, Backup};
-use super::table::{Mark, Table, open_error};
+use super::table::{Mark, Table};
 
 /// What is there after a restore.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -12,7 +12,8 @@ use std::sync::mpsc::Receiver;
 use agent::units::Revision;
 
 use super::super::super::{Event, StoreError};
-use super::table::{self, Mark, NewLine, Table, open_error};
+use super::fault::open_error;
+use super::table::{self, Mark, NewLine, Table};
 use super::{OpenError, place};
 
 /// A copy that is there, whole and verified.

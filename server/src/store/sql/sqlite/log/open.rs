@@ -8,8 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 use agent::units::Revision;
 use tracing::warn;
 
+use super::super::fault::open_error;
 use super::super::growth::Growth;
-use super::super::table::{Mark, Table, open_error};
+use super::super::table::{Mark, Table};
 use super::super::wal::Rest;
 use super::super::{OpenError, floor, schedule, snapshot};
 use super::{BLOCK, Log, ROW};
