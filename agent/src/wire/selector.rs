@@ -332,6 +332,21 @@ impl Fields {
         &self.0
     }
 
+    /// The same requirements on paths that go by other names.
+    ///
+    /// # Errors
+    /// The first path that `name` has no other name for.
+    pub fn renamed<'a>(&self, name: impl Fn(&str) -> Option<&'a str>) -> Result<Self, &str> {
+        let test = |test: &'_ FieldTest| {
+            Some(FieldTest {
+                path: name(&test.path)?.to_owned(),
+                ..test.clone()
+            })
+        };
+        let tests = self.0.iter().map(|one| test(one).ok_or(one.path.as_str()));
+        tests.collect::<Result<_, _>>().map(Self)
+    }
+
     /// Selects everything.
     pub fn is_everything(&self) -> bool {
         self.0.is_empty()

@@ -27,7 +27,11 @@ pub struct Watch {
     cursor: Revision,
     generation: u64,
     wake: signal::Receiver<Revision>,
+    /// Another form in which objects are shown.
+    show: Option<Show>,
 }
+
+type Show = Box<dyn Fn(&Item) -> Arc<Item> + Send + Sync>;
 
 enum Step {
     Event(WatchEvent),
@@ -67,7 +71,15 @@ impl Watch {
             cursor,
             generation,
             wake,
+            show: None,
         })
+    }
+
+    /// The same watch, but that it shows objects in another form. That is made anew for each watcher and event.
+    #[must_use]
+    pub fn showing(mut self, show: impl Fn(&Item) -> Arc<Item> + Send + Sync + 'static) -> Self {
+        self.show = Some(Box::new(show));
+        self
     }
 
     /// The next event; `None` once the watch ended, because it fell too far behind or the cache no longer follows the
@@ -77,7 +89,7 @@ impl Watch {
             // Before looking, so that what comes while looking wakes.
             self.wake.mark_unchanged();
             match self.step() {
-                Step::Event(event) => return Some(event),
+                Step::Event(event) => return Some(self.shown(event)),
                 Step::Again => tokio::task::yield_now().await,
                 Step::Wait => self.wake.changed().await.ok()?,
                 Step::Ended => return None,
@@ -88,7 +100,7 @@ impl Watch {
     /// The next event if there is one now: to write a burst at once.
     pub fn ready(&mut self) -> Option<WatchEvent> {
         match self.step() {
-            Step::Event(event) => Some(event),
+            Step::Event(event) => Some(self.shown(event)),
             Step::Again | Step::Wait | Step::Ended => None,
         }
     }
@@ -107,6 +119,13 @@ impl Watch {
                 self.cursor
             }
         })
+    }
+
+    fn shown(&self, event: WatchEvent) -> WatchEvent {
+        match (&self.show, event) {
+            (Some(show), WatchEvent::Change(kind, item)) => WatchEvent::Change(kind, show(&item)),
+            (_, event) => event,
+        }
     }
 
     fn step(&mut self) -> Step {

@@ -194,10 +194,8 @@ fn set_names(entry: &mut Value, row: &Resource) {
 }
 
 fn storage_hash(row: &Resource) -> String {
-    let sum = digest(
-        &SHA256,
-        format!("{}/{}/{}", row.group, row.version, row.kind).as_bytes(),
-    );
+    let (group, version, _) = row.view.map_or((row.group, row.version, row.plural), |view| view.of);
+    let sum = digest(&SHA256, format!("{group}/{version}/{}", row.kind).as_bytes());
     STANDARD.encode(sum.as_ref().get(..8).unwrap_or_default())
 }
 

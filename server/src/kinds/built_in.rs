@@ -4,9 +4,9 @@
 //! `SpecialDefaultResourcePrefixes`), so that a datastore can be moved. Short names and categories are kubectl's vocabulary.
 
 use super::{
-    batch, data, extension, grant, heartbeat, namespace, network, node, pod, policy, service, volume, workload,
+    batch, data, event, extension, grant, heartbeat, namespace, network, node, pod, policy, service, volume, workload,
 };
-use crate::registry::resource::{Names, NoRules, Resource, Rules, SelectableField, Subresource};
+use crate::registry::resource::{Names, NoRules, Resource, Rules, SelectableField, Subresource, View};
 
 const ALL_VERBS: &[&str] = &[
     "create",
@@ -101,7 +101,26 @@ pub(super) fn rows() -> Vec<Resource> {
     rows.extend(networking_policy_rbac());
     rows.extend(storage_and_admission());
     rows.extend(the_rest());
+    let views = views(&rows);
+    rows.extend(views);
     rows
+}
+
+/// What is served in a second group or version, beside the rows that it is stored by.
+fn views(rows: &[Resource]) -> Vec<Resource> {
+    let view = |group, version, view: &'static View| {
+        let stored = |row: &&Resource| (row.group, row.version, row.plural) == view.of;
+        rows.iter().find(stored).map(|stored| Resource {
+            group,
+            version,
+            view: Some(view),
+            ..stored.clone()
+        })
+    };
+    [view("events.k8s.io", "v1", &event::VIEW)]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn core() -> Vec<Resource> {
@@ -117,7 +136,7 @@ fn core() -> Vec<Resource> {
             .stored("services/endpoints")
             .created_by_update(),
         namespaced("", "Event", "events")
-            .rules(&heartbeat::Event)
+            .rules(&event::Event)
             .short(&["ev"])
             .fields(EVENT_FIELDS)
             .created_by_update(),
@@ -484,6 +503,7 @@ fn cluster(group: &'static str, kind: &'static str, plural: &'static str) -> Res
         returns_deleted: false,
         orphans: false,
         rules: &NoRules,
+        view: None,
     }
 }
 

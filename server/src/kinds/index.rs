@@ -21,7 +21,9 @@ pub fn indexer() -> Indexer {
 /// The row whose objects live under this key.
 pub fn of_key(key: &str) -> Option<&'static Arc<Resource>> {
     static ROWS: LazyLock<BTreeMap<&str, &Arc<Resource>>> = LazyLock::new(|| {
-        let stored = super::table().iter().filter(|row| row.verbs.contains(&"get"));
+        let stored = super::table()
+            .iter()
+            .filter(|row| row.verbs.contains(&"get") && row.view.is_none());
         stored.map(|row| (row.prefix, row)).collect()
     });
     // A prefix has three slashes (`/registry/pods/`) or four (`/registry/services/specs/`).

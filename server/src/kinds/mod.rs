@@ -9,6 +9,7 @@ mod built_in;
 pub mod columns;
 mod container_check;
 mod data;
+mod event;
 mod extension;
 mod fault;
 mod fill;
@@ -28,7 +29,7 @@ mod workload;
 
 use std::sync::{Arc, LazyLock};
 
-use crate::registry::resource::Resource;
+use crate::registry::resource::{Resource, View};
 
 pub use index::{indexer, of_key};
 
@@ -42,6 +43,12 @@ pub fn table() -> &'static [Arc<Resource>] {
 pub fn find(group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
     let wanted = |row: &&Arc<Resource>| row.plural == plural && row.group == group && row.version == version;
     table().iter().find(wanted).cloned()
+}
+
+/// The row that a view's objects are stored by.
+pub fn stored(view: &View) -> Option<Arc<Resource>> {
+    let (group, version, plural) = view.of;
+    find(group, version, plural)
 }
 
 /// The row of a group, version and kind.

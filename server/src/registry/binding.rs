@@ -35,6 +35,7 @@ impl Registry {
         let row = kinds::find("", "v1", "pods").ok_or_else(Status::no_such_route)?;
         let context = Context {
             row: &row,
+            asked: &row,
             subresource: Some("binding"),
             ..context
         };

@@ -24,7 +24,18 @@ impl Registry {
         if context.row.namespaced && context.namespace.is_none() {
             return Err(Status::no_such_route());
         }
-        let mut warnings = context.decode(&mut body, options)?;
+        let warnings = context.decode(&mut body, options)?;
+        self.create_decoded(context, body, options, warnings).await
+    }
+
+    /// What `create` does with a body that is read and in the stored form.
+    pub(super) async fn create_decoded(
+        &self,
+        context: Context<'_>,
+        mut body: Value,
+        options: &WriteOptions,
+        mut warnings: Vec<String>,
+    ) -> Result<Answer, Status> {
         context.place(&mut body)?;
         if !matches!(text(&body, &["metadata", "resourceVersion"]), "" | "0") {
             let text = "resourceVersion should not be set on objects to be created";
@@ -83,7 +94,7 @@ impl Registry {
         row.rules.default(&mut object);
         row.rules.prepare(&mut object, None);
         let mut faults = meta::check(&object, None, row);
-        faults.extend(row.rules.check(&object, None));
+        faults.extend(context.check(&object, None));
         let key = context.key(&name);
         let mut claims = Claims::default();
         if faults.is_empty() {

@@ -102,6 +102,7 @@ impl Registry {
         let budget = text(budget, &["metadata", "name"]).to_owned();
         let context = Context {
             row: &row,
+            asked: &row,
             name: Some(&budget),
             subresource: Some("status"),
             ..context

@@ -18,6 +18,7 @@ mod subresource;
 #[cfg(test)]
 mod tests;
 mod update;
+mod view;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -39,7 +40,7 @@ use crate::schema;
 use crate::store::{Change, Expect, Store, StoreError, Write};
 
 pub use addresses::ServiceRange;
-pub(crate) use meta::{check_labels, name_fault, suffix as name_suffix};
+pub(crate) use meta::{LABEL_KEY_TEXT, check_labels, name_fault, suffix as name_suffix};
 use resource::{FieldError, Keep, Resource, api_version};
 
 /// Seconds until a client tries again that a full datastore has refused.
@@ -115,7 +116,10 @@ pub struct Registry {
 #[derive(Clone, Copy)]
 struct Context<'c> {
     user: &'c User,
+    /// The row of what is stored.
     row: &'c Resource,
+    /// The row that was asked for: `row`, or another view of it.
+    asked: &'c Resource,
     namespace: Option<&'c str>,
     name: Option<&'c str>,
     subresource: Option<&'c str>,
@@ -175,15 +179,18 @@ impl Registry {
             name,
             subresource,
         } = &target;
+        let stored = resource.view.and_then(kinds::stored);
         let context = Context {
             user: &user,
-            row: resource,
+            row: stored.as_deref().unwrap_or(resource),
+            asked: resource,
             namespace: namespace.as_deref(),
             name: name.as_deref(),
             subresource: subresource.as_deref(),
         };
         context.supports(&operation)?;
-        match operation {
+        let operation = context.stored_operation(operation)?;
+        let answer = match operation {
             Operation::Get { resource_version } => self.get(context, resource_version.as_deref()).await,
             Operation::List(options) => self.list(context, &options).await,
             Operation::Watch { filter, from, .. } => self.watch(context, filter, from),
@@ -196,7 +203,8 @@ impl Registry {
             Operation::Patch { patch, options } => self.patch(context, patch, &options).await,
             Operation::Delete(options) => self.delete(context, &options).await,
             Operation::DeleteCollection { list, options } => self.delete_collection(context, &list, &options).await,
-        }
+        };
+        Ok(view::shown_answer(answer?, resource, stored.as_ref()))
     }
 
     /// Writes, and waits for the cache to show it. What is committed is acknowledged even if the cache is late: whoever
@@ -327,9 +335,9 @@ impl<'c> Context<'c> {
     }
 
     /// Reads a body against its type: the envelope is filled or checked, unknown fields and nulls go, defaults come.
-    /// Returns warnings.
+    /// Comes back in the form that is stored, with warnings.
     fn decode(&self, body: &mut Value, options: &WriteOptions) -> Result<Vec<String>, Status> {
-        self.decode_as(body, (self.row.group, self.row.version, self.row.kind), options)
+        self.decode_as(body, self.asked.group_version_kind(), options)
     }
 
     fn decode_as(
@@ -389,6 +397,9 @@ impl<'c> Context<'c> {
         };
         shape.fill_defaults(body);
         shape.normalise(body);
+        if (group, version, kind) == self.asked.group_version_kind() {
+            view::to_stored(body, self.asked, self.row);
+        }
         Ok(warnings)
     }
 }

@@ -48,6 +48,25 @@ pub struct Resource {
     pub orphans: bool,
     /// What no schema says.
     pub rules: &'static dyn Rules,
+    /// It is another row's objects in another group or version; all but those two and this is then as in that row.
+    pub view: Option<&'static View>,
+}
+
+/// Another row's objects in another form: created, changed, listed and watched in either, stored in that row's.
+///
+/// Both conversions are pure, leave `apiVersion` and `kind` alone, and must lead back to what they were given.
+#[derive(Debug)]
+pub struct View {
+    /// Group, version and plural name of the row that they are stored by.
+    pub of: (&'static str, &'static str, &'static str),
+    /// What field selectors call a field in this form, and in the stored one.
+    pub selectors: &'static [(&'static str, &'static str)],
+    /// Turns this form into the stored one.
+    pub store: fn(&mut Value),
+    /// Turns the stored form into this one.
+    pub show: fn(&mut Value),
+    /// What is a fault in this form only, beside those that the rules find: of the new and the old object as stored.
+    pub check: fn(&Value, Option<&Value>) -> Vec<FieldError>,
 }
 
 /// A field that `fieldSelector` knows.
@@ -113,6 +132,11 @@ pub fn api_version(group: &str, version: &str) -> String {
 }
 
 impl Resource {
+    /// Group, version and kind of its objects.
+    pub fn group_version_kind(&self) -> (&'static str, &'static str, &'static str) {
+        (self.group, self.version, self.kind)
+    }
+
     /// The subresource of that name.
     pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
         self.subresources.iter().find(|one| one.name == name)

@@ -12,7 +12,7 @@ use crate::store::{Change, Expect, StoreError};
 use super::addresses::Claims;
 use super::resource::Keep;
 use super::subresource::Part;
-use super::{Context, Registry, meta, patch, store_failure, stored};
+use super::{Context, Registry, meta, patch, store_failure, stored, view};
 
 /// How often a change is tried again that lost a race. Source: apiserver v1.36 `endpoints/handlers/patch.go`, `maxRetryWhenPatchConflicts`.
 const RACES: usize = 5;
@@ -32,7 +32,7 @@ impl Registry {
     ) -> Result<Answer, Status> {
         let name = context.named()?;
         let part = Part::of(context.subresource)?;
-        let warnings = context.decode_as(&mut body, part.kind(context.row), options)?;
+        let warnings = context.decode_as(&mut body, part.kind(context.asked), options)?;
         context.place(&mut body)?;
         self.change(context, name, part, How::Replace(body), options, warnings)
             .await
@@ -65,19 +65,20 @@ impl Registry {
                 return match how {
                     How::Replace(mut body) if context.row.create_on_update && part == Part::Main => {
                         object::remove(&mut body, &["metadata", "resourceVersion"]);
-                        self.create(context, body, options).await
+                        self.create_decoded(context, body, options, warnings).await
                     }
                     How::Replace(_) | How::Patch(_) => Err(context.not_found(name)),
                 };
             };
             let mut warnings = warnings.clone();
             let old = item.value();
-            let view = part.view(&old, context.row);
             let asked = match &how {
                 How::Replace(body) => body.clone(),
                 How::Patch(patch) => {
-                    let mut asked = patch::apply(view, patch, &context, part.kind(context.row))?;
-                    warnings.extend(context.decode_as(&mut asked, part.kind(context.row), options)?);
+                    let mut view = part.view(&old, context.row);
+                    view::to_asked(&mut view, context.asked, context.row);
+                    let mut asked = patch::apply(view, patch, &context, part.kind(context.asked))?;
+                    warnings.extend(context.decode_as(&mut asked, part.kind(context.asked), options)?);
                     asked
                 }
             };
@@ -140,7 +141,7 @@ impl Registry {
         let mut faults = meta::check(&new, Some(old), row);
         let mut claims = Claims::default();
         if part == Part::Main {
-            faults.extend(row.rules.check(&new, Some(old)));
+            faults.extend(context.check(&new, Some(old)));
             if faults.is_empty() {
                 claims = self
                     .claim(row, &mut new, Some(old), options.dry_run, &mut faults)

@@ -17,4 +17,5 @@ mod refusals;
 mod rig;
 mod roles;
 mod streams;
+mod versions;
 mod watching;

@@ -132,7 +132,15 @@ const CREATED_AT: Shown = Shown {
 /// Source: Kubernetes v1.36 `pkg/printers/internalversion/printers.go` for which columns a kind has and their texts.
 pub fn table(resource: &Resource, objects: &[Value], now: Timestamp) -> Table {
     let columns = columns(resource.group, resource.plural);
-    let row = |object: &Value| columns.iter().map(|column| (column.cell)(object, now)).collect();
+    let row = |object: &Value| {
+        let stored = resource.view.map(|view| {
+            let mut object = object.clone();
+            (view.store)(&mut object);
+            object
+        });
+        let object = stored.as_ref().unwrap_or(object);
+        columns.iter().map(|column| (column.cell)(object, now)).collect()
+    };
     Table {
         columns: columns.iter().map(Shown::column).collect(),
         rows: objects.iter().map(row).collect(),

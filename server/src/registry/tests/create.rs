@@ -258,8 +258,11 @@ async fn a_namespace_must_be_there_and_not_going() {
 async fn every_kind_of_the_table_can_be_made_read_and_removed() {
     let cluster = Cluster::new().await;
     for row in kinds::table().iter().filter(|row| row.verbs.contains(&"delete")) {
-        let Some(body) = example(row.kind) else { continue };
-        let place = (row.plural, if row.namespaced { "default" } else { "" }, "", "");
+        let Some(body) = example((row.group, row.kind)) else {
+            continue;
+        };
+        let called = full_name(row);
+        let place = (called.as_str(), if row.namespaced { "default" } else { "" }, "", "");
         let made = cluster
             .create(place, body)
             .await
@@ -288,7 +291,7 @@ async fn every_kind_of_the_table_can_be_made_read_and_removed() {
 }
 
 /// The least that each kind takes; kinds that have it are enough with a name.
-fn example(kind: &str) -> Option<Value> {
+fn example((group, kind): (&str, &str)) -> Option<Value> {
     let template = json!({"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "a", "image": "b"}]}});
     let workload = json!({"selector": {"matchLabels": {"app": "x"}}, "template": template, "serviceName": "x"});
     let mut body = match kind {
@@ -316,6 +319,11 @@ fn example(kind: &str) -> Option<Value> {
         }
         "PersistentVolume" => {
             json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/x"}}})
+        }
+        "Event" if group == "events.k8s.io" => {
+            json!({"regarding": {"namespace": "default", "kind": "Pod", "name": "x"},
+            "eventTime": "2026-11-25T11:00:00.000001Z", "reportingController": "example.com/x", "reportingInstance": "x-1",
+            "action": "Test", "reason": "Tested", "type": "Normal"})
         }
         "Event" => json!({"involvedObject": {"namespace": "default", "kind": "Pod", "name": "x"}, "reason": "Tested"}),
         "ClusterRoleBinding" | "RoleBinding" => json!({"roleRef": {"kind": "ClusterRole", "name": "x"}}),

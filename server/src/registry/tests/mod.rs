@@ -9,6 +9,7 @@ mod services;
 mod sharing;
 mod subresource;
 mod update;
+mod views;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +19,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use super::resource::Resource;
 use super::{Registry, Settings, World};
 use crate::cache::{Cache, Page};
 use crate::kinds;
@@ -55,7 +57,7 @@ struct Cluster {
     _tasks: JoinSet<()>,
 }
 
-/// Where a call goes: plural, namespace (empty: none), name (empty: none), subresource (empty: none).
+/// Where a call goes: plural (or, as for kubectl, `plural.version.group`), namespace, name, subresource (empty: none).
 type Place<'p> = (&'p str, &'p str, &'p str, &'p str);
 
 impl Cluster {
@@ -99,7 +101,8 @@ impl Cluster {
         operation: Operation,
     ) -> Result<Answer, Status> {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let resource = kinds::table().iter().find(|row| row.plural == plural).unwrap().clone();
+        let called = |row: &&Arc<Resource>| row.plural == plural || full_name(row) == plural;
+        let resource = kinds::table().iter().find(called).unwrap().clone();
         let target = Target {
             resource,
             namespace: some(namespace),
@@ -167,6 +170,11 @@ impl Cluster {
             _ => panic!("a list that is none"),
         }
     }
+}
+
+/// What kubectl calls a row when nothing is left to guess: `deployments.v1.apps`.
+fn full_name(row: &Resource) -> String {
+    format!("{}.{}.{}", row.plural, row.version, row.group)
 }
 
 fn strict() -> WriteOptions {
