@@ -75,7 +75,7 @@ fn authority_name(server: &Server) -> DistinguishedName {
 }
 
 /// A key on P-256 as K3s writes it (RFC 5915), in the envelope that rcgen takes (RFC 5958).
-fn key(pem: &str) -> KeyPair {
+pub fn key(pem: &str) -> KeyPair {
     let inner = body(pem);
     let tag = |tag: u8, content: &[u8]| {
         let length = u8::try_from(content.len()).unwrap();

@@ -125,6 +125,8 @@ fn says(chain: &str, (name, organisation, serves, authority): &Leaf) -> Vec<Stri
             .collect())
     };
     let organisations = leaf.subject().iter_organization().map(|part| part.as_str().unwrap());
+    let exactly = |count| assert_eq!(leaf.subject().iter_attributes().count(), count, "{name}");
+    exactly(1 + usize::from(organisation.is_some()));
     assert_eq!(common(leaf.subject()).as_deref(), Some(*name));
     assert_eq!(one(organisations.collect()).as_deref(), *organisation, "{name}");
     assert!(
@@ -141,6 +143,20 @@ fn says(chain: &str, (name, organisation, serves, authority): &Leaf) -> Vec<Stri
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let end = Duration::from_secs(leaf.validity().not_after.timestamp().try_into().unwrap());
     assert!(end > now + YEAR - DAY && end < now + YEAR + DAY, "{name}: {end:?}");
+    // An hour ago, by a clock that has gone on since.
+    let age = i64::try_from(now.as_secs()).unwrap() - leaf.validity().not_before.timestamp();
+    assert!((3600..3600 + 600).contains(&age), "{name}: {age}");
+    let usage = leaf.key_usage().unwrap().unwrap().value;
+    assert!(
+        usage.digital_signature() && usage.key_encipherment() && !usage.key_cert_sign(),
+        "{name}"
+    );
+    assert!(!leaf.is_ca(), "{name}");
+    let serial = leaf.raw_serial();
+    assert!(
+        serial.len() <= 8 && serial[0] < 0x80 && serial.iter().any(|byte| *byte > 0),
+        "{name}: {serial:?}"
+    );
     let Some(names) = leaf.subject_alternative_name().unwrap() else {
         return Vec::new();
     };

@@ -72,6 +72,8 @@ pub const WHO_MAY: &[Row] = &[
     // Without a websocket handshake.
     ("GET", "/v1-k3s/connect", [403, 401, 403, 403, 400, 403, 403]),
     ("GET", "/v1-k3s/token", [403, 401, 403, 405, 403, 403, 403]),
+    // With nothing in it.
+    ("PUT", "/v1-k3s/token", [403, 401, 403, 400, 403, 403, 403]),
     ("GET", "/v1-k3s/server-bootstrap", [403, 401, 403, 400, 403, 403, 403]),
     ("GET", "/v1-k3s/encrypt/status", [403, 401, 403, 200, 403, 403, 403]),
     ("GET", "/v1-k3s/encrypt/config", [403, 401, 403, 405, 403, 403, 403]),
@@ -85,31 +87,43 @@ pub const WHO_MAY: &[Row] = &[
     ("GET", "/v1-k3s/nonsense", [403, 401, 404, 404, 404, 403, 403]),
 ];
 
+/// Each caller by its name, with its header line and its certificate.
+pub fn callers(server: &Server) -> Vec<(&'static str, String, Option<Certificate>)> {
+    let by_header = [
+        String::new(),
+        basic("node", "wrong"),
+        basic("node", AGENT_TOKEN),
+        basic("server", TOKEN),
+    ];
+    let by_certificate = [
+        server.joined("pi"),
+        server.signed("client-kube-proxy.crt", ""),
+        server.own("client-admin"),
+    ];
+    let by_header = by_header.into_iter().map(|field| (field, None));
+    let by_certificate = by_certificate
+        .into_iter()
+        .map(|certificate| (String::new(), Some(certificate)));
+    let all = CALLERS.into_iter().zip(by_header.chain(by_certificate));
+    all.map(|(name, (field, certificate))| (name, field, certificate))
+        .collect()
+}
+
 /// Who may use which route.
 pub fn each_credential_opens_what_it_is_for(server: &Server) {
     fs::create_dir_all(server.path("static/charts")).unwrap();
     fs::write(server.path("static/charts/x.tgz"), "a chart").unwrap();
-    let kubelet = server.joined("pi");
-    let proxy = server.signed("client-kube-proxy.crt", "");
-    let admin = server.own("client-admin");
+    let callers = callers(server);
     for (method, path, codes) in WHO_MAY {
-        for (caller, (name, code)) in CALLERS.into_iter().zip(codes).enumerate() {
-            let (field, certificate): (String, Option<&Certificate>) = match caller {
-                1 => (basic("node", "wrong"), None),
-                2 => (basic("node", AGENT_TOKEN), None),
-                3 => (basic("server", TOKEN), None),
-                4 => (String::new(), Some(&kubelet)),
-                5 => (String::new(), Some(&proxy)),
-                6 => (String::new(), Some(&admin)),
-                _ => (String::new(), None),
-            };
+        for ((name, field, certificate), code) in callers.iter().zip(codes) {
             let head = format!("{method} {path} HTTP/1.1\nHost: k3s\n{field}");
-            let answer = server.open(certificate).ask(&head, b"");
+            let answer = server.open(certificate.as_ref()).ask(&head, b"");
             assert_eq!(answer.code(), *code, "{method} {path} by {name}: {answer:?}");
         }
     }
     agents_are_not_servers_and_passwords_are_compared(server);
-    a_wrong_password_beside_a_good_certificate_does_no_harm(server, &kubelet);
+    let kubelet = callers[4].2.as_ref().unwrap();
+    a_wrong_password_beside_a_good_certificate_does_no_harm(server, kubelet);
 }
 
 fn agents_are_not_servers_and_passwords_are_compared(server: &Server) {
@@ -140,6 +154,8 @@ pub fn each_method_is_taken_where_it_belongs(server: &Server) {
         (&["HEAD"], "/ping", 200),
         (&["HEAD"], "/v1-k3s/config", 200),
         (&["HEAD"], "/v1-k3s/server-ca.crt", 200),
+        (&["HEAD"], "/v1-k3s/readyz", 200),
+        (&["HEAD"], "/static/charts/x.tgz", 200),
         (&["POST", "PUT", "DELETE", "PATCH", "OPTIONS"], "/cacerts", 405),
         (&["POST", "PUT", "DELETE"], "/static/charts/x.tgz", 405),
         (&["POST", "PUT", "DELETE", "PATCH"], "/v1-k3s/config", 405),
@@ -253,6 +269,7 @@ fn certificates_come_with_their_authority(server: &Server) {
             let head = format!("{method} /v1-k3s/{route} HTTP/1.1\nHost: k3s\n{token}\n{fields}");
             let answer = server.open(None).ask(&head, &body);
             assert_eq!(answer.code(), 200, "{method} {route}: {answer:?}");
+            assert_eq!(answer.header("content-type"), Some("text/plain"), "{method} {route}");
             let text = answer.text();
             let blocks: Vec<&str> = text.lines().filter(|line| line.starts_with("-----BEGIN")).collect();
             let certificate = "-----BEGIN CERTIFICATE-----";

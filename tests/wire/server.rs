@@ -71,9 +71,23 @@ impl Server {
         until("the server is ready", || {
             let ca = server.folder.join("data/server/tls/server-ca.crt").exists();
             let listens = ca && std::net::TcpStream::connect(address).is_ok();
-            listens && server.get("/v1-k3s/readyz", &basic("node", AGENT_TOKEN)).code() == 200
+            listens && server.is_ready()
         });
         server
+    }
+
+    /// Whether it says so; until then it says when to come again (2.5).
+    fn is_ready(&self) -> bool {
+        let answer = self.get("/v1-k3s/readyz", &basic("node", AGENT_TOKEN));
+        if answer.code() == 200 {
+            return true;
+        }
+        assert_eq!(answer.code(), 503, "{answer:?}");
+        assert_eq!(answer.header("retry-after"), Some("1"), "{answer:?}");
+        let status = answer.json();
+        assert_eq!(status["kind"], "Status", "{status}");
+        assert_eq!(status["reason"], "ServiceUnavailable", "{status}");
+        false
     }
 
     /// A file of the server's, below `<data>/server`.

@@ -8,23 +8,23 @@ use std::time::Duration;
 use crate::http::{Certificate, Wire, request};
 use crate::server::Server;
 
-const BINARY: u8 = 2;
-const TEXT: u8 = 1;
-const PING: u8 = 9;
-const PONG: u8 = 10;
+pub const BINARY: u8 = 2;
+pub const TEXT: u8 = 1;
+pub const PING: u8 = 9;
+pub const PONG: u8 = 10;
 
 /// Legacy deadline of Data and Connect: 15,000 ms.
-const DEADLINE: [u8; 3] = [0xb0, 0xea, 0x01];
+pub const DEADLINE: [u8; 3] = [0xb0, 0xea, 0x01];
 
 /// Types, in Go's signed varint.
-const DATA: u8 = 2;
-const CONNECT: u8 = 4;
-const ERROR: u8 = 6;
+pub const DATA: u8 = 2;
+pub const CONNECT: u8 = 4;
+pub const ERROR: u8 = 6;
 const ADD_CLIENT: u8 = 8;
 const REMOVE_CLIENT: u8 = 10;
-const PAUSE: u8 = 12;
-const RESUME: u8 = 14;
-const SYNC: u8 = 16;
+pub const PAUSE: u8 = 12;
+pub const RESUME: u8 = 14;
+pub const SYNC: u8 = 16;
 const NOT_YET_KNOWN: u8 = 18;
 
 /// A node's end of its tunnel.
@@ -37,6 +37,7 @@ impl Node {
         wire.say(&request(
             "GET /v1-k3s/connect HTTP/1.1
              Host: k3s
+             Origin: https://elsewhere.example
              Connection: Upgrade
              Upgrade: websocket
              Sec-WebSocket-Version: 13
@@ -129,7 +130,7 @@ impl Node {
 }
 
 /// A frame begins with a number of at most ten bytes, the last of which has no high bit.
-fn after_number(payload: &[u8]) -> Vec<u8> {
+pub fn after_number(payload: &[u8]) -> Vec<u8> {
     let length = payload.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
     assert!(length <= 10, "{payload:?}");
     payload[length..].to_vec()
@@ -155,11 +156,11 @@ fn connect(id: u8) -> Vec<u8> {
     [&[id, CONNECT][..], &DEADLINE, b"tcp/127.0.0.1:10250"].concat()
 }
 
-fn data(id: u8, bytes: &[u8]) -> Vec<u8> {
+pub fn data(id: u8, bytes: &[u8]) -> Vec<u8> {
     [&[id, DATA][..], &DEADLINE, bytes].concat()
 }
 
-fn error(id: u8, text: &str) -> Vec<u8> {
+pub fn error(id: u8, text: &str) -> Vec<u8> {
     [&[id, ERROR][..], text.as_bytes()].concat()
 }
 

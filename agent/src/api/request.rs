@@ -47,6 +47,11 @@ pub fn status_of(code: u16, header: Option<&str>, body: &[u8]) -> Status {
             .trim()
             .chars()
             .collect();
+        // Whoever reads it later has no number.
+        let text = match text.is_empty() {
+            true => format!("{code}, without a word"),
+            false => text,
+        };
         let mut made = Status::failure(reason_of(code), text);
         made.code = code;
         made
