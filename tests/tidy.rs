@@ -178,6 +178,24 @@ mod tests {
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
+    /// Who is refused looks for the words that he sees.
+    #[test]
+    fn every_refusal_of_a_join_is_on_its_page() {
+        let read = |path: &str| fs::read_to_string(root().join(path)).unwrap_or_default();
+        let page = read("docs/refused.md").replace('\n', " ");
+        let code = read("agent/src/join/error.rs");
+        let texts = code.split("#[error(").skip(1);
+        let texts: Vec<&str> = texts.filter_map(|rest| rest.trim_start().strip_prefix('"')).collect();
+        assert!(texts.len() > 10, "the texts are found");
+        for text in texts {
+            let words = text.split(['{', '(', ':', '"']).next().unwrap_or_default().trim_end();
+            assert!(
+                words.len() > 8 && page.contains(words),
+                "{words:?} is not in docs/refused.md"
+            );
+        }
+    }
+
     #[test]
     fn an_import_is_found_wherever_it_stands() {
         let text =

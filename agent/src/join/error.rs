@@ -60,7 +60,10 @@ pub enum JoinError {
         missing: bool,
     },
     /// The server's certificate is not of its own CA, or for another name, or the clock is wrong.
-    #[error("CA cert validation failed at {server} ({reason}): is the clock right, and is this a K3s server?")]
+    #[error(
+        "CA cert validation failed at {server} ({reason}): look at the clock of this machine; give the server the name or address \
+         in --server as its --tls-san; and check that this is a K3s server, and nothing in front of it that ends TLS"
+    )]
     Untrusted {
         /// As configured.
         server: String,
@@ -86,7 +89,7 @@ pub enum JoinError {
     #[error("the server does not let this token join ({0}): use the server's node-token")]
     Forbidden(String),
     /// It will be, in a moment.
-    #[error("the server is not ready yet ({0})")]
+    #[error("the server is not ready yet ({0}); trying on")]
     NotReady(String),
     /// Its clock is behind, and what it signs good for nothing.
     #[error(
@@ -171,7 +174,10 @@ impl JoinError {
             429 | 500..=599 => Self::NotReady(message),
             code => Self::Odd {
                 path: path.into(),
-                reason: format!("{code} {message}"),
+                reason: match message.starts_with(&code.to_string()) {
+                    true => message,
+                    false => format!("{code} {message}"),
+                },
             },
         }
     }
@@ -219,6 +225,15 @@ mod tests {
             let error = JoinError::of_status(&Status::failure(reason, message), "/v1-k3s/config", "pi").to_string();
             assert!(error.contains(message), "{error}");
             assert_eq!(error.matches(cure).count(), 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_believed_names_the_clock_the_name_and_what_may_be_in_between() {
+        let (server, reason) = ("https://lb:6443".to_owned(), "not valid for name".to_owned());
+        let error = JoinError::Untrusted { server, reason }.to_string();
+        for part in ["clock", "--tls-san", "ends TLS"] {
+            assert!(error.contains(part), "{part}: {error}");
         }
     }
 

@@ -272,9 +272,10 @@ impl Keeper {
                 true
             }
             Err(error) => {
+                let why = untold(error.code());
                 match self.untold.is_news(clock::now()) {
-                    true => tracing::warn!(%error, "the node's status is not reported"),
-                    false => tracing::debug!(%error, "the node's status is not reported"),
+                    true => tracing::warn!(%error, "{why}"),
+                    false => tracing::debug!(%error, "{why}"),
                 }
                 self.told_at = None;
                 error.code() != 0
@@ -299,6 +300,17 @@ impl Keeper {
         self.told = status;
         self.told_at = Some(clock::now());
         self.untold.ends();
+    }
+}
+
+/// What a status that did not get through means, by the code of the answer. A kubelet registers when it starts, and then no more
+/// (K3s' too): what an operator has deleted does not come back by itself.
+const fn untold(code: u16) -> &'static str {
+    match code {
+        404 => {
+            "the node's status is not reported: its Node was deleted; restart the agent, with a token, to register it anew"
+        }
+        _ => "the node's status is not reported",
     }
 }
 
@@ -335,6 +347,14 @@ fn difference(old: &Value, new: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_was_deleted_is_told_with_its_cure() {
+        assert!(untold(404).contains("restart the agent"));
+        for code in [0, 403, 500, 503] {
+            assert!(!untold(code).contains("deleted"), "{code}");
+        }
+    }
     use crate::kubelet::testing::node::{LEASE, NODE, Rig};
 
     /// Wherever in an attempt, or between two, that falls.
