@@ -206,13 +206,14 @@ async fn send<S: AsyncWrite>(mut to: WriteHalf<S>, tunnel: &Tunnel) -> Result<Ne
             dry = false;
             continue;
         }
-        // Writers were let in as there was room, and may run now. If none of them has anything to say, the others may.
+        // Who has the turn may run now. If he has nothing to say, it is another's.
         if !dry {
             dry = true;
             yield_now().await;
             continue;
         }
-        if tunnel.admit() {
+        if tunnel.pass_over() {
+            dry = false;
             continue;
         }
         if farewell.is_some() {

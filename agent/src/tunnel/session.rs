@@ -240,13 +240,13 @@ impl Session {
                 touched.push(frame.connection);
             }
         }
-        touched.extend(self.passing.admit(false));
+        touched.extend(self.passing.admit(wire.len()));
         Ok(touched)
     }
 
-    /// Streams that wait for others to write, while none does.
-    pub fn admit(&mut self) -> Vec<i64> {
-        self.passing.admit(true)
+    /// A stream that waits for another to write, which does not.
+    pub fn pass_over(&mut self) -> Option<i64> {
+        self.passing.pass_over()
     }
 
     /// The next frame that goes behind what passes.

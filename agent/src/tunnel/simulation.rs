@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::inbound::PIECE;
-use super::passing::PASSING_MAX;
+use super::passing::{PASSING_MAX, TURN};
 use super::session::{DATA_MAX, Event, OUTBOUND_MAX, PAUSE_ABOVE, Read, Role, STREAM_MAX, Session, Write};
 use super::websocket::{Incoming, Reader, Side};
 use crate::chance::{Random, simulate};
@@ -405,34 +405,89 @@ fn what_is_written_goes_out_in_its_order_however_large_the_writes_are_and_before
     assert!(first.is_sorted(), "{first:?}");
 }
 
+/// A session with so many streams, and those of them that write as much as they may, again and again.
+struct Pouring {
+    session: Session,
+    ids: Vec<i64>,
+    writing: Vec<i64>,
+}
+
+impl Pouring {
+    fn new(streams: usize) -> Self {
+        let mut session = Session::new(Role::Dialer, 1, Instant::now());
+        let ids: Vec<i64> = (0..streams).map(|_| open(&mut session)).collect();
+        let writing = ids.clone();
+        Self { session, ids, writing }
+    }
+
+    /// Until each has had his first turn, after which those who had theirs may have another one; then it goes round.
+    fn warm_up(&mut self) {
+        for _ in 0..2 * self.ids.len() * TURN / PASSING_MAX {
+            self.round();
+        }
+    }
+
+    /// What goes out once all have written who may; as the link does, it lets another go on when nothing does.
+    fn round(&mut self) -> Vec<Frame> {
+        for id in self.writing.drain(..) {
+            while let Write::Taken(_) = self.session.write(id, &[7; DATA_MAX], None) {}
+        }
+        let (frames, mut touched) = sent(&mut self.session);
+        if frames.is_empty() {
+            touched.extend(self.session.pass_over());
+        }
+        self.writing.extend(touched.iter().filter(|id| self.ids.contains(*id)));
+        frames
+    }
+}
+
 #[test]
 fn a_hundred_writers_have_the_same_share_and_a_paused_one_takes_no_room() {
-    let now = Instant::now();
-    let mut session = Session::new(Role::Dialer, 1, now);
-    let ids: Vec<i64> = (0..100).map(|_| open(&mut session)).collect();
-    let pause = |connection| Frame {
+    let mut pouring = Pouring::new(100);
+    let pause = Frame {
         id: 0,
-        connection,
+        connection: pouring.ids[0],
         message: Message::Pause,
     };
-    session.receive(pause(ids[0]), now).unwrap();
-    let bytes = vec![7; DATA_MAX];
+    pouring.session.receive(pause, Instant::now()).unwrap();
+    pouring.warm_up();
     let mut count = BTreeMap::new();
-    let mut writing: VecDeque<i64> = ids.iter().copied().collect();
     for _ in 0..1000 {
-        while let Some(id) = writing.pop_front() {
-            while let Write::Taken(_) = session.write(id, &bytes, None) {}
-        }
-        let (frames, touched) = sent(&mut session);
+        let frames = pouring.round();
         assert!(!frames.is_empty(), "somebody has something to say");
         for frame in frames {
             *count.entry(frame.connection).or_insert(0) += 1;
         }
-        writing.extend(touched);
     }
     assert_eq!(count.len(), 99, "{count:?}");
     let (least, most) = (count.values().min().unwrap(), count.values().max().unwrap());
-    assert!(most - least <= 2 * PASSING_MAX / DATA_MAX, "{count:?}");
+    assert!(most - least <= TURN / DATA_MAX, "more than a turn apart: {count:?}");
+}
+
+#[test]
+fn who_says_something_now_and_then_waits_for_two_turns_and_not_for_a_hundred() {
+    let mut pouring = Pouring::new(100);
+    let seldom = pouring.ids.pop().unwrap();
+    pouring.writing.pop();
+    pouring.warm_up();
+    for _ in 0..20 {
+        for _ in 0..50 {
+            pouring.round();
+        }
+        let mut before = 0;
+        'heard: for _ in 0..1000 {
+            let taken = pouring.session.write(seldom, &[8; 10_000], None);
+            for frame in pouring.round() {
+                match frame.message {
+                    Message::Data(_) if frame.connection == seldom => break 'heard,
+                    Message::Data(bytes) => before += bytes.len(),
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(taken, Write::Pending);
+        }
+        assert!(before <= 2 * TURN + PASSING_MAX, "after {before} bytes of others");
+    }
 }
 
 #[test]

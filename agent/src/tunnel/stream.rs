@@ -208,14 +208,14 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Lets every writer go on that waits for room; whether there was one.
-    pub(super) fn admit(&self) -> bool {
+    /// Lets the next writer go on that waits for its turn; whether there was one.
+    pub(super) fn pass_over(&self) -> bool {
         let mut inner = self.lock();
-        let admitted = inner.session.admit();
-        for connection in &admitted {
-            inner.wake(*connection);
+        let next = inner.session.pass_over();
+        if let Some(connection) = next {
+            inner.wake(connection);
         }
-        !admitted.is_empty()
+        next.is_some()
     }
 
     /// Does what is due; returns whether to ping and when to come again.
