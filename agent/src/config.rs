@@ -161,6 +161,14 @@ impl Config {
         }
     }
 
+    /// The local load balancer for an API that has another port than its supervisor: one below, as in K3s.
+    pub const fn api_balancer_port(&self) -> Option<u16> {
+        match self.balancer_port {
+            Some(port) => Some(port.saturating_sub(1)),
+            None => None,
+        }
+    }
+
     /// `<data>/agent`.
     pub fn agent_dir(&self) -> PathBuf {
         self.data_dir.join("agent")

@@ -5,6 +5,7 @@
 
 mod addresses;
 mod authorities;
+pub mod balancers;
 mod certificates;
 mod images;
 pub mod renew;
@@ -14,15 +15,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use self::images::Images;
-use crate::balancer::{Balancer, state};
+use crate::balancer::{Balancer, Balancers};
 use crate::config::Config;
-use crate::join::{Address, Clock, Files, Identity, Joined, Joiner, random_fraction};
+use crate::join::{Clock, Files, Identity, Joined, Joiner, random_fraction};
 use crate::kubelet::adapt::PodnetMaker;
 use crate::kubelet::{self, NodeIps, Settings};
 use crate::podnet::address::Range;
@@ -49,9 +49,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let files = Files::create(config.agent_dir())
         .with_context(|| format!("cannot use the data directory {}", config.data_dir.display()))?;
     let mut tasks = JoinSet::new();
-    let balancer = open_balancer(&config, &identity, &files, &mut tasks).await?;
+    let balancer = balancers::open(&config, &identity.node_name, &files, &mut tasks).await?;
     let joiner = Joiner {
-        address: address(&config),
+        address: balancers::address(&config),
         config: &config,
         identity: &identity,
         files: &files,
@@ -63,9 +63,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         () = &mut shutdown => return Ok(()),
     };
     let (joined, runtime, images, from_disk) = started;
+    let opening = balancers::open_api(&config, &joined, balancer, &mut tasks);
+    let balancer = opening.await?;
     let (leave, leaving) = oneshot::channel::<()>();
     let mut tunneling = JoinSet::new();
-    tunneling.spawn(tunnels(&config, &joined, &balancer, &files, leaving));
+    tunneling.spawn(tunnels(&config, &joined, &balancer, leaving));
     tasks.spawn(images.follow());
     let ips = watch::Sender::new(joined.node_ips.clone());
     let node_ips = NodeIps::from(ips.subscribe());
@@ -107,6 +109,7 @@ async fn start(
     joiner: &Joiner<'_>,
     balancer: &Balancer,
 ) -> anyhow::Result<(Joined, Runtime, Images, bool)> {
+    let doubted = Balancers::from(balancer.clone());
     let joining = async {
         match joiner.remembered().await {
             Some(joined) => {
@@ -116,7 +119,7 @@ async fn start(
                 );
                 (joined, true)
             }
-            None => (joiner.join(|| balancer.trouble(), || balancer.doubt()).await, false),
+            None => (joiner.join(|| balancer.trouble(), || doubted.doubt()).await, false),
         }
     };
     let opening = open_runtime(config);
@@ -124,40 +127,6 @@ async fn start(
     crate::config::notify_ready(config.notify.as_deref());
     let (runtime, images) = opened?;
     Ok((joined, runtime, images, from_disk))
-}
-
-fn address(config: &Config) -> Address {
-    let (host, port) = match config.balancer_port {
-        Some(port) => ("127.0.0.1".to_owned(), port),
-        None => (config.server.host().to_owned(), config.server.port()),
-    };
-    Address {
-        host,
-        port,
-        shown: config.server.to_string(),
-    }
-}
-
-async fn open_balancer(
-    config: &Config,
-    identity: &Identity,
-    files: &Files,
-    tasks: &mut JoinSet<()>,
-) -> anyhow::Result<Balancer> {
-    use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
-    let remembered = state::read(
-        &std::fs::read(files.balancer()).unwrap_or_default(),
-        &config.server.to_string(),
-    );
-    let seed = BuildHasherDefault::<DefaultHasher>::default().hash_one(&identity.node_name);
-    let balancer = Balancer::new(&config.server.authority(), &remembered, seed);
-    if let Some(port) = config.balancer_port {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.with_context(|| {
-            format!("cannot listen on 127.0.0.1:{port}: does another agent or server run? Else set --lb-server-port")
-        })?;
-        tasks.spawn(balancer.clone().serve(listener));
-    }
-    Ok(balancer)
 }
 
 async fn open_runtime(config: &Config) -> anyhow::Result<(Runtime, Images)> {
@@ -172,25 +141,17 @@ async fn open_runtime(config: &Config) -> anyhow::Result<(Runtime, Images)> {
 fn tunnels(
     config: &Config,
     joined: &Joined,
-    balancer: &Balancer,
-    files: &Files,
+    balancer: &Balancers,
     leaving: oneshot::Receiver<()>,
 ) -> impl Future<Output = ()> + Send + use<> {
     let tunnels = Tunnels {
-        client: joined.client.clone(),
+        client: joined.client.supervisor(),
         balancer: balancer.clone(),
         kubelet_port: config.kubelet_port,
-        supervisor_port: (joined.cluster.supervisor_port != joined.cluster.https_port)
-            .then_some(joined.cluster.supervisor_port),
+        supervisor_port: joined.cluster.port_of_api().map(|_| joined.cluster.supervisor_port),
     };
-    let (files, server) = (files.clone(), config.server.to_string());
-    let found = move |addresses: &[String]| {
-        let content = state::write(&server, addresses);
-        if let Err(error) = files.write(&files.balancer(), content.as_bytes()) {
-            tracing::warn!(error = %error, "cannot keep the list of servers");
-        }
-    };
-    tunnels.run(random_fraction, found, async move { drop(leaving.await) })
+    let keep = balancers::keeper(config, joined);
+    tunnels.run(random_fraction, keep, async move { drop(leaving.await) })
 }
 
 async fn run_kubelet(

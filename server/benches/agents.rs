@@ -152,7 +152,7 @@ async fn stand_by(joined: Joined, port: u16) {
     let client = joined.client.clone();
     let tunnels = Tunnels {
         client: client.clone(),
-        balancer: Balancer::new(&format!("127.0.0.1:{port}"), &[], 1),
+        balancer: Balancer::new(&format!("127.0.0.1:{port}"), &[], 1).into(),
         kubelet_port: 10250,
         supervisor_port: None,
     };

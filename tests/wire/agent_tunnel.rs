@@ -123,7 +123,7 @@ pub async fn frames_at_the_agent_are_these_bytes() {
     let kubelet = TcpListener::bind("127.0.0.1:0").unwrap();
     let tunnels = Tunnels {
         client: joined.client.clone(),
-        balancer: Balancer::new(&machine.config.server.authority(), &[], 1),
+        balancer: Balancer::new(&machine.config.server.authority(), &[], 1).into(),
         kubelet_port: kubelet.local_addr().unwrap().port(),
         supervisor_port: None,
     };

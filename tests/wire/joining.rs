@@ -6,17 +6,15 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use agent::balancer::Balancer;
+use agent::balancer::{Balancer, Servers};
 use agent::join::JoinError;
 use agent::tunnel::Tunnels;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::CertificateSigningRequestParams;
 
-use crate::played::{Heard, Machine, PATIENCE, Played};
+use crate::played::{CONFIG, Heard, Machine, PATIENCE, Played};
 use crate::server::PASSWORD;
-
-const CONFIG: &str = "/v1-k3s/config";
 
 /// The whole head of each request of a join, in their order; `authorization`: of those that carry a credential.
 fn expected(host: SocketAddr, authorization: &str) -> Vec<String> {
@@ -140,15 +138,16 @@ pub async fn a_tunnel_is_asked_for_with_the_kubelets_certificate() {
     played.all();
     let tunnels = Tunnels {
         client: joined.client.clone(),
-        balancer: Balancer::new(&machine.config.server.authority(), &[], 1),
+        balancer: Balancer::new(&machine.config.server.authority(), &[], 1).into(),
         kubelet_port: 10250,
         supervisor_port: None,
     };
     played.answers("/v1-k3s/connect", "401 Unauthorized", "{}");
     let mut refusals = joined.client.refusals();
     let told = AtomicBool::new(false);
-    let found = |servers: &[String]| {
-        assert_eq!(servers, [played.address.to_string()]);
+    let found = |servers: &Servers| {
+        assert_eq!(servers.supervisor, [played.address.to_string()]);
+        assert_eq!(servers.api, servers.supervisor);
         told.store(true, Ordering::Relaxed);
     };
     let seen = async {

@@ -17,6 +17,7 @@ mod joining;
 mod leaves;
 mod nodes;
 mod played;
+mod ports;
 mod rights;
 mod routes;
 mod server;
@@ -91,4 +92,16 @@ async fn an_agents_join_is_these_requests_and_it_tells_refusals_apart() {
     joining::a_join_is_these_requests().await;
     joining::a_tunnel_is_asked_for_with_the_kubelets_certificate().await;
     joining::refusals_are_told_apart().await;
+}
+
+#[test]
+fn an_agent_at_servers_with_two_ports_has_two_balancers() {
+    if !tests::in_own_namespaces("an_agent_at_servers_with_two_ports_has_two_balancers") {
+        return;
+    }
+    tests::run("ip", &["link", "set", "lo", "up"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime
+        .unwrap()
+        .block_on(ports::an_api_with_a_port_of_its_own_has_a_balancer_of_its_own());
 }

@@ -26,8 +26,9 @@ use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
 use crate::server::PASSWORD;
 
+pub const CONFIG: &str = "/v1-k3s/config";
 pub const PATIENCE: Duration = Duration::from_secs(60);
-const SETTINGS: &str = r#"{"ClusterDNS":"10.43.0.10","ClusterDomain":"cluster.local","ClusterIPRange":{"IP":"10.42.0.0","Mask":"//8AAA=="},"HTTPSPort":6443,"ServiceIPRange":{"IP":"10.43.0.0","Mask":"//8AAA=="},"SupervisorPort":6443}"#;
+pub const SETTINGS: &str = r#"{"ClusterDNS":"10.43.0.10","ClusterDomain":"cluster.local","ClusterIPRange":{"IP":"10.42.0.0","Mask":"//8AAA=="},"HTTPSPort":6443,"ServiceIPRange":{"IP":"10.43.0.0","Mask":"//8AAA=="},"SupervisorPort":6443}"#;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -75,31 +76,43 @@ impl Authority {
 pub type Link = StreamOwned<ServerConnection, TcpStream>;
 
 /// What is answered otherwise than well: path, status line and body.
-type Otherwise = BTreeMap<&'static str, (&'static str, &'static str)>;
+type Otherwise = BTreeMap<&'static str, (&'static str, String)>;
+
+/// What all servers of a cluster have.
+struct Cluster {
+    server: Authority,
+    client: Authority,
+    otherwise: Mutex<Otherwise>,
+    tls: Arc<ServerConfig>,
+}
 
 /// The far end. It ends with the test's process.
 pub struct Played {
     pub address: SocketAddr,
-    server_ca: String,
+    cluster: Arc<Cluster>,
     heard: Receiver<Heard>,
     tunnels: Receiver<Link>,
-    otherwise: Arc<Mutex<Otherwise>>,
     /// Whether each connection ends with its first answer, without a word.
     pub hangs_up: Arc<AtomicBool>,
 }
 
 impl Played {
     pub fn start() -> Self {
+        Self::at("127.0.0.1:0")
+    }
+
+    /// The first server of a cluster, listening there.
+    pub fn at(address: &str) -> Self {
         let (server, client) = (Authority::new("server"), Authority::new("client"));
         let key = KeyPair::generate().unwrap();
-        let leaf = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        let leaf = CertificateParams::new(["127.0.0.1", "127.0.0.2", "127.0.0.3"].map(str::to_owned)).unwrap();
         let leaf = leaf.signed_by(&key, &server.0).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         let der = rustls::pki_types::pem::PemObject::from_pem_slice(client.1.as_bytes()).unwrap();
         roots.add(der).unwrap();
         let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let mut tls = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_client_cert_verifier(clients.allow_unauthenticated().build().unwrap())
@@ -108,24 +121,35 @@ impl Played {
                 PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
             )
             .unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let (otherwise, tls) = (Mutex::default(), Arc::new(tls));
+        let cluster = Cluster {
+            server,
+            client,
+            otherwise,
+            tls,
+        };
+        Self::listen(address, Arc::new(cluster))
+    }
+
+    /// Another port of the same cluster.
+    pub fn beside(&self, address: &str) -> Self {
+        Self::listen(address, Arc::clone(&self.cluster))
+    }
+
+    fn listen(address: &str, cluster: Arc<Cluster>) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let (says, heard) = channel();
         let (opens, tunnels) = channel();
-        let otherwise: Arc<Mutex<Otherwise>> = Arc::default();
-        let server_ca = server.1.clone();
-        let cluster = Arc::new((server, client, Arc::clone(&otherwise)));
-        let config = Arc::new(config);
         let hangs_up = Arc::<AtomicBool>::default();
-        let brief = Arc::clone(&hangs_up);
+        let (brief, all) = (Arc::clone(&hangs_up), Arc::clone(&cluster));
         std::thread::spawn(move || {
             for (number, stream) in listener.incoming().enumerate() {
-                let (config, cluster, says) = (Arc::clone(&config), Arc::clone(&cluster), says.clone());
+                let (all, says) = (Arc::clone(&all), says.clone());
                 let (brief, opens) = (Arc::clone(&brief), opens.clone());
                 std::thread::spawn(move || {
-                    let link = converse(stream.unwrap(), number, config, &cluster, &says, &brief);
-                    if let Some(link) = link {
+                    if let Some(link) = converse(stream.unwrap(), number, &all, &says, &brief) {
                         let _ = opens.send(link);
                     }
                 });
@@ -133,19 +157,24 @@ impl Played {
         });
         Self {
             address,
-            server_ca,
+            cluster,
             heard,
             tunnels,
-            otherwise,
             hangs_up,
         }
     }
 
-    /// Has this path answered so, until it is told otherwise.
-    pub fn answers(&self, path: &'static str, status: &'static str, body: &'static str) {
-        let mut otherwise = self.otherwise.lock().unwrap();
+    /// Has this path answered so, and no other, until it is told otherwise.
+    pub fn answers(&self, path: &'static str, status: &'static str, body: &str) {
+        let mut otherwise = self.cluster.otherwise.lock().unwrap();
         otherwise.clear();
-        otherwise.insert(path, (status, body));
+        otherwise.insert(path, (status, body.to_owned()));
+    }
+
+    /// Has this path, too, answered with 200 and `body`, by all of the cluster.
+    pub fn also(&self, path: &'static str, body: &str) {
+        let mut otherwise = self.cluster.otherwise.lock().unwrap();
+        otherwise.insert(path, ("200 OK", body.to_owned()));
     }
 
     pub fn next(&self) -> Heard {
@@ -166,7 +195,7 @@ impl Played {
     pub fn token(&self, credential: &str) -> String {
         format!(
             "K10{}::{credential}",
-            agent::wire::join::ca_hash(self.server_ca.as_bytes())
+            agent::wire::join::ca_hash(self.cluster.server.1.as_bytes())
         )
     }
 }
@@ -174,13 +203,12 @@ impl Played {
 fn converse(
     stream: TcpStream,
     number: usize,
-    config: Arc<ServerConfig>,
-    cluster: &(Authority, Authority, Arc<Mutex<Otherwise>>),
+    cluster: &Cluster,
     says: &Sender<Heard>,
     brief: &AtomicBool,
 ) -> Option<Link> {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut tls = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
+    let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(&cluster.tls)).unwrap(), stream);
     let mut bytes = Vec::new();
     loop {
         let heard = request(&mut tls, &mut bytes, number)?;
@@ -232,17 +260,22 @@ fn request(
 
 fn answer(
     heard: &Heard,
-    (server, client, otherwise): &(Authority, Authority, Arc<Mutex<Otherwise>>),
+    Cluster {
+        server,
+        client,
+        otherwise,
+        ..
+    }: &Cluster,
 ) -> (String, String) {
     use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
     let path = heard.line().split(' ').nth(1).unwrap();
     if let Some((status, body)) = otherwise.lock().unwrap().get(path) {
-        return ((*status).to_owned(), (*body).to_owned());
+        return ((*status).to_owned(), body.clone());
     }
     let body = match path {
         "/cacerts" | "/v1-k3s/server-ca.crt" => server.1.clone(),
         "/v1-k3s/client-ca.crt" => client.1.clone(),
-        "/v1-k3s/config" => SETTINGS.to_owned(),
+        CONFIG => SETTINGS.to_owned(),
         "/v1-k3s/serving-kubelet.crt" => server.sign(&heard.body, "pi", ServerAuth),
         "/v1-k3s/client-kubelet.crt" => client.sign(&heard.body, "system:node:pi", ClientAuth),
         "/v1-k3s/client-kube-proxy.crt" => client.sign(&heard.body, "system:kube-proxy", ClientAuth),
@@ -279,7 +312,8 @@ impl Drop for Machine {
 
 impl Machine {
     pub fn new(played: &Played, token: Option<String>) -> Self {
-        let folder = std::env::temp_dir().join(format!("wire-joining-{}", std::process::id()));
+        let folder =
+            std::env::temp_dir().join(format!("wire-joining-{}-{}", std::process::id(), played.address.port()));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(folder.join("etc")).unwrap();
         fs::write(folder.join("etc/password"), format!("{PASSWORD}\n")).unwrap();

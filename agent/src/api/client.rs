@@ -67,6 +67,8 @@ struct Inner {
     /// What time it was by the server that answered last; 0: none did yet.
     date: AtomicU64,
     refusals: watch::Sender<()>,
+    /// The supervisor's, where that has a port of its own.
+    supervisor: Option<Client>,
     /// The last request had no answer.
     unheard: AtomicBool,
     returns: watch::Sender<()>,
@@ -81,6 +83,23 @@ impl Client {
 
     /// As [`Client::new`], sending this `Authorization` header with every request.
     pub fn with_authorization(endpoint: Endpoint, authorization: Option<String>) -> Self {
+        Self::over(endpoint, authorization, watch::Sender::new(()), None)
+    }
+
+    /// A client of the API at another `host` and `port` than its supervisor: TLS that it is given is given to both, and a
+    /// refusal of either is one of this one.
+    pub fn of_api(supervisor: Self, host: String, port: u16) -> Self {
+        let tls = supervisor.endpoint().tls;
+        let refusals = supervisor.0.refusals.clone();
+        Self::over(Endpoint { host, port, tls }, None, refusals, Some(supervisor))
+    }
+
+    fn over(
+        endpoint: Endpoint,
+        authorization: Option<String>,
+        refusals: watch::Sender<()>,
+        supervisor: Option<Self>,
+    ) -> Self {
         let permits = tokio::sync::Semaphore::new(PARALLEL);
         let authority = endpoint.authority();
         let endpoint = Mutex::new(endpoint);
@@ -90,7 +109,8 @@ impl Client {
             authorization,
             idle: Mutex::default(),
             date: AtomicU64::new(0),
-            refusals: watch::Sender::new(()),
+            refusals,
+            supervisor,
             unheard: AtomicBool::new(false),
             returns: watch::Sender::new(()),
             permits,
@@ -99,8 +119,16 @@ impl Client {
 
     /// Takes a renewed certificate; connections made before keep theirs until they end.
     pub fn replace_tls(&self, tls: Arc<ClientConfig>) {
+        if let Some(supervisor) = &self.0.supervisor {
+            supervisor.replace_tls(Arc::clone(&tls));
+        }
         self.0.endpoint.lock().unwrap_or_else(PoisonError::into_inner).tls = Some(tls);
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Who asks the supervisor: this one, unless that has a port of its own.
+    pub fn supervisor(&self) -> Self {
+        self.0.supervisor.as_ref().unwrap_or(self).clone()
     }
 
     /// What time it was when a server last answered, by its clock, in seconds since 1970.

@@ -205,6 +205,14 @@ impl Choice {
         all
     }
 
+    /// The servers that do so; sorted.
+    pub fn in_state(&self, state: State) -> Vec<String> {
+        let all = self.servers.iter().filter(|server| server.state == state);
+        let mut all: Vec<String> = all.map(|server| server.address.clone()).collect();
+        all.sort_unstable();
+        all
+    }
+
     /// How a server does.
     #[cfg(test)]
     pub fn state(&self, address: &str) -> Option<State> {

@@ -6,6 +6,7 @@
 //! a machine whose server stands still accepts connections for it: so a dial asks the server's tunnel as well (`Pulse`).
 
 mod choice;
+mod pair;
 #[cfg(test)]
 mod simulation;
 pub mod state;
@@ -27,7 +28,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use self::choice::{Choice, Dialed};
+pub use self::pair::{Balancers, Servers};
+
+use self::choice::{Choice, Dialed, State};
 use crate::dial::{self, Resolve};
 
 /// Bytes that a server's machine does not acknowledge, or does not take, for so long end the connection, as does silence when it is
@@ -53,10 +56,26 @@ struct Inner {
     /// Why the last dial of all servers failed.
     trouble: Mutex<Option<String>>,
     /// Of the servers that a tunnel stands to.
-    pulses: Mutex<HashMap<String, Pulse>>,
+    pulses: Arc<Mutex<HashMap<String, Pulse>>>,
     /// Ends the connections of a server: they wait for a change.
     cuts: Mutex<HashMap<String, watch::Sender<()>>>,
     changed: watch::Sender<()>,
+    /// The pulses are of another port of the servers.
+    beside: bool,
+}
+
+impl Inner {
+    fn new(default: &str, remembered: &[String], seed: u64, resolve: Resolve) -> Self {
+        Self {
+            choice: Mutex::new(Choice::new(default, remembered, seed)),
+            resolve,
+            trouble: Mutex::default(),
+            pulses: Arc::default(),
+            cuts: Mutex::default(),
+            changed: watch::Sender::new(()),
+            beside: false,
+        }
+    }
 }
 
 impl Balancer {
@@ -66,14 +85,7 @@ impl Balancer {
     }
 
     fn with_names(default: &str, remembered: &[String], seed: u64, resolve: Resolve) -> Self {
-        Self(Arc::new(Inner {
-            choice: Mutex::new(Choice::new(default, remembered, seed)),
-            resolve,
-            trouble: Mutex::default(),
-            pulses: Mutex::default(),
-            cuts: Mutex::default(),
-            changed: watch::Sender::new(()),
-        }))
+        Self(Arc::new(Inner::new(default, remembered, seed, resolve)))
     }
 
     /// Serves the port for ever; dropping the future ends it and every connection.
@@ -143,11 +155,14 @@ impl Balancer {
         }
     }
 
-    /// Whether connections to a server are open, or being opened, and a tunnel to another one stands.
-    pub fn could_leave(&self, address: &str) -> bool {
+    /// Whether connections to a server are open, or being opened.
+    fn carries(&self, address: &str) -> bool {
         let carries = |sender: &watch::Sender<()>| sender.receiver_count() > 0;
         lock(&self.0.cuts).get(address).is_some_and(carries)
-            && lock(&self.0.pulses).keys().any(|other| other != address)
+    }
+
+    fn has_another_tunnel(&self, address: &str) -> bool {
+        lock(&self.0.pulses).keys().any(|other| other != address)
     }
 
     /// A server says that it cannot write, until [`Balancer::report`] says that it is up.
@@ -158,13 +173,16 @@ impl Balancer {
         }
     }
 
-    /// What answered last may be no server of the cluster, such as a machine that has got the address of one that an earlier
-    /// run knew: the next connection tries the others first.
-    pub fn doubt(&self) {
-        let current = lock(&self.0.choice).current().map(str::to_owned);
-        if let Some(address) = current {
-            self.report(&address, false);
-        }
+    fn current(&self) -> Option<String> {
+        lock(&self.0.choice).current().map(str::to_owned)
+    }
+
+    fn healthy(&self) -> Vec<String> {
+        lock(&self.0.choice).in_state(State::Healthy)
+    }
+
+    fn unchecked(&self) -> Vec<String> {
+        lock(&self.0.choice).in_state(State::Unchecked)
     }
 
     /// The servers that a tunnel is wanted to.
@@ -238,11 +256,21 @@ impl Balancer {
     /// Waits until the tunnel of a server has told that it lives, [`PULSE_LIMIT`] at most, and answers whether it has. Without a
     /// tunnel nothing speaks against it.
     async fn sign_of_life(&self, address: &str) -> bool {
-        let pulse = lock(&self.0.pulses).get(address).cloned();
-        match pulse {
+        match self.pulse(address) {
             Some(pulse) => timeout(PULSE_LIMIT, pulse()).await.is_ok(),
             None => true,
         }
+    }
+
+    /// Of this server; or else, where the tunnels are to another port, of one at its host.
+    fn pulse(&self, address: &str) -> Option<Pulse> {
+        let pulses = lock(&self.0.pulses);
+        let beside = || {
+            let mut all = pulses.iter().filter(|_| self.0.beside);
+            all.find(|(other, _)| host_of(other) == host_of(address))
+                .map(|(_, pulse)| pulse)
+        };
+        pulses.get(address).or_else(beside).cloned()
     }
 
     /// A connection to a server was made.
@@ -288,6 +316,11 @@ async fn open(resolve: &Resolve, address: &str) -> io::Result<TcpStream> {
     // Nothing that goes to a server waits for a person: one that takes nothing stands still.
     setsockopt(&stream, TcpUserTimeout, &UNACKNOWLEDGED_MS)?;
     Ok(stream)
+}
+
+/// The host of `host:port`, with the brackets of an IPv6 address.
+fn host_of(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -472,7 +505,7 @@ mod tests {
         tasks.spawn(balancer.clone().serve(listener));
         let mut through = TcpStream::connect(port).await.unwrap();
         assert_eq!(through.read_u8().await.unwrap(), 1, "the remembered one comes first");
-        balancer.doubt();
+        Balancers::from(balancer.clone()).doubt();
         let mut through = TcpStream::connect(port).await.unwrap();
         assert_eq!(through.read_u8().await.unwrap(), 2);
         tasks.shutdown().await;

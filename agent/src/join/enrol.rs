@@ -84,8 +84,8 @@ pub struct Enrolment<'a, G> {
     pub identity: &'a Identity,
     /// As the operator wrote it.
     pub server: String,
-    /// Where kubeconfigs lead: `https://127.0.0.1:6444`.
-    pub api: String,
+    /// Where kubeconfigs lead, by the cluster's settings: `https://127.0.0.1:6444`.
+    pub api: Box<dyn Fn(&ClusterConfig) -> String + Send + Sync + 'a>,
     /// If one is configured.
     pub token: Option<&'a str>,
     /// The node's addresses, with commas.
@@ -280,12 +280,14 @@ impl<G: Ground> Enrolment<'_, G> {
         for (route, path) in self.bundles() {
             self.take_over(&path, &self.ground.get(link, route).await?)?;
         }
+        let cluster = ClusterConfig::from_json(&settings);
+        let api = (self.api)(&cluster);
         for which in Certificate::ALL {
             self.certificate(identity, link, which).await?;
-            self.files.write_kubeconfig(disk, which, &self.api)?;
+            self.files.write_kubeconfig(disk, which, &api)?;
         }
         identity.settle(disk)?;
-        let mut kept = ClusterConfig::from_json(&settings).to_json();
+        let mut kept = cluster.to_json();
         set(&mut kept, &["Server"], self.server.as_str());
         set(&mut kept, &["NodeName"], identity.node_name.as_str());
         let token = self.token.and_then(|token| Token::parse(token).ok());

@@ -96,6 +96,11 @@ impl Files {
         self.dir.join("etc/k3s-agent-load-balancer.json")
     }
 
+    /// The servers of the balancer for the API, where that has a port of its own.
+    pub fn api_balancer(&self) -> PathBuf {
+        self.dir.join("etc/k3s-api-server-agent-load-balancer.json")
+    }
+
     /// What time it was at least, in seconds since 1970.
     pub fn time_floor(&self) -> PathBuf {
         self.dir.join("etc/time-floor")

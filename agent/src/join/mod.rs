@@ -183,7 +183,7 @@ impl Joiner<'_> {
     pub async fn authorities(&self) -> Result<Option<Arc<rustls::ClientConfig>>, JoinError> {
         let network = self.network();
         let grown = self.enrolment(&network, String::new()).authorities().await?;
-        Ok(if grown { self.client()?.endpoint().tls } else { None })
+        Ok(if grown { Some(self.tls()?) } else { None })
     }
 
     fn network(&self) -> Network<'_> {
@@ -200,40 +200,65 @@ impl Joiner<'_> {
             files: self.files,
             identity: self.identity,
             server: self.config.server.to_string(),
-            api: format!("https://{}", host_and_port(&self.address)),
+            api: Box::new(|cluster| format!("https://{}", host_and_port(&self.api(cluster)))),
             token: self.config.token.as_ref().map(Secret::expose),
             ips,
         }
     }
 
+    /// Where the Kubernetes API is, given the cluster's settings: with the supervisor, unless it has a port of its own.
+    fn api(&self, cluster: &ClusterConfig) -> Address {
+        let shown = self.address.shown.clone();
+        match (cluster.port_of_api(), self.config.api_balancer_port()) {
+            (None, _) => self.address.clone(),
+            (Some(_), Some(port)) => Address {
+                host: "127.0.0.1".to_owned(),
+                port,
+                shown,
+            },
+            (Some(port), None) => Address {
+                host: self.config.server.host().to_owned(),
+                port,
+                shown,
+            },
+        }
+    }
+
     /// The API with what is on disk.
-    fn client(&self) -> Result<Client, JoinError> {
+    fn client(&self, cluster: &ClusterConfig) -> Result<Client, JoinError> {
+        let supervisor = Client::new(Endpoint {
+            host: self.address.host.clone(),
+            port: self.address.port,
+            tls: Some(self.tls()?),
+        });
+        let api = self.api(cluster);
+        Ok(match cluster.port_of_api() {
+            None => supervisor,
+            Some(_) => Client::of_api(supervisor, api.host, api.port),
+        })
+    }
+
+    /// Whom the node trusts and what it shows, as it is on disk.
+    fn tls(&self) -> Result<Arc<rustls::ClientConfig>, JoinError> {
         let read = |path| fs::read(path).map_err(JoinError::Disk);
         let (chain, key) = (
             read(self.files.cert(Certificate::ClientKubelet))?,
             read(self.files.key(Certificate::ClientKubelet))?,
         );
-        let tls = trust::bundle(
-            &read(self.files.server_ca())?,
-            Some(Shown {
-                chain: &chain,
-                key: &key,
-            }),
-            &self.clock,
-        )?;
-        Ok(Client::new(Endpoint {
-            host: self.address.host.clone(),
-            port: self.address.port,
-            tls: Some(tls),
-        }))
+        let shown = Shown {
+            chain: &chain,
+            key: &key,
+        };
+        Ok(trust::bundle(&read(self.files.server_ca())?, Some(shown), &self.clock)?)
     }
 
     fn joined(&self, settings: &Value, node_ips: Vec<IpAddr>) -> Result<Joined, JoinError> {
+        let cluster = ClusterConfig::from_json(settings);
         Ok(Joined {
             identity: self.identity.clone(),
             node_ips,
-            cluster: ClusterConfig::from_json(settings),
-            client: self.client()?,
+            client: self.client(&cluster)?,
+            cluster,
             files: self.files.clone(),
         })
     }

@@ -31,6 +31,12 @@ pub async fn run(
     loop {
         if due {
             let joined = joiner.renew(|| ips.now(), &trouble, &astray).await;
+            if joined.client.endpoint().authority() != client.endpoint().authority() {
+                warn!(
+                    node = joiner.identity.node_name,
+                    "the servers have their API at another port now: restart the agent"
+                );
+            }
             if let Some(tls) = joined.client.endpoint().tls {
                 client.replace_tls(tls);
             }

@@ -23,7 +23,7 @@ use super::stream::{Opened, Stream, Tunnel};
 use super::upgrade::upgrade;
 use super::{allow, link, still};
 use crate::api::Client;
-use crate::balancer::Balancer;
+use crate::balancer::{Balancers, Servers};
 use crate::dial;
 use crate::wire::join::PREFIX;
 use crate::wire::standing::Standing;
@@ -60,10 +60,10 @@ enum Leave {
 /// What tunnels need.
 #[derive(Clone)]
 pub struct Tunnels {
-    /// Its TLS is used, whatever renewed certificate it has by then; and it asks for the servers.
+    /// Of the supervisor. Its TLS is used, whatever renewed certificate it has by then; and it asks for the servers.
     pub client: Client,
     /// Knows the servers and wants to know how they do.
-    pub balancer: Balancer,
+    pub balancer: Balancers,
     /// What streams may lead to.
     pub kubelet_port: u16,
     /// Port of the supervisor when it is not that of the API.
@@ -100,7 +100,7 @@ impl Tunnels {
     /// Runs until `stop`, then says good-bye to every server. Dropping the future cuts all tunnels.
     ///
     /// `random`: 0 to 1, spreads reconnects. `found` gets every new list of servers.
-    pub async fn run(self, random: fn() -> f64, found: impl Fn(&[String]), stop: impl Future<Output = ()>) {
+    pub async fn run(self, random: fn() -> f64, found: impl Fn(&Servers), stop: impl Future<Output = ()>) {
         let (mut tasks, mut open) = (JoinSet::new(), HashMap::new());
         let news = Arc::new(News::default());
         tokio::select! {
@@ -149,14 +149,14 @@ impl Tunnels {
         }
     }
 
-    async fn ask_for_servers(&self, random: fn() -> f64, found: impl Fn(&[String]), news: &News) {
-        let mut known = Vec::new();
+    async fn ask_for_servers(&self, random: fn() -> f64, found: impl Fn(&Servers), news: &News) {
+        let mut known = Servers::default();
         loop {
             match self.client.get(&format!("{PREFIX}/apiservers")).await {
                 Ok(answer) => {
                     let servers = servers(&answer, self.supervisor_port);
-                    if !servers.is_empty() && servers != known {
-                        info!(servers = servers.join(","), "servers of the cluster");
+                    if !servers.api.is_empty() && servers != known {
+                        info!(servers = servers.supervisor.join(","), "servers of the cluster");
                         self.balancer.set(&servers);
                         found(&servers);
                         known = servers;
@@ -164,7 +164,7 @@ impl Tunnels {
                 }
                 Err(error) => debug!(error = %error, "cannot ask for the servers of the cluster"),
             }
-            news.time_to_ask(!known.is_empty(), random).await;
+            news.time_to_ask(!known.api.is_empty(), random).await;
         }
     }
 
@@ -315,17 +315,23 @@ fn warn_once(failures: u32, peer: &str, error: &str) {
     }
 }
 
-/// The addresses in the answer, with the supervisor's port.
-fn servers(answer: &Value, supervisor_port: Option<u16>) -> Vec<String> {
+/// The addresses in the answer, which are the API's, and with the supervisor's port.
+fn servers(answer: &Value, supervisor_port: Option<u16>) -> Servers {
     let list = answer.as_array().map(Vec::as_slice).unwrap_or_default();
     let port = |address: &str| match (supervisor_port, address.rsplit_once(':')) {
         (Some(port), Some((host, _))) => format!("{host}:{port}"),
         _ => address.to_owned(),
     };
-    let mut all: Vec<String> = list.iter().filter_map(|item| Some(port(item.as_str()?))).collect();
-    all.sort_unstable();
-    all.dedup();
-    all
+    let sorted = |mut all: Vec<String>| {
+        all.sort_unstable();
+        all.dedup();
+        all
+    };
+    let api: Vec<String> = list.iter().filter_map(|item| Some(item.as_str()?.to_owned())).collect();
+    Servers {
+        supervisor: sorted(api.iter().map(|address| port(address)).collect()),
+        api: sorted(api),
+    }
 }
 
 /// Connects a stream to a port of this machine and copies both ways until either ends: there is no half-close.
@@ -355,6 +361,7 @@ mod tests {
 
     use super::*;
     use crate::api::Endpoint;
+    use crate::balancer::Balancer;
 
     #[tokio::test(start_paused = true)]
     async fn news_that_come_while_an_attempt_hangs_bring_the_next_one_forward() {
@@ -375,7 +382,7 @@ mod tests {
                 port: 0,
                 tls: Some(Arc::new(tls)),
             }),
-            balancer: balancer.clone(),
+            balancer: balancer.clone().into(),
             kubelet_port: 0,
             supervisor_port: None,
         };
@@ -423,8 +430,14 @@ mod tests {
     #[test]
     fn servers_are_sorted_and_take_the_supervisors_port() {
         let answer = json!(["10.0.0.2:6443", "10.0.0.1:6443", "10.0.0.2:6443", 7]);
-        assert_eq!(servers(&answer, None), ["10.0.0.1:6443", "10.0.0.2:6443"]);
-        assert_eq!(servers(&answer, Some(9345)), ["10.0.0.1:9345", "10.0.0.2:9345"]);
-        assert_eq!(servers(&json!({}), None), Vec::<String>::new());
+        let one = ["10.0.0.1:6443", "10.0.0.2:6443"];
+        let (same, other) = (servers(&answer, None), servers(&answer, Some(9345)));
+        assert_eq!(
+            (&same.supervisor[..], &same.api[..]),
+            (&one.map(str::to_owned)[..], &one.map(str::to_owned)[..])
+        );
+        assert_eq!(other.supervisor, ["10.0.0.1:9345", "10.0.0.2:9345"]);
+        assert_eq!(other.api, one);
+        assert_eq!(servers(&json!({}), None), Servers::default());
     }
 }

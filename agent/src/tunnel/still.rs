@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
 use super::stream::Tunnel;
-use crate::balancer::{Balancer, Pulse};
+use crate::balancer::{Balancers, Pulse};
 
 /// A server that carries connections and of which nothing was heard for so long is asked. Shorter than between two pings
 /// (`role.rs`): connections are elsewhere 6 s after it fell silent, and go on well before 10 s are over.
@@ -32,7 +32,7 @@ const MOST: u32 = 3;
 /// Leaves a server that stands still, and comes back to it when it moves. `asked`: a connection is wanted to it. `ready`: what the
 /// server has said of itself.
 pub async fn leave_when_still(
-    balancer: &Balancer,
+    balancer: &Balancers,
     address: &str,
     tunnel: &Tunnel,
     asked: &Notify,
@@ -66,7 +66,7 @@ pub async fn leave_when_still(
 }
 
 /// Resolves when a server that carries connections, which could go to another one, has not been heard of for a while.
-async fn quiet(balancer: &Balancer, address: &str, tunnel: &Tunnel, leniency: &Leniency) {
+async fn quiet(balancer: &Balancers, address: &str, tunnel: &Tunnel, leniency: &Leniency) {
     loop {
         let now = Instant::now();
         let until = Instant::from_std(tunnel.last_heard()) + leniency.quiet(now);
@@ -102,7 +102,7 @@ impl Leniency {
 }
 
 /// Passes on what a server says of itself.
-pub fn stands(balancer: &Balancer, address: &str, ready: bool) {
+pub fn stands(balancer: &Balancers, address: &str, ready: bool) {
     match ready {
         true => balancer.report(address, true),
         false => balancer.unready(address),
@@ -131,12 +131,14 @@ mod tests {
     use tokio_tungstenite::tungstenite::protocol;
 
     use super::*;
+    use crate::balancer::Balancer;
     use crate::tunnel::link;
     use crate::tunnel::session::Role;
 
     /// The agent's end of a tunnel to `a:1`, of which the balancer knows, and `b:1` beside it.
     struct Here {
-        balancer: Balancer,
+        one: Balancer,
+        balancer: Balancers,
         tunnel: Tunnel,
         asked: Arc<Notify>,
         ready: AtomicBool,
@@ -144,11 +146,13 @@ mod tests {
 
     impl Here {
         fn new() -> Self {
-            let balancer = Balancer::new("a:1", &["a:1".to_owned(), "b:1".to_owned()], 0);
+            let one = Balancer::new("a:1", &["a:1".to_owned(), "b:1".to_owned()], 0);
+            let balancer = Balancers::from(one.clone());
             balancer.report("a:1", true);
             balancer.report("b:1", true);
-            balancer.dialed("a:1");
+            one.dialed("a:1");
             Self {
+                one,
                 balancer,
                 tunnel: Tunnel::new(Role::Listener, 1),
                 asked: Arc::default(),
@@ -157,7 +161,7 @@ mod tests {
         }
 
         fn first(&self) -> String {
-            self.balancer.order()[0].clone()
+            self.one.order()[0].clone()
         }
 
         /// Runs the tunnel for as long as the story lasts.
@@ -229,7 +233,7 @@ mod tests {
             assert_eq!(here.first(), "a:1", "nobody uses it");
             let _ = timeout(QUIET, moves(&mut far)).await;
             drop(felt);
-            let mut open = here.balancer.cuts("a:1");
+            let mut open = here.one.cuts("a:1");
             sleep(QUIET * 3).await;
             assert_eq!(here.first(), "a:1", "it is the only one");
             let _ = timeout(QUIET, moves(&mut far)).await;
@@ -258,7 +262,7 @@ mod tests {
     async fn a_way_that_is_slow_at_times_is_not_left_again_and_again() {
         let (here, (near, mut far)) = (Here::new(), link().await);
         let _felt = here.balancer.feel("b:1", Arc::new(lives()));
-        let mut open = here.balancer.cuts("a:1");
+        let mut open = here.one.cuts("a:1");
         let mut left = Vec::new();
         here.runs(near, async {
             for round in 0..20 {

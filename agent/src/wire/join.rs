@@ -242,6 +242,11 @@ impl Default for ClusterConfig {
 }
 
 impl ClusterConfig {
+    /// The API's port, where the supervisor has another one.
+    pub fn port_of_api(&self) -> Option<u16> {
+        Some(self.https_port).filter(|port| *port != self.supervisor_port)
+    }
+
     /// The JSON that K3s agents read.
     pub fn to_json(&self) -> Value {
         let ranges = |all: &[Cidr]| all.iter().map(|range| range.to_go()).collect::<Vec<_>>();

@@ -47,7 +47,7 @@ async fn streams_and_their_tunnel_stay_open_while_the_certificates_under_them_ar
     pod_on(&cluster, port).await;
     let tunnels = Tunnels {
         client: joined.client.clone(),
-        balancer: Balancer::new(&machine.config.server.authority(), &[], 0),
+        balancer: Balancer::new(&machine.config.server.authority(), &[], 0).into(),
         kubelet_port: port,
         supervisor_port: None,
     };

@@ -125,7 +125,7 @@ impl World {
             files: &self.files,
             identity,
             server: "https://server:6443".into(),
-            api: "https://127.0.0.1:6444".into(),
+            api: Box::new(|_| "https://127.0.0.1:6444".into()),
             token: self.token.as_deref(),
             ips: String::new(),
         }
