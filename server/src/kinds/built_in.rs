@@ -4,7 +4,8 @@
 //! `SpecialDefaultResourcePrefixes`), so that a datastore can be moved. Short names and categories are kubectl's vocabulary.
 
 use super::{
-    batch, data, event, extension, grant, heartbeat, namespace, network, node, pod, policy, service, volume, workload,
+    autoscaler, batch, data, event, extension, grant, heartbeat, namespace, network, node, pod, policy, service,
+    volume, workload,
 };
 use crate::registry::resource::{Names, NoRules, Resource, Rules, SelectableField, Subresource, View};
 
@@ -117,10 +118,11 @@ fn views(rows: &[Resource]) -> Vec<Resource> {
             ..stored.clone()
         })
     };
-    [view("events.k8s.io", "v1", &event::VIEW)]
-        .into_iter()
-        .flatten()
-        .collect()
+    let views = [
+        view("events.k8s.io", "v1", &event::VIEW),
+        view("autoscaling", "v1", &autoscaler::VIEW),
+    ];
+    views.into_iter().flatten().collect()
 }
 
 fn core() -> Vec<Resource> {

@@ -3,6 +3,7 @@
 //! A kind without rules of its own has a row in `built_in.rs` and no file. Rules are pure; what needs to look at other
 //! objects is admission's.
 
+mod autoscaler;
 mod batch;
 pub mod bootstrap_token;
 mod built_in;

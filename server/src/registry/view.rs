@@ -78,14 +78,21 @@ impl Context<'_> {
 }
 
 /// From the form that was asked for to the stored one.
-pub(super) fn to_stored(object: &mut Value, asked: &Resource, row: &Resource) {
-    let Some(view) = asked.view else { return };
+///
+/// # Errors
+/// What it carried along in annotations has another type than the field it is for.
+pub(super) fn to_stored(object: &mut Value, asked: &Resource, row: &Resource) -> Result<(), String> {
+    let Some(view) = asked.view else { return Ok(()) };
     (view.store)(object);
     label(object, row);
     if let Some(shape) = schema::built_in().kind(row.group, row.version, row.kind) {
+        if let Some(mistyped) = shape.check(object).mistyped.first() {
+            return Err(mistyped.to_string());
+        }
         shape.fill_defaults(object);
         shape.normalise(object);
     }
+    Ok(())
 }
 
 /// From the stored form to the one that was asked for; what is of another kind, such as a scale, stays.

@@ -118,3 +118,38 @@ async fn kubectl_shows_events_in_both_forms() {
         .await;
     kubectl.says("get events", "", &["No resources found"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_autoscales() {
+    let rig = Rig::start().await;
+    let kubectl = rig.kubectl();
+    kubectl
+        .says("create deployment web --image=web:1", "", &["created"])
+        .await;
+    kubectl
+        .says(
+            "autoscale deployment web --min=2 --max=5 --cpu-percent=70",
+            "",
+            &["horizontalpodautoscaler.autoscaling/web autoscaled"],
+        )
+        .await;
+    let of =
+        "{.apiVersion}/{.spec.metrics[0].resource.target.averageUtilization}/{.spec.targetCPUUtilizationPercentage}";
+    for (version, words) in [("v1", "autoscaling/v1//70"), ("v2", "autoscaling/v2/70/")] {
+        let name = format!("get horizontalpodautoscalers.{version}.autoscaling web");
+        kubectl.says(&format!("{name} -o jsonpath={of}"), "", &[words]).await;
+        kubectl.says(&name, "", &["Deployment/web", "/70%", "MINPODS"]).await;
+    }
+    let user = rig.administrator();
+    let path = "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers/web";
+    let only = [("accept", PROTOBUF), ("content-type", PROTOBUF)];
+    let mut older = decode(&user.call("GET", path, &only, "").await.body, ("", "")).unwrap();
+    older["spec"]["targetCPUUtilizationPercentage"] = 60.into();
+    let put = user.call("PUT", path, &only, encode(&older).unwrap()).await;
+    assert_eq!(put.code, 200, "{}", put.text());
+    let newer = user.get(&path.replace("v1", "v2")).await.json();
+    assert_eq!(
+        newer["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"],
+        60
+    );
+}

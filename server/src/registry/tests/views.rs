@@ -225,3 +225,62 @@ async fn each_form_is_checked_as_its_own() {
     let status = cluster.get(named(NEWER, "gone")).await.unwrap_err();
     assert_eq!(status.message, "events \"gone\" not found");
 }
+
+#[tokio::test]
+async fn an_autoscaler_of_the_first_version_is_one_of_the_second() {
+    const FIRST: Place<'static> = ("horizontalpodautoscalers.v1.autoscaling", "default", "h", "");
+    const SECOND: Place<'static> = ("horizontalpodautoscalers.v2.autoscaling", "default", "h", "");
+    let cluster = Cluster::new().await;
+    let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"});
+    let body = json!({"metadata": {"name": "h"},
+        "spec": {"maxReplicas": 3, "scaleTargetRef": target, "targetCPUUtilizationPercentage": 70}});
+    let made = cluster.create(named(FIRST, ""), body).await.unwrap();
+    assert_eq!(
+        (&made["apiVersion"], &made["spec"]["minReplicas"]),
+        (&json!("autoscaling/v1"), &json!(1))
+    );
+    let seen = cluster.get(SECOND).await.unwrap();
+    is_one(&made, &seen);
+    let cpu = json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}});
+    assert_eq!(seen["spec"]["metrics"], json!([cpu]));
+    let memory = json!({"type": "Resource", "resource": {"name": "memory", "target": {"type": "AverageValue", "averageValue": "1Gi"}}});
+    let spec = json!({"metrics": [memory, cpu], "behavior": {"scaleUp": {"stabilizationWindowSeconds": 30}}});
+    let second = cluster
+        .patch(SECOND, Patch::Merge(json!({ "spec": spec })))
+        .await
+        .unwrap();
+    let status = json!({"status": {"desiredReplicas": 2, "currentMetrics": [],
+        "conditions": [{"type": "AbleToScale", "status": "True"}]}});
+    cluster
+        .patch(part(SECOND, "h", "status"), Patch::Merge(status))
+        .await
+        .unwrap();
+    // What the first version does not know is not lost by a change through it.
+    let changed = cluster
+        .patch(
+            FIRST,
+            Patch::Strategic(json!({"spec": {"targetCPUUtilizationPercentage": 50}})),
+        )
+        .await
+        .unwrap();
+    assert_eq!(changed["spec"]["targetCPUUtilizationPercentage"], 50);
+    let noted = &changed["metadata"]["annotations"];
+    assert!(
+        noted["autoscaling.alpha.kubernetes.io/metrics"]
+            .as_str()
+            .unwrap()
+            .contains("memory"),
+        "{noted}"
+    );
+    let seen = cluster.get(SECOND).await.unwrap();
+    assert_eq!(seen["metadata"].get("annotations"), None);
+    assert_eq!(seen["spec"]["behavior"], second["spec"]["behavior"]);
+    assert_eq!(seen["spec"]["metrics"][0], memory);
+    assert_eq!(
+        seen["spec"]["metrics"][1]["resource"]["target"]["averageUtilization"],
+        50
+    );
+    assert_eq!(seen["status"]["conditions"][0]["type"], "AbleToScale");
+    let wrong = json!({"metadata": {"annotations": {"autoscaling.alpha.kubernetes.io/conditions": "[7]"}}});
+    assert_eq!(cluster.patch(FIRST, Patch::Merge(wrong)).await.unwrap_err().code, 400);
+}
