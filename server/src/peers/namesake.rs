@@ -84,7 +84,7 @@ mod tests {
             assert!(said.contains(words), "{words:?} is missing in {said}");
         }
         assert_eq!(news(&[own.clone(), lease("2", "box", "7")]), [""; 0]);
-        assert_eq!(news(&[own.clone()]), [""; 0]);
+        assert_eq!(news(std::slice::from_ref(&own)), [""; 0]);
         assert_eq!(news(&[own.clone(), lease("2", "box", "8")]), [""; 0]);
         assert_eq!(news(&[own, lease("2", "box", "9")]).len(), 1, "it came back");
     }
