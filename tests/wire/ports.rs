@@ -23,7 +23,7 @@ const SETTINGS_OF_TWO_PORTS: (&str, &str) = (r#""SupervisorPort":6443"#, r#""Sup
 struct Agent {
     joined: Joined,
     balancers: Balancers,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Agent {
@@ -47,7 +47,7 @@ impl Agent {
         Self {
             balancers: balancers.await.unwrap(),
             joined,
-            _tasks: tasks,
+            tasks,
         }
     }
 
@@ -73,7 +73,7 @@ pub async fn an_api_with_a_port_of_its_own_has_a_balancer_of_its_own() {
     machine.config.server = ServerUrl::new("127.0.0.3", 9345);
     let text = |name: &str| fs::read_to_string(machine.path(name)).unwrap();
 
-    let agent = Agent::start(&machine, true).await;
+    let mut agent = Agent::start(&machine, true).await;
     for name in ["kubelet", "kubeproxy", "k3scontroller"] {
         let kubeconfig = text(&format!("agent/{name}.kubeconfig"));
         assert!(kubeconfig.contains("server: https://127.0.0.1:6443\n"), "{kubeconfig}");
@@ -96,7 +96,7 @@ pub async fn an_api_with_a_port_of_its_own_has_a_balancer_of_its_own() {
     };
     let running = tunnels.run(|| 0.5, keep, reached);
     tokio::time::timeout(PATIENCE, running).await.unwrap();
-    drop(agent);
+    agent.tasks.shutdown().await;
     for (name, url, address) in [
         ("k3s-agent-load-balancer", "https://127.0.0.3:9345", "127.0.0.2:9345"),
         (
