@@ -474,7 +474,7 @@ impl World {
             | JoinError::CaHash { .. }
             | JoinError::OtherCa { .. }
             | JoinError::LostCa { .. } => ("get a token", "node-token"),
-            JoinError::Untrusted { .. } => ("get its clock set", "is the clock right"),
+            JoinError::Untrusted { .. } => ("get its clock set", "the clock of this machine"),
             other => panic!("no cure for {other:?}"),
         };
         assert!(text.contains(words), "{text}");
