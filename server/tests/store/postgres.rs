@@ -204,7 +204,9 @@ fn told(store: &dyn Store) -> Revision {
 
 #[tokio::test]
 async fn servers_do_not_tell_each_other_what_the_database_tells() {
-    let store = database().open().await;
+    // As long as it is held the server runs.
+    let database = database();
+    let store = database.open().await;
     store.write(contract::put("/a", Expect::Absent, "1")).await.unwrap();
     assert_eq!(told(&*store), Revision::ZERO);
 }
