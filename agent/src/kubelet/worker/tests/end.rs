@@ -233,6 +233,33 @@ async fn sidecars_end_in_the_reverse_of_their_order() {
     assert_eq!(rig.signals(), ["c 15", "t 15", "s 15"]);
 }
 
+/// A pipe that keeps whoever opens it to write until this is dropped, also when it has been unlinked by then: a test that fails
+/// waits for them at its end.
+struct StillDisk(std::fs::File);
+
+impl StillDisk {
+    fn at(pipe: &std::path::Path) -> Self {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        // Only names it: nobody can write for that.
+        let named = std::fs::File::options()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(pipe);
+        Self(named.unwrap())
+    }
+}
+
+impl Drop for StillDisk {
+    fn drop(&mut self) {
+        use std::os::fd::{AsRawFd as _, IntoRawFd as _};
+        // Both ends, and for good: it is opened more than once to write, also after the test's end.
+        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        if let Ok(moves) = std::fs::File::options().read(true).write(true).open(path) {
+            let _ = moves.into_raw_fd();
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_stands_still_keeps_no_signal_back() {
     let rig = Rig::start();
@@ -242,6 +269,7 @@ async fn a_disk_that_stands_still_keeps_no_signal_back() {
     let pipe = rig.path("web", "hooks/c-0.pre-stop.tmp");
     std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let disk = StillDisk::at(&pipe);
     rig.delete("web", 30);
     let begun = std::time::Instant::now();
     // The paused clock stands while a thread waits for the disk.
@@ -249,9 +277,7 @@ async fn a_disk_that_stands_still_keeps_no_signal_back() {
         tokio::task::yield_now().await;
     }
     let signals = rig.signals();
-    // Both ends, and for good: it is opened more than once to write, also after this test's end, which waits for whoever does.
-    let moves = std::fs::File::options().read(true).write(true).open(&pipe).unwrap();
-    let _ = std::os::fd::IntoRawFd::into_raw_fd(moves);
+    drop(disk);
     assert_eq!(signals, ["c 15"]);
     rig.until_gone("web").await;
 }
