@@ -235,28 +235,23 @@ async fn sidecars_end_in_the_reverse_of_their_order() {
 
 /// A pipe that keeps whoever opens it to write until this is dropped, also when it has been unlinked by then: a test that fails
 /// waits for them at its end.
-struct StillDisk(std::fs::File);
+struct StillDisk(std::path::PathBuf);
 
 impl StillDisk {
     fn at(pipe: &std::path::Path) -> Self {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        // Only names it: nobody can write for that.
-        let named = std::fs::File::options()
-            .read(true)
-            .custom_flags(libc::O_PATH)
-            .open(pipe);
-        Self(named.unwrap())
+        let other = std::env::temp_dir().join(format!("amphipod-still-{}", std::process::id()));
+        std::fs::hard_link(pipe, &other).unwrap();
+        Self(other)
     }
 }
 
 impl Drop for StillDisk {
     fn drop(&mut self) {
-        use std::os::fd::{AsRawFd as _, IntoRawFd as _};
         // Both ends, and for good: it is opened more than once to write, also after the test's end.
-        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
-        if let Ok(moves) = std::fs::File::options().read(true).write(true).open(path) {
-            let _ = moves.into_raw_fd();
+        if let Ok(moves) = std::fs::File::options().read(true).write(true).open(&self.0) {
+            let _ = std::os::fd::IntoRawFd::into_raw_fd(moves);
         }
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
