@@ -38,6 +38,20 @@ enum Fate {
 }
 
 impl Registry {
+    /// What admission says of an object's deletion.
+    pub(super) fn may_delete(&self, context: Context<'_>, name: &str, old: &Value) -> Result<(), Status> {
+        let request = Request {
+            user: context.user,
+            row: context.row,
+            namespace: context.namespace,
+            name,
+            subresource: None,
+            verb: Verb::Delete,
+            old: Some(old),
+        };
+        self.admission.admit(&request, &mut Value::Null)
+    }
+
     pub(super) async fn delete(&self, context: Context<'_>, options: &DeleteOptions) -> Result<Answer, Status> {
         let name = context.named()?;
         let key = context.key(name);
@@ -45,16 +59,7 @@ impl Registry {
             let item = self.cache.get(&key).ok_or_else(|| context.not_found(name))?;
             let old = item.value();
             context.still_is(name, &old, options)?;
-            let request = Request {
-                user: context.user,
-                row: context.row,
-                namespace: context.namespace,
-                name,
-                subresource: None,
-                verb: Verb::Delete,
-                old: Some(&old),
-            };
-            self.admission.admit(&request, &mut Value::Null)?;
+            self.may_delete(context, name, &old)?;
             let fate = fate(&old, context.row, options, self.world.now());
             let fate = fate.map_err(|fault| Status::invalid("meta.k8s.io", "DeleteOptions", "", &[fault]))?;
             let (change, body) = match &fate {

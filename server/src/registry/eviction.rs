@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 use super::subresource::created;
 use super::{Context, Registry};
-use crate::admission::{Request, Verb};
 use crate::cache::Filter;
 use crate::kinds;
 use crate::request::{Answer, DeleteOptions, WriteOptions};
@@ -52,18 +51,7 @@ impl Registry {
             ..context
         };
         // Before a budget pays: who may not delete the pod spends nothing.
-        self.admission.admit(
-            &Request {
-                user: context.user,
-                row: context.row,
-                namespace: context.namespace,
-                name,
-                subresource: None,
-                verb: Verb::Delete,
-                old: Some(&pod),
-            },
-            &mut Value::Null,
-        )?;
+        self.may_delete(context, name, &pod)?;
         if !needs_no_leave(&pod) {
             self.ask_budget(context, name, &pod, options.dry_run).await?;
             if !options.dry_run && delete.resource_version.is_none() {
