@@ -405,11 +405,7 @@ async fn count_up(client: &Client, note: &Note, now: Timestamp) -> Result<(), St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::guard::Authorizer;
-    use crate::kinds;
-    use crate::registry::{RealWorld, Registry, Settings};
-    use crate::request::{Api, User};
-    use crate::store::Store;
+    use crate::scratch;
     use crate::store::refusing::Refusing;
 
     fn key(name: &str) -> Key {
@@ -447,13 +443,7 @@ mod tests {
 
     /// A client of an API over a store in memory.
     async fn client(serving: &mut JoinSet<()>) -> Client {
-        let store: Arc<dyn Store> = Arc::<Refusing>::default();
-        let cache = Cache::start(Arc::clone(&store), kinds::indexer(), serving)
-            .await
-            .unwrap();
-        let registry = Registry::new(store, cache.clone(), Arc::new(RealWorld), Settings::default());
-        let api = Arc::new(Api::new(Arc::new(registry), Arc::new(Authorizer::new(cache))));
-        let client = Client::new(api, User::new("system:admin", &["system:masters"]));
+        let client = scratch::client(Arc::<Refusing>::default(), serving).await;
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}});
         client.create(What::NAMESPACES, "", namespace).await.unwrap();
         client

@@ -229,22 +229,13 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::auth::guard::Authorizer;
-    use crate::cache::Cache;
-    use crate::kinds;
-    use crate::registry::{RealWorld, Registry, Settings};
-    use crate::request::{Api, User};
+    use crate::scratch;
     use crate::store::memory::Memory;
 
     #[tokio::test]
     async fn what_is_decided_of_a_record_is_not_done_to_the_next_of_its_name() {
-        let (store, mut serving) = (Arc::new(Memory::new()), JoinSet::new());
-        let cache = Cache::start(store.clone(), kinds::indexer(), &mut serving)
-            .await
-            .unwrap();
-        let registry = Registry::new(store, cache.clone(), Arc::new(RealWorld), Settings::default());
-        let api = Arc::new(Api::new(Arc::new(registry), Arc::new(Authorizer::new(cache))));
-        let client = Client::new(api, User::new("test", &["system:masters"]));
+        let mut serving = JoinSet::new();
+        let client = scratch::client(Arc::new(Memory::new()), &mut serving).await;
         let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } });
         client.create(What::NAMESPACES, "", namespace).await.unwrap();
         let present = async || get(&client, "pi").await.unwrap().unwrap();

@@ -124,13 +124,8 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::auth::guard::Authorizer;
-    use crate::cache::Cache;
     use crate::config::{Command, parse};
-    use crate::kinds;
-    use crate::registry::{RealWorld, Registry, Settings};
-    use crate::request::{Api, User};
-    use crate::scratch::Scratch;
+    use crate::scratch::{self, Scratch};
     use crate::store::memory::Memory;
 
     fn config(scratch: &Scratch, flags: &str) -> Config {
@@ -181,13 +176,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_node_is_labelled_also_after_the_watch_fell_behind() {
-        let (store, mut serving) = (Arc::new(Memory::new()), JoinSet::new());
-        let cache = Cache::start(store.clone(), kinds::indexer(), &mut serving)
-            .await
-            .unwrap();
-        let registry = Registry::new(store, cache.clone(), Arc::new(RealWorld), Settings::default());
-        let api = Arc::new(Api::new(Arc::new(registry), Arc::new(Authorizer::new(cache))));
-        let client = Client::new(api, User::new("test", &["system:masters"]));
+        let mut serving = JoinSet::new();
+        let client = scratch::client(Arc::new(Memory::new()), &mut serving).await;
         let node = |name: &str, note: &str| json!({"metadata": {"name": name, "annotations": {"note": note}}});
 
         let mut labelling = Box::pin(label(client.clone(), "edge".to_owned()));
