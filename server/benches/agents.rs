@@ -185,5 +185,5 @@ async fn stand_by(joined: Joined, port: u16) {
             while watch.next().await.is_some() {}
         }
     };
-    tokio::join!(tunnels.run(|| 0.5, |_| {}, std::future::pending()), lease, pods);
+    tokio::join!(tunnels.run(|| 0.5, |_| Ok(()), std::future::pending()), lease, pods);
 }

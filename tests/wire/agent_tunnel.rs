@@ -136,7 +136,7 @@ pub async fn frames_at_the_agent_are_these_bytes() {
             tokio::time::resume();
         }
     };
-    tunnels.run(|| 0.5, |_| {}, until_played).await;
+    tunnels.run(|| 0.5, |_| Ok(()), until_played).await;
     script.join().unwrap();
 }
 

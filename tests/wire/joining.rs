@@ -1,6 +1,7 @@
 //! What our agent sends while it joins, as bytes, and what it makes of the answers (sections 1 to 3 of K3s' protocol).
 
 use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -144,11 +145,15 @@ pub async fn a_tunnel_is_asked_for_with_the_kubelets_certificate() {
     };
     played.answers("/v1-k3s/connect", "401 Unauthorized", "{}");
     let mut refusals = joined.client.refusals();
-    let told = AtomicBool::new(false);
+    let (full, told) = (AtomicBool::new(true), AtomicBool::new(false));
     let found = |servers: &Servers| {
         assert_eq!(servers.supervisor, [played.address.to_string()]);
         assert_eq!(servers.api, servers.supervisor);
+        if full.swap(false, Ordering::Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         told.store(true, Ordering::Relaxed);
+        Ok(())
     };
     let seen = async {
         // Answered with 401, it says that its certificate is refused.

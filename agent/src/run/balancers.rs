@@ -4,12 +4,12 @@
 //! below it leads to the API. Source: K3s v1.36, `pkg/agent/proxy`.
 
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+use std::io;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tracing::warn;
 
 use crate::balancer::{Balancer, Balancers, Servers, state};
 use crate::config::{Config, ServerUrl};
@@ -65,18 +65,16 @@ pub async fn open_api(
 }
 
 /// What keeps each new list of servers for the next start.
-pub fn keeper(config: &Config, joined: &Joined) -> impl Fn(&Servers) + Send + use<> {
+pub fn keeper(config: &Config, joined: &Joined) -> impl Fn(&Servers) -> io::Result<()> + Send + use<> {
     let (files, server) = (joined.files.clone(), config.server.clone());
     let api = api(config, joined).filter(|_| config.balancer_port.is_some());
     move |servers: &Servers| {
         let mut lists = vec![(files.balancer(), &server, &servers.supervisor)];
         lists.extend(api.as_ref().map(|api| (files.api_balancer(), api, &servers.api)));
         for (path, server, addresses) in lists {
-            let content = state::write(&server.to_string(), addresses);
-            if let Err(error) = files.write(&path, content.as_bytes()) {
-                warn!(error = %error, "cannot keep the list of servers");
-            }
+            files.write(&path, state::write(&server.to_string(), addresses).as_bytes())?;
         }
+        Ok(())
     }
 }
 

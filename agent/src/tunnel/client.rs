@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -99,8 +100,14 @@ impl News {
 impl Tunnels {
     /// Runs until `stop`, then says good-bye to every server. Dropping the future cuts all tunnels.
     ///
-    /// `random`: 0 to 1, spreads reconnects. `found` gets every new list of servers.
-    pub async fn run(self, random: fn() -> f64, found: impl Fn(&Servers), stop: impl Future<Output = ()>) {
+    /// `random`: 0 to 1, spreads reconnects. `found` keeps every new list of servers, and gets it
+    /// again until it could.
+    pub async fn run(
+        self,
+        random: fn() -> f64,
+        found: impl Fn(&Servers) -> io::Result<()>,
+        stop: impl Future<Output = ()>,
+    ) {
         let (mut tasks, mut open) = (JoinSet::new(), HashMap::new());
         let news = Arc::new(News::default());
         tokio::select! {
@@ -149,8 +156,17 @@ impl Tunnels {
         }
     }
 
-    async fn ask_for_servers(&self, random: fn() -> f64, found: impl Fn(&Servers), news: &News) {
-        let mut known = Servers::default();
+    async fn ask_for_servers(&self, random: fn() -> f64, found: impl Fn(&Servers) -> io::Result<()>, news: &News) {
+        let (mut known, mut kept) = (Servers::default(), true);
+        let keep = |servers: &Servers, first: bool| match found(servers) {
+            Ok(()) => true,
+            Err(error) => {
+                if first {
+                    warn!(error = %error, "cannot keep the list of servers, trying again");
+                }
+                false
+            }
+        };
         loop {
             match self.client.get(&format!("{PREFIX}/apiservers")).await {
                 Ok(answer) => {
@@ -158,8 +174,10 @@ impl Tunnels {
                     if !servers.api.is_empty() && servers != known {
                         info!(servers = servers.supervisor.join(","), "servers of the cluster");
                         self.balancer.set(&servers);
-                        found(&servers);
+                        kept = keep(&servers, kept);
                         known = servers;
+                    } else if !kept {
+                        kept = keep(&known, false);
                     }
                 }
                 Err(error) => debug!(error = %error, "cannot ask for the servers of the cluster"),

@@ -51,7 +51,7 @@ async fn streams_and_their_tunnel_stay_open_while_the_certificates_under_them_ar
         kubelet_port: port,
         supervisor_port: None,
     };
-    tasks.spawn(tunnels.run(|| 0.5, |_| (), std::future::pending()));
+    tasks.spawn(tunnels.run(|| 0.5, |_| Ok(()), std::future::pending()));
 
     let mut log = Log::follow(&cluster, &mut tasks).await;
     let mut command = exec(&cluster, &mut tasks).await;
