@@ -86,6 +86,8 @@ fn on_etcd_a_cluster_survives() {
     steps::the_leader_is_stopped(&mut cluster);
     outage::the_datastore_is_away(&mut cluster, Away::Killed);
     outage::the_datastore_is_away(&mut cluster, Away::Paused);
+    pause::the_leader_is_paused_at_work(&cluster);
     outage::the_leader_is_cut_off_from_the_datastore(&cluster);
+    outage::an_agent_is_cut_off_from_a_server(&cluster);
     cluster.stop();
 }
