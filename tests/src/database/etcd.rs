@@ -141,6 +141,12 @@ impl Etcd {
         SocketAddr::from((self.host(), port))
     }
 
+    /// The address of the port on which the other members reach it.
+    pub fn peer_address(&self, number: usize) -> SocketAddr {
+        let port = self.members.get(number).map_or(0, |member| member.peer);
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+    }
+
     /// The client's files, if it is to use TLS.
     pub fn files(&self) -> Option<ClientFiles> {
         self.form.tls.then(|| ClientFiles {
@@ -269,13 +275,18 @@ impl Etcd {
     /// When none does within half a minute, or the clients' side is TLS.
     pub fn leader(&self) -> anyhow::Result<usize> {
         let deadline = Instant::now() + START;
+        let mut mute = None;
         while Instant::now() < deadline {
             for (number, member) in self.members.iter().enumerate() {
                 if member.process.is_none() {
                     continue;
                 }
-                let Ok(status) = self.ask(number, "maintenance/status", &json!({})) else {
-                    continue;
+                let status = match self.ask(number, "maintenance/status", &json!({})) {
+                    Ok(status) => status,
+                    Err(error) => {
+                        mute = Some(format!("{error}; {}", end_of(&self.log(number))));
+                        continue;
+                    }
                 };
                 let leader = status.get("leader").and_then(Value::as_str).unwrap_or("0");
                 let own = status.pointer("/header/member_id").and_then(Value::as_str);
@@ -285,7 +296,7 @@ impl Etcd {
             }
             sleep(Duration::from_millis(50));
         }
-        bail!("no member leads")
+        bail!("no member leads: {}", mute.unwrap_or_default())
     }
 
     /// Adds the user `root` with this password, and switches authentication on. Over plain HTTP only.

@@ -175,10 +175,13 @@ fn a_member_whose_port_is_taken_for_a_moment_starts_again_all_the_same() {
     }
     run("ip", &["link", "set", "lo", "up"]);
     let mut etcd = Etcd::start().unwrap();
+    // Killed before it first led, it would not know after that of whom its cluster is, and nobody would lead for ever.
+    assert_eq!(etcd.leader().unwrap(), 0);
     etcd.kill(0).unwrap();
-    // As the near end of somebody's connection has it: nobody listens there.
+    // As the near end of somebody's connection has it: nobody listens there. No client was at this port, so that no
+    // connection that is over holds it yet.
     let taken = TcpSocket::new_v4().unwrap();
-    taken.bind(etcd.address(0)).unwrap();
+    taken.bind(etcd.peer_address(0)).unwrap();
     let begun = Instant::now();
     let freed = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_secs(1));
