@@ -61,7 +61,7 @@ pub enum PasswdError {
     Randomness,
 }
 
-/// The next token, from before the datastore has it until this machine's files do.
+/// The next token, or a first server's first one, from before the datastore has it until this machine's files do.
 const NEXT: &str = "token.next";
 
 /// Who may log in with a password.
@@ -136,8 +136,7 @@ impl Passwd {
     /// # Errors
     /// When it cannot be written.
     pub fn prepare(&self, next: &Secret) -> Result<(), PasswdError> {
-        let text = format!("{}\n", secure(&self.hash, SERVER, next).expose());
-        Ok(files::write(&self.dir.join(NEXT), text.as_bytes(), PRIVATE)?)
+        prepare(&self.dir, &self.hash, next)
     }
 
     /// Makes the next token the present one, on disk and for whoever logs in: the old one is refused from here on.
@@ -210,7 +209,16 @@ pub fn known_secret(dir: &Path, given: &Given) -> Result<Option<Secret>, PasswdE
     Ok(known.map(Secret::new))
 }
 
-/// The token that a rotation was making the present one when it was cut off.
+/// Keeps the token that is to be the next one. `hash`: of the cluster's authority.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn prepare(dir: &Path, hash: &str, next: &Secret) -> Result<(), PasswdError> {
+    let text = format!("{}\n", secure(hash, SERVER, next).expose());
+    Ok(files::write(&dir.join(NEXT), text.as_bytes(), PRIVATE)?)
+}
+
+/// The token that a rotation, or the first start of a cluster, was making the present one when it was cut off.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -225,6 +233,7 @@ pub fn next(dir: &Path) -> Result<Option<Secret>, PasswdError> {
 /// # Errors
 /// When a file cannot be written.
 pub fn adopt(dir: &Path, next: &Secret) -> Result<(), PasswdError> {
+    files::folder(&dir.join("cred"), PRIVATE_FOLDER)?;
     let rows = rotated_file(dir, next)?;
     files::write_if_changed(&dir.join("cred/passwd"), rows.as_bytes(), PRIVATE)?;
     Ok(files::rename(&dir.join(NEXT), &dir.join("token"))?)
@@ -252,10 +261,11 @@ pub fn rotated_file(dir: &Path, next: &Secret) -> Result<String, PasswdError> {
 
 /// Who logs in with the cluster's secret: agents too, unless they were given one of their own (`agent-token` is then no link).
 fn bound(dir: &Path) -> &'static [(&'static str, &'static str)] {
-    let all = &[(SERVER, SERVER_GROUP), (NODE, AGENT_GROUP)];
+    // K3s' order in a new file.
+    let all = &[(NODE, AGENT_GROUP), (SERVER, SERVER_GROUP)];
     let own = dir.join("agent-token");
     match own.exists() && !own.is_symlink() {
-        true => all.split_last().map_or(all, |(_, servers)| servers),
+        true => all.split_first().map_or(all, |(_, servers)| servers),
         false => all,
     }
 }

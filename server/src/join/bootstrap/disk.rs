@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use agent::wire::join::hex;
+use agent::wire::join::{ca_hash, hex};
 use agent::wire::token::Secret;
 use jiff::Timestamp;
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -132,18 +132,6 @@ pub fn complete(dir: &Path, token: &Secret, agent_token: &Secret, now: Timestamp
     Ok(Record(all))
 }
 
-/// Puts the record's password file on disk before anything else.
-///
-/// # Errors
-/// When that fails.
-pub fn keep_passwords(dir: &Path, record: &Record) -> io::Result<()> {
-    files::folder(&dir.join("cred"), PRIVATE_FOLDER)?;
-    match (path_of(PASSWD), record.0.get(PASSWD)) {
-        (Some(path), Some(file)) => files::write_if_changed(&dir.join(path), &file.content, PRIVATE).map(drop),
-        _ => Ok(()),
-    }
-}
-
 /// The record's password file.
 pub fn passwords(record: &Record) -> Option<&str> {
     let file = record.0.get(PASSWD)?;
@@ -243,6 +231,11 @@ fn ipsec_key() -> Result<String, BootstrapError> {
 pub fn server_ca(record: &Record) -> Option<&str> {
     let file = record.0.get("ServerCA")?;
     std::str::from_utf8(&file.content).ok()
+}
+
+/// The hash that secure tokens of the cluster carry.
+pub fn token_hash(record: &Record) -> String {
+    ca_hash(server_ca(record).unwrap_or_default().as_bytes())
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+use super::super::files::{self, PRIVATE_FOLDER};
 use super::super::passwd::{self, Given};
 use super::record::Record;
 use super::{BootstrapError, check_pin, disk, pinned, record, records, sealed, write};
@@ -28,7 +29,7 @@ const PLACE_TRIES: u32 = 50;
 const PLACE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Makes the cluster's record and puts it, and keeps its secret on disk. `known`: the secret as far as this server knows it.
-/// `None`: another server was there before; nothing was changed.
+/// `None`: another server was there before; the secret may lie on disk as the next one, which [`super::resume`] forgets.
 ///
 /// # Errors
 /// [`BootstrapError`]; [`BootstrapError::NoIdentity`] and [`BootstrapError::NoToken`] when the datastore holds the objects of
@@ -81,8 +82,10 @@ async fn put_at(
         made.await.map_err(io::Error::other)??
     };
     check_pin(pinned(given).as_deref(), &record)?;
-    // Should we die right after the record is in the datastore, the secret is still there to open it with.
-    disk::keep_passwords(dir, &record)?;
+    // Should we die right after the record is in the datastore, or never hear that it is, the secret is still there to open
+    // it with. It is not this server's yet: one that another server is before must not be taken for the cluster's later.
+    files::folder(dir, PRIVATE_FOLDER)?;
+    passwd::prepare(dir, &disk::token_hash(&record), &secret)?;
     let key = record::key(&secret);
     let change = Change::Move {
         from: PLACE.into(),
@@ -97,6 +100,7 @@ async fn put_at(
         Err(StoreError::Conflict { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
+    passwd::adopt(dir, &secret)?;
     Ok(Some((record, secret)))
 }
 

@@ -120,14 +120,18 @@ pub enum BootstrapError {
 /// Makes this server one of the cluster in the datastore, or the first of a new one, and brings its files below `dir`
 /// (`<data>/server`) to the cluster's. Returns the secrets that it goes on with.
 ///
+/// A first server's token lies on disk as the next one (`token.next`, as in a rotation) from before its record is put until it
+/// is known whether it was: who died over it goes on with that token, and who was not the first is left with none.
+///
 /// # Errors
 /// [`BootstrapError`]; except for disk faults half-way, nothing was changed then.
 pub async fn settle(store: &dyn Store, dir: &Path, given: &Given, now: Timestamp) -> Result<Given, BootstrapError> {
-    resume(store, dir).await?;
-    let known = passwd::known_secret(dir, given)?;
     let pin = pinned(given);
     for _ in 0..ATTEMPTS {
         let present = records(store).await?;
+        // By a later look than that: what this server made up is forgotten before it is tried on another one's record.
+        resume(store, dir).await?;
+        let known = passwd::known_secret(dir, given)?.map_or_else(|| passwd::next(dir), |known| Ok(Some(known)))?;
         if present.is_empty() {
             match first::put(store, dir, given, known.as_ref(), now).await? {
                 Some((record, secret)) => return follow(dir, given, secret, &record),

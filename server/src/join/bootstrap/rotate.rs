@@ -24,6 +24,8 @@ pub enum Outcome {
     Finished,
     /// It never was.
     Forgotten,
+    /// It is a first server's first token, and the datastore has no record yet: who settles may go on with it.
+    Open,
 }
 
 /// Seals the record anew with another token; what the old one opens is gone afterwards.
@@ -58,10 +60,12 @@ pub async fn rotate(
     }
 }
 
-/// Finishes a rotation of this server's that was cut off, or forgets it, by what the datastore holds.
+/// Finishes a rotation of this server's that was cut off, or forgets it, by what the datastore holds; and so with the making
+/// of a cluster, which is a rotation from no token.
 ///
 /// A move that nobody heard the end of may still come to be: a database can hold a commit back that it has taken. So a
 /// rotation is forgotten only once the old record has been written again, as it is; no move of what it was can apply then.
+/// That of a first server is open until somebody's record is there: it took the place that the other move began at.
 ///
 /// # Errors
 /// When datastore or disk do not answer; it can be called again.
@@ -73,6 +77,9 @@ pub async fn resume(store: &dyn Store, dir: &Path) -> Result<Outcome, BootstrapE
     let old = old.filter(|old| *old != next).map(|old| record::key(&old));
     loop {
         let present = records(store).await?;
+        if present.is_empty() {
+            return Ok(Outcome::Open);
+        }
         if is_done(&present, old.as_deref(), &record::key(&next)) {
             break;
         }
@@ -89,7 +96,7 @@ pub async fn resume(store: &dyn Store, dir: &Path) -> Result<Outcome, BootstrapE
         return Ok(Outcome::Forgotten);
     }
     passwd::adopt(dir, &next)?;
-    info!("finished a rotation of the token that was cut off");
+    info!("the token that this server was about to make the cluster's when it was cut off is the cluster's");
     Ok(Outcome::Finished)
 }
 

@@ -1,5 +1,7 @@
 //! Servers that meet on one datastore: who is first, who follows, who is turned away.
 
+mod race;
+
 use std::sync::Arc;
 
 use super::*;
