@@ -3,9 +3,11 @@
 //! kubectl's frames come in a websocket, an API server's of K3s bare. SPDY as it is spoken here has no windows: a pod that
 //! does not read holds up its own stream first, then for a while its client's connection, and is then cut off.
 //!
-//! Source: Kubernetes v1.36, `cri-streaming/pkg/streaming/portforward/httpstream.go`.
+//! `pairs.rs` is which streams make a connection. Source: Kubernetes v1.36,
+//! `cri-streaming/pkg/streaming/portforward/httpstream.go`.
 
-use std::collections::BTreeMap;
+mod pairs;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -16,30 +18,23 @@ use bytes::Bytes;
 use hyper::upgrade::Upgraded;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::route::{Place, Refusal};
 use super::spdy::frame::{self, Encoder, Heard};
-use super::spdy::header::{Headers, value};
 use super::spdy::wire::{self, Coat, Ends, Queue};
 use super::{Port, find};
 use crate::kubelet::adapt::chain;
 use crate::kubelet::disk::blocking;
 use crate::sys::netns;
+use pairs::{Opened, Pair, Table};
 
 /// What is negotiated bare, in a header of its own.
 pub const BARE: &str = "portforward.k8s.io";
 /// What is negotiated for a websocket.
 pub const WEBSOCKET: &str = "SPDY/3.1+portforward.k8s.io";
-/// Connections of one client at once: a browser that loads a page has dozens.
-const PAIRS: usize = 256;
-/// Pieces of one stream that wait for the pod. Of [`frame::PIECE`] bytes at most, they are 64 KiB: 16 MiB for a client
-/// with as many connections as it may have, all of them to pods that do not read.
-const INPUT_QUEUE: usize = 4;
-/// How long a full queue holds up the client's other streams.
-const STALL: Duration = Duration::from_secs(30);
 /// Somebody listens on a pod's loopback, or nobody does.
 const CONNECT: Duration = Duration::from_secs(10);
 /// Read at once from the pod.
@@ -137,141 +132,6 @@ where
         }
     };
     tokio::join!(serving, sink.run());
-}
-
-/// A connection wanted: its streams, its port, and what the client sends.
-#[derive(Debug)]
-struct Pair {
-    number: u64,
-    data: u32,
-    error: u32,
-    port: u16,
-    input: mpsc::Receiver<Bytes>,
-    /// Its other end is dropped when the client has given the connection up.
-    cut: oneshot::Receiver<()>,
-}
-
-#[derive(Debug)]
-enum Opened {
-    /// The other stream of the pair is awaited.
-    Half,
-    Pair(Pair),
-    Refused,
-}
-
-/// The streams of a client.
-#[derive(Debug, Default)]
-struct Table {
-    /// By the client's number of the pair.
-    pairs: BTreeMap<u64, Streams>,
-    /// Where bytes of a stream go.
-    inputs: BTreeMap<u32, mpsc::Sender<Bytes>>,
-    /// Bytes of pairs that are not whole.
-    waiting: BTreeMap<u64, mpsc::Receiver<Bytes>>,
-    /// Of pairs that are whole: dropped, they end the connection.
-    cuts: BTreeMap<u64, oneshot::Sender<()>>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Streams {
-    error: u32,
-    data: u32,
-    port: u16,
-}
-
-impl Table {
-    fn open(&mut self, stream: u32, headers: &Headers, fin: bool) -> Opened {
-        // Clients before there were numbers sent none, and opened error and data one after the other.
-        let number = match value(headers, "requestid") {
-            "" => Ok(u64::from(stream.saturating_sub(1) / 4) | 1 << 63),
-            text => text.parse(),
-        };
-        let (Ok(number), Ok(port)) = (number, value(headers, "port").parse::<u16>()) else {
-            return Opened::Refused;
-        };
-        if stream == 0 || port == 0 || (self.pairs.len() >= PAIRS && !self.pairs.contains_key(&number)) {
-            return Opened::Refused;
-        }
-        let known = self.pairs.get(&number).copied().unwrap_or_default();
-        let now = match value(headers, "streamtype") {
-            "error" if known.error == 0 => Streams { error: stream, ..known },
-            "data" if known.data == 0 => Streams {
-                data: stream,
-                port,
-                ..known
-            },
-            _ => return Opened::Refused,
-        };
-        self.pairs.insert(number, now);
-        if now.data == stream {
-            // Bytes may come before the pair is whole.
-            let (to, input) = mpsc::channel(INPUT_QUEUE);
-            self.inputs.insert(stream, to);
-            self.waiting.insert(number, input);
-        }
-        if fin {
-            self.end(stream);
-        }
-        match self.waiting.remove(&number) {
-            Some(input) if now.error != 0 && now.data != 0 => {
-                let (cutting, cut) = oneshot::channel();
-                self.cuts.insert(number, cutting);
-                Opened::Pair(Pair {
-                    number,
-                    data: now.data,
-                    error: now.error,
-                    port: now.port,
-                    input,
-                    cut,
-                })
-            }
-            waiting => {
-                self.waiting.extend(waiting.map(|input| (number, input)));
-                Opened::Half
-            }
-        }
-    }
-
-    /// Hands bytes on; false when the stream takes none for too long. Bytes of streams that are over are nobody's.
-    async fn put(&mut self, stream: u32, bytes: Bytes, fin: bool) -> bool {
-        let to = match fin {
-            true => self.inputs.remove(&stream),
-            false => self.inputs.get(&stream).cloned(),
-        };
-        match to.filter(|_| !bytes.is_empty()) {
-            Some(to) => timeout(STALL, to.send(bytes)).await.is_ok(),
-            None => true,
-        }
-    }
-
-    /// The client sends nothing more on a stream.
-    fn end(&mut self, stream: u32) {
-        self.inputs.remove(&stream);
-    }
-
-    /// A stream is given up. The connection ends with that of its bytes, which client-go resets once it is done with it,
-    /// however much the pod still sends; not with that of what went wrong.
-    fn cut(&mut self, stream: u32) {
-        let of = |(_, streams): &(&u64, &Streams)| stream != 0 && streams.data == stream;
-        let Some(number) = self.pairs.iter().find(of).map(|(number, _)| *number) else {
-            return;
-        };
-        self.end(stream);
-        match self.cuts.remove(&number) {
-            Some(cutting) => drop(cutting), // its task ends, and it is forgotten then
-            None if self.waiting.contains_key(&number) => self.forget(number),
-            None => {}
-        }
-    }
-
-    /// A pair is over.
-    fn forget(&mut self, number: u64) {
-        if let Some(streams) = self.pairs.remove(&number) {
-            self.inputs.remove(&streams.data);
-        }
-        self.waiting.remove(&number);
-        self.cuts.remove(&number);
-    }
 }
 
 /// Carries one connection to its end; returns its pair's number.
@@ -493,53 +353,6 @@ mod tests {
         assert!(rig.pods.recv().await.is_some(), "its number is free");
     }
 
-    #[test]
-    fn a_pair_that_is_not_whole_is_forgotten_with_its_bytes() {
-        let mut table = Table::default();
-        open(&mut table, 1, "error", "80", "0");
-        open(&mut table, 3, "data", "80", "1");
-        for stream in [0, 1, 9] {
-            table.cut(stream);
-        }
-        assert_eq!(table.pairs.len(), 2);
-        table.cut(3);
-        assert_eq!(table.pairs.keys().collect::<Vec<_>>(), [&0]);
-        assert!(table.inputs.is_empty() && table.waiting.is_empty());
-    }
-
-    fn open(table: &mut Table, stream: u32, kind: &str, port: &str, number: &str) -> Opened {
-        let named = [("streamtype", kind), ("port", port), ("requestid", number)];
-        let headers: Headers = named.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        table.open(stream, &headers, false)
-    }
-
-    fn port_of(opened: &Opened) -> Option<u16> {
-        match opened {
-            Opened::Pair(pair) => Some(pair.port),
-            Opened::Half | Opened::Refused => None,
-        }
-    }
-
-    #[tokio::test]
-    async fn two_streams_are_a_connection_whichever_comes_first() {
-        let mut table = Table::default();
-        assert!(matches!(open(&mut table, 1, "error", "80", "0"), Opened::Half));
-        assert_eq!(port_of(&open(&mut table, 3, "data", "80", "0")), Some(80));
-        assert!(matches!(open(&mut table, 5, "data", "81", "1"), Opened::Half));
-        assert!(table.put(5, Bytes::from_static(b"early"), false).await);
-        let Opened::Pair(mut pair) = open(&mut table, 7, "error", "81", "1") else {
-            panic!("the pair is whole")
-        };
-        table.end(5);
-        assert_eq!(pair.input.recv().await.unwrap(), "early");
-        assert_eq!(pair.input.recv().await, None);
-        for (stream, kind) in [(9, "error"), (11, "data")] {
-            let opened = open(&mut table, stream, kind, "82", "");
-            assert_eq!(port_of(&opened).is_some(), kind == "data", "without a number");
-        }
-        assert_eq!(table.pairs.len(), 3);
-    }
-
     #[tokio::test]
     async fn a_refusal_is_told_though_the_kernel_lacks_the_other_family() {
         let answer = async |fourth: Result<u8, io::ErrorKind>, sixth: Result<u8, io::ErrorKind>| {
@@ -551,56 +364,5 @@ mod tests {
         assert_eq!(answer(Err(refused), Err(unknown)).await, Err(refused));
         assert_eq!(answer(Err(unknown), Ok(6)).await, Ok(6));
         assert_eq!(answer(Ok(4), Ok(6)).await, Ok(4));
-    }
-
-    #[test]
-    fn what_is_no_stream_of_a_pair_is_refused() {
-        let mut table = Table::default();
-        open(&mut table, 1, "error", "80", "0");
-        for (stream, kind, port, number) in [
-            (3, "error", "80", "0"),
-            (3, "stdout", "80", "0"),
-            (3, "data", "0", "0"),
-            (3, "data", "x", "0"),
-            (3, "data", "80", "x"),
-            (0, "data", "80", "0"),
-        ] {
-            let opened = open(&mut table, stream, kind, port, number);
-            assert!(matches!(opened, Opened::Refused), "{stream} {kind} {port} {number}");
-        }
-        assert!(table.inputs.is_empty());
-    }
-
-    #[test]
-    fn connections_of_a_client_are_bounded_and_forgotten_when_over() {
-        let mut table = Table::default();
-        let most = u32::try_from(PAIRS).unwrap();
-        for number in 0..most {
-            open(&mut table, number * 4 + 1, "error", "80", &number.to_string());
-            open(&mut table, number * 4 + 3, "data", "80", &number.to_string());
-        }
-        let more = |table: &mut Table| open(table, 9001, "error", "80", "9000");
-        assert!(matches!(more(&mut table), Opened::Refused));
-        table.forget(0);
-        assert!(matches!(more(&mut table), Opened::Half));
-        (0..=9000).for_each(|number| table.forget(number));
-        assert!(table.pairs.is_empty() && table.inputs.is_empty() && table.waiting.is_empty());
-        assert!(table.cuts.is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_stream_that_takes_nothing_is_given_up_after_a_while() {
-        let mut table = Table::default();
-        open(&mut table, 1, "error", "80", "0");
-        let pair = open(&mut table, 3, "data", "80", "0");
-        let piece = || Bytes::from_static(b"x");
-        for _ in 0..INPUT_QUEUE {
-            assert!(table.put(3, piece(), false).await);
-        }
-        assert!(!table.put(3, piece(), false).await);
-        assert!(table.put(77, piece(), true).await, "bytes of no stream are nobody's");
-        drop(pair);
-        table.forget(0);
-        assert!(table.inputs.is_empty());
     }
 }
