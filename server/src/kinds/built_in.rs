@@ -7,7 +7,7 @@ use super::{
     autoscaler, batch, data, event, extension, grant, heartbeat, namespace, network, node, pod, policy, service,
     volume, workload,
 };
-use crate::registry::resource::{Names, NoRules, Resource, Rules, SelectableField, Subresource, View};
+use crate::registry::resource::{Absent, Names, NoRules, Resource, Rules, SelectableField, Subresource, View};
 
 const ALL_VERBS: &[&str] = &[
     "create",
@@ -67,7 +67,7 @@ const EVENT_FIELDS: &[SelectableField] = &[
     field("involvedObject.fieldPath", &["involvedObject", "fieldPath"]),
     field("reason", &["reason"]),
     field("reportingComponent", &["reportingComponent"]),
-    field("source", &["source", "component"]),
+    field("source", &["source", "component"]).or_as("reportingComponent"),
     field("type", &["type"]),
 ];
 const SERVICE_FIELDS: &[SelectableField] = &[
@@ -467,12 +467,20 @@ const fn sub_of(
 }
 
 const fn field(name: &'static str, path: &'static [&'static str]) -> SelectableField {
-    SelectableField { name, path, absent: "" }
+    SelectableField {
+        name,
+        path,
+        absent: Absent::Is(""),
+    }
 }
 
 impl SelectableField {
     const fn or(mut self, absent: &'static str) -> Self {
-        self.absent = absent;
+        self.absent = Absent::Is(absent);
+        self
+    }
+    const fn or_as(mut self, field: &'static str) -> Self {
+        self.absent = Absent::As(field);
         self
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::cache::{Index, Indexer};
-use crate::registry::resource::Resource;
+use crate::registry::resource::{Absent, Resource, SelectableField};
 
 const UID: &[&str] = &["metadata", "uid"];
 
@@ -59,16 +59,38 @@ fn index(key: &str, value: &[u8]) -> Index {
     let identity = identity
         .into_iter()
         .filter_map(|(path, text)| Some((path, Box::from(text?))));
-    let others = fields.iter().zip(found.fields).filter_map(|(field, text)| {
-        let text = text.unwrap_or_else(|| field.absent.into());
-        (!text.is_empty()).then_some((field.name, text))
-    });
+    let texts = present(fields, found.fields);
+    let others = fields
+        .iter()
+        .zip(texts)
+        .filter_map(|(field, text)| Some((field.name, text?)));
     Index {
         uid: found.uid,
         labels: found.labels.into_iter().collect(),
         fields: identity.chain(others).collect(),
         owners: found.owners.into(),
     }
+}
+
+/// The texts of a row's fields, with what stands for those that are absent; `None` where nothing does.
+fn present(fields: &[SelectableField], mut texts: Vec<Option<Box<str>>>) -> Vec<Option<Box<str>>> {
+    for text in &mut texts {
+        text.take_if(|text| text.is_empty());
+    }
+    let named = |name: &str| fields.iter().position(|field| field.name == name);
+    for (at, field) in fields.iter().enumerate() {
+        if texts.get(at).is_some_and(Option::is_some) {
+            continue;
+        }
+        let instead = match field.absent {
+            Absent::Is(text) => (!text.is_empty()).then(|| text.into()),
+            Absent::As(name) => named(name).and_then(|at| texts.get(at).cloned().flatten()),
+        };
+        if let Some(place) = texts.get_mut(at) {
+            *place = instead;
+        }
+    }
+    texts
 }
 
 #[derive(Default)]

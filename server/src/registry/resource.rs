@@ -76,8 +76,17 @@ pub struct SelectableField {
     pub name: &'static str,
     /// Where it is, as JSON keys.
     pub path: &'static [&'static str],
-    /// What it is when it is absent.
-    pub absent: &'static str,
+    /// What it is when it is absent or empty.
+    pub absent: Absent,
+}
+
+/// What a field that has nothing in it is for selectors.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Absent {
+    /// This text.
+    Is(&'static str),
+    /// The same as the row's field of this name.
+    As(&'static str),
 }
 
 /// What the name of an object may be.

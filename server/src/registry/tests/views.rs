@@ -132,6 +132,17 @@ async fn lists_select_in_the_words_of_their_form() {
         let (page, _) = cluster.list(NEWER, selecting(text)).await.unwrap();
         assert_eq!(names(&page), [wanted], "{text}");
     }
+    // Who names no component is found by who reports.
+    for (text, wanted) in [
+        ("source=kubelet", "o"),
+        ("source=kube-proxy", "n"),
+        ("source!=kubelet", "n"),
+        ("reportingComponent=kube-proxy", "n"),
+        ("reportingComponent=", "o"),
+    ] {
+        let (page, _) = cluster.list(CORE, selecting(text)).await.unwrap();
+        assert_eq!(names(&page), [wanted], "{text}");
+    }
     for (place, text) in [
         (NEWER, "involvedObject.name=p"),
         (CORE, "regarding.name=p"),
