@@ -121,6 +121,7 @@ const FOUND_PARTS: &[(&str, Parts)] = &[
 pub(super) static VIEW: View = View {
     of: ("autoscaling", "v2", "horizontalpodautoscalers"),
     selectors: &[],
+    notes: &ANNOTATIONS,
     store,
     show,
     check: |_, _| Vec::new(),
@@ -242,10 +243,19 @@ fn older(metric: &Value, kinds: &[(&str, Parts)]) -> Value {
     out
 }
 
+/// What is of another type than it should be stays that, for the check of types to see.
 fn newer(metric: &Value, kinds: &[(&str, Parts)], target: fn(&str, &Value) -> Option<&'static str>) -> Value {
-    let mut out = json!({"type": text(metric, &["type"])});
+    if !metric.is_object() && !metric.is_null() {
+        return metric.clone();
+    }
+    let given = |key: &str| metric.get(key).filter(|value| !value.is_null());
+    let mut out = json!({"type": given("type").unwrap_or(&"".into())});
     for &(kind, parts) in kinds {
-        let Some(from) = metric.get(kind) else { continue };
+        let Some(from) = given(kind) else { continue };
+        if !from.is_object() {
+            set(&mut out, &[kind], from.clone());
+            continue;
+        }
         for &(old, new) in parts {
             if let Some(value) = from.get(old) {
                 let path: Vec<&str> = std::iter::once(kind).chain(new.iter().copied()).collect();
@@ -372,6 +382,27 @@ mod tests {
         show(&mut object);
         remove(&mut object, &["metadata", "annotations"]);
         assert_eq!(object, before);
+    }
+
+    #[test]
+    fn what_is_mistyped_in_an_annotation_stays_so() {
+        for (words, metrics) in [
+            ("[7]", json!([7])),
+            (r#"[{"type": 7}]"#, json!([{"type": 7}])),
+            (r#"[{"type": "Pods", "pods": 7}]"#, json!([{"type": "Pods", "pods": 7}])),
+            (
+                r#"[{"type": "Pods", "pods": null}, null]"#,
+                json!([{"type": "Pods"}, {"type": ""}]),
+            ),
+            (
+                r#"[{"type": "Pods", "pods": {"metricName": 7}}]"#,
+                json!([{"type": "Pods", "pods": {"metric": {"name": 7}, "target": {"type": "AverageValue"}}}]),
+            ),
+        ] {
+            let mut object = json!({"metadata": {"annotations": {METRICS: words}}, "spec": {}});
+            store(&mut object);
+            assert_eq!(object["spec"]["metrics"], metrics, "{words}");
+        }
     }
 
     #[test]

@@ -63,6 +63,7 @@ pub(super) static VIEW: View = View {
         ("reportingController", "reportingComponent"),
         ("type", "type"),
     ],
+    notes: &[],
     store: |event| RENAMED.iter().for_each(|(new, old)| rename(event, new, old)),
     show: |event| {
         RENAMED.iter().for_each(|(new, old)| rename(event, old, new));

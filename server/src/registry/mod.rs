@@ -398,7 +398,7 @@ impl<'c> Context<'c> {
         shape.fill_defaults(body);
         shape.normalise(body);
         if (group, version, kind) == self.asked.group_version_kind() {
-            view::to_stored(body, self.asked, self.row).map_err(|what| handled(&what))?;
+            view::to_stored(body, self.asked, self.row);
         }
         Ok(warnings)
     }

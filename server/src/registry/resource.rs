@@ -61,6 +61,8 @@ pub struct View {
     pub of: (&'static str, &'static str, &'static str),
     /// What field selectors call a field in this form, and in the stored one.
     pub selectors: &'static [(&'static str, &'static str)],
+    /// Annotations in which this form has what it has no field for, and which [`View::store`] takes in.
+    pub notes: &'static [&'static str],
     /// Turns this form into the stored one.
     pub store: fn(&mut Value),
     /// Turns the stored form into this one.

@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use agent::units::Revision;
-use agent::wire::object::{set, text};
+use agent::wire::object::{at, remove, set, text};
 use agent::wire::status::{Reason, Status};
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cache::{Filter, Item};
 use crate::request::{Answer, ListOptions, Operation};
@@ -79,20 +79,27 @@ impl Context<'_> {
 
 /// From the form that was asked for to the stored one.
 ///
-/// # Errors
-/// What it carried along in annotations has another type than the field it is for.
-pub(super) fn to_stored(object: &mut Value, asked: &Resource, row: &Resource) -> Result<(), String> {
-    let Some(view) = asked.view else { return Ok(()) };
+/// `object` has the types of the form that was asked for. What it carries along in an annotation may have others than the
+/// fields that it is for: such an annotation is left out as a whole, as Kubernetes does it.
+pub(super) fn to_stored(object: &mut Value, asked: &Resource, row: &Resource) {
+    let Some(view) = asked.view else { return };
+    let shape = schema::built_in().kind(row.group, row.version, row.kind);
+    for note in view.notes {
+        let path = ["metadata", "annotations", note];
+        let Some(words) = at(object, &path) else { continue };
+        let mut alone = json!({"metadata": {"annotations": {*note: words}}});
+        (view.store)(&mut alone);
+        if shape.is_some_and(|shape| !shape.check(&mut alone).mistyped.is_empty()) {
+            remove(object, &path);
+        }
+    }
     (view.store)(object);
     label(object, row);
-    if let Some(shape) = schema::built_in().kind(row.group, row.version, row.kind) {
-        if let Some(mistyped) = shape.check(object).mistyped.first() {
-            return Err(mistyped.to_string());
-        }
+    if let Some(shape) = shape {
+        shape.check(object); // nothing is mistyped any more: it is for unknown members of what was in the notes
         shape.fill_defaults(object);
         shape.normalise(object);
     }
-    Ok(())
 }
 
 /// From the stored form to the one that was asked for; what is of another kind, such as a scale, stays.

@@ -292,6 +292,26 @@ async fn an_autoscaler_of_the_first_version_is_one_of_the_second() {
         50
     );
     assert_eq!(seen["status"]["conditions"][0]["type"], "AbleToScale");
-    let wrong = json!({"metadata": {"annotations": {"autoscaling.alpha.kubernetes.io/conditions": "[7]"}}});
-    assert_eq!(cluster.patch(FIRST, Patch::Merge(wrong)).await.unwrap_err().code, 400);
+    // A note that cannot be read is none: what it was for is not wanted any more, and the rest is as it was.
+    for words in [
+        "",
+        "{}",
+        "[7]",
+        r#"[{"type": 7}]"#,
+        r#"[{"type": "Pods", "pods": {"metricName": 7}}]"#,
+    ] {
+        let wrong = json!({"metadata": {"annotations": {"autoscaling.alpha.kubernetes.io/metrics": words,
+            "autoscaling.alpha.kubernetes.io/conditions": words}}});
+        let seen = cluster.patch(FIRST, Patch::Merge(wrong)).await.unwrap();
+        assert_eq!(seen["spec"]["targetCPUUtilizationPercentage"], 50, "{words}");
+        let seen = cluster.get(SECOND).await.unwrap();
+        let metrics = seen["spec"]["metrics"].as_array().unwrap();
+        assert_eq!(
+            (metrics.len(), &metrics[0]["resource"]["name"]),
+            (1, &json!("cpu")),
+            "{words}"
+        );
+        assert_eq!(seen["spec"]["behavior"], second["spec"]["behavior"], "{words}");
+        assert_eq!(seen["status"]["conditions"][0]["type"], "AbleToScale", "{words}");
+    }
 }
