@@ -10,7 +10,7 @@ use rustls::pki_types::pem::PemObject as _;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
-use crate::certificates::key;
+use crate::certificates::{key, rsa_key};
 use crate::server::{AGENT_TOKEN, Server, basic, csr, node_headers};
 
 const DAY: i64 = 86_400;
@@ -74,10 +74,13 @@ pub fn of_a_request_its_key_counts(server: &Server) {
     params.distinguished_name.push(DnType::CommonName, "system:admin");
     let named = params.serialize_request(&mine).unwrap();
     let large = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+    // K3s' agents make keys on P-256, and send whichever they find in their file.
+    let rsa = rsa_key(include_str!("../../server/src/join/vectors/rsa.pkcs1.pem"));
     for (what, body, pair) in [
         ("its signature broken", broken, &mine),
         ("with names", named.der().to_vec(), &mine),
         ("of P-384", csr(&large), &large),
+        ("of RSA", csr(&rsa), &rsa),
     ] {
         let head = format!(
             "POST /v1-k3s/client-kubelet.crt HTTP/1.1\nHost: k3s\n{token}\nContent-Type: application/pkcs10\n{}",

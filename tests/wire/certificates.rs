@@ -74,23 +74,34 @@ fn authority_name(server: &Server) -> DistinguishedName {
     name
 }
 
-/// A key on P-256 as K3s writes it (RFC 5915), in the envelope that rcgen takes (RFC 5958).
+/// A key on P-256 as K3s writes it (RFC 5915).
 pub fn key(pem: &str) -> KeyPair {
-    let inner = body(pem);
-    let tag = |tag: u8, content: &[u8]| {
-        let length = u8::try_from(content.len()).unwrap();
-        let head = if length < 0x80 {
-            vec![tag, length]
-        } else {
-            vec![tag, 0x81, length]
-        };
-        [head.as_slice(), content].concat()
-    };
     // id-ecPublicKey, prime256v1
     let algorithm = [
         0x30, 0x13, 6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7,
     ];
-    let all = [&[2, 1, 0][..], &algorithm, &tag(4, &inner)].concat();
+    enveloped(&algorithm, pem)
+}
+
+/// An RSA key as Go writes it (RFC 8017).
+pub fn rsa_key(pem: &str) -> KeyPair {
+    // rsaEncryption, null
+    let algorithm = [0x30, 0x0d, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1, 5, 0];
+    enveloped(&algorithm, pem)
+}
+
+/// A key in the envelope that rcgen takes (RFC 5958).
+fn enveloped(algorithm: &[u8], pem: &str) -> KeyPair {
+    let tag = |tag: u8, content: &[u8]| {
+        let [high, low] = u16::try_from(content.len()).unwrap().to_be_bytes();
+        let head = match (high, low) {
+            (0, 0..0x80) => vec![tag, low],
+            (0, _) => vec![tag, 0x81, low],
+            _ => vec![tag, 0x82, high, low],
+        };
+        [head.as_slice(), content].concat()
+    };
+    let all = [&[2, 1, 0][..], algorithm, &tag(4, &body(pem))].concat();
     KeyPair::try_from(&PrivatePkcs8KeyDer::from(tag(0x30, &all))).unwrap()
 }
 

@@ -10,7 +10,6 @@ use agent::config::ServerUrl;
 use agent::join::{Clock, Files, Identity, Joined, Joiner};
 use agent::run::balancers;
 use agent::tunnel::Tunnels;
-use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::played::{CONFIG, Machine, PATIENCE, Played, SETTINGS};
@@ -106,8 +105,9 @@ pub async fn an_api_with_a_port_of_its_own_has_a_balancer_of_its_own() {
         ),
     ] {
         let file = text(&format!("agent/etc/{name}.json"));
-        let wanted = json!({"ServerURL": url, "ServerAddresses": [address]});
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&file).unwrap(), wanted);
+        // K3s' `pkg/agent/loadbalancer/config.go`: indented by two, and no line's end.
+        let wanted = format!("{{\n  \"ServerURL\": \"{url}\",\n  \"ServerAddresses\": [\n    \"{address}\"\n  ]\n}}");
+        assert_eq!(file, wanted);
     }
 
     // From the disk alone: nobody has named a server yet, and the registration address hangs up on everybody.
