@@ -114,6 +114,11 @@ pub struct Seen {
 pub struct Orphans(BTreeMap<String, Duration>);
 
 impl Orphans {
+    /// Whether there may be any: at the last look there was one that has been seen for too long by now.
+    pub fn may_be(&self, up: Duration) -> bool {
+        self.0.values().any(|since| is_overdue(*since, up))
+    }
+
     /// Looks at all records and Nodes; returns the nodes whose record has been seen without a Node for too long.
     ///
     /// `up`: how long this server has run, by a clock that nobody sets. When a record says it was made is not asked: the
@@ -129,13 +134,14 @@ impl Orphans {
         let alone = || records.iter().filter(alone);
         let since = |record: &Record| self.0.get(&record.uid).copied().unwrap_or(up);
         self.0 = alone().map(|(_, record)| (record.uid.clone(), since(record))).collect();
-        let over = |record: &Record| {
-            let since = self.0.get(&record.uid);
-            since.is_some_and(|since| up.saturating_sub(*since) > ORPHANED)
-        };
+        let over = |record: &Record| self.0.get(&record.uid).is_some_and(|since| is_overdue(*since, up));
         let overdue = alone().filter(|(_, record)| over(record));
         overdue.map(|(name, _)| name.clone()).collect()
     }
+}
+
+fn is_overdue(since: Duration, up: Duration) -> bool {
+    up.saturating_sub(since) > ORPHANED
 }
 
 /// What makes them agree.

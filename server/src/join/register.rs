@@ -484,6 +484,9 @@ impl Keeper {
     async fn sweep(&mut self) -> Result<(), String> {
         let (client, roll) = (&self.register.client, &self.register.roll);
         let stamp = roll.stamp();
+        let up = self.begun.elapsed();
+        // A server that was cut off shows what was so before: the Node has come meanwhile, at another one.
+        let is_now = !self.orphans.may_be(up) || self.register.catch_up().await;
         let mut seen = Seen {
             records: record::all(client).await.map_err(|status| status.message)?,
             nodes: record::nodes(client).await.map_err(|status| status.message)?,
@@ -491,8 +494,8 @@ impl Keeper {
             written: std::mem::take(&mut self.written),
             overdue: BTreeSet::new(),
         };
-        let up = self.begun.elapsed();
-        seen.overdue = self.orphans.overdue(&seen.records, &seen.nodes, up);
+        let overdue = self.orphans.overdue(&seen.records, &seen.nodes, up);
+        seen.overdue = if is_now { overdue } else { BTreeSet::new() };
         let plan = node_password::plan(&seen);
         if let Some(rows) = plan.rebuilt {
             let path = roll.path().display();
@@ -545,5 +548,49 @@ impl Keeper {
             record::tie(client, node, record, uid).await.or_else(overtaken)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::task::JoinSet;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::cache::{Cache, Index};
+    use crate::scratch::{self, Scratch};
+    use crate::store::Store;
+    use crate::store::memory::Memory;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_was_cut_off_forgets_no_node_that_came_meanwhile() {
+        for (followed, left) in [(true, &["pi"][..]), (false, &["ghost", "pi"])] {
+            let store: Arc<dyn Store> = Arc::new(Memory::new());
+            let (mut here, mut there) = (JoinSet::new(), JoinSet::new());
+            let other = scratch::client(Arc::clone(&store), &mut there).await;
+            let namespace = json!({ "metadata": { "name": record::NAMESPACE } });
+            other.create(What::NAMESPACES, "", namespace).await.unwrap();
+            for node in ["ghost", "pi"] {
+                record::create(&other, node, &Record::default()).await.unwrap();
+            }
+            let client = scratch::client(Arc::clone(&store), &mut here).await;
+            let indexer = Arc::new(|_: &str, _: &[u8]| Index::default());
+            let cache = Cache::start(Arc::clone(&store), indexer, &mut here).await.unwrap();
+            let scratch = Scratch::new(&format!("register-cut-off-{followed}"));
+            let fresh = Some(Fresh::new(Arc::clone(&store), cache));
+            let (_register, mut keeper) = Register::new(client, fresh, &scratch.0).unwrap();
+            keeper.sweep().await.unwrap();
+            if !followed {
+                here.shutdown().await;
+            }
+            let node = json!({ "metadata": { "name": "pi" } });
+            other.create(What::NODES, "", node).await.unwrap();
+            keeper.begun = keeper.begun.checked_sub(SWEEP * 20).unwrap();
+            // A write that this server shows no more waits for what never comes.
+            let _ = timeout(SWEEP, keeper.sweep()).await;
+            let records = record::all(&other).await.unwrap();
+            assert!(records.keys().eq(left), "{followed}: {records:?}");
+        }
     }
 }
