@@ -82,7 +82,8 @@ fn walk(mut log: impl Read) -> io::Result<Rest> {
         if !is_older(theirs, salts) {
             // The last frame of a commit says so, by the size of the file. Frames without such a one are of a commit that
             // never ended: a kill or a full disk cut it short, and what was written after that may not cover all of them.
-            ended |= theirs != salts || word(&frame, 4) != 0;
+            // Nor has one ended whose last frame is not there to its end.
+            ended |= theirs != salts || (found == frame.len() && word(&frame, 4) != 0);
             // The last one may be one that was being written; what comes behind another was written after it.
             if !readable && ended {
                 return Ok(Rest::Lost);
@@ -189,6 +190,13 @@ mod tests {
         left.extend_from_slice(&log[last - frame..last]);
         left.extend_from_slice(&log[last - frame..last]);
         assert_eq!(walk(left.as_slice()).unwrap(), Rest::Begun);
+        // As a full disk leaves it, which had room for a shorter commit then: all but the end of its last frame.
+        let whole = left.len();
+        for cut in [1, 100, frame - 16] {
+            left.extend_from_slice(&log[last..log.len() - cut]);
+            assert_eq!(walk(left.as_slice()).unwrap(), Rest::Begun, "{cut} bytes are missing");
+            left.truncate(whole);
+        }
         left.extend_from_slice(&log[last..]);
         assert_eq!(walk(left.as_slice()).unwrap(), Rest::Lost, "one that ended");
     }
