@@ -16,6 +16,7 @@ mod folder;
 #[path = "support/join.rs"]
 mod join;
 
+use std::future::ready;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -185,5 +186,9 @@ async fn stand_by(joined: Joined, port: u16) {
             while watch.next().await.is_some() {}
         }
     };
-    tokio::join!(tunnels.run(|| 0.5, |_| Ok(()), std::future::pending()), lease, pods);
+    tokio::join!(
+        tunnels.run(|| 0.5, |_| Box::pin(ready(Ok(()))), std::future::pending()),
+        lease,
+        pods
+    );
 }

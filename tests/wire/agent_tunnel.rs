@@ -2,6 +2,7 @@
 //!
 //! The script runs in a thread of its own, for it waits; the agent's clock is turned forward where a minute would pass.
 
+use std::future::ready;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
@@ -136,7 +137,7 @@ pub async fn frames_at_the_agent_are_these_bytes() {
             tokio::time::resume();
         }
     };
-    tunnels.run(|| 0.5, |_| Ok(()), until_played).await;
+    tunnels.run(|| 0.5, |_| Box::pin(ready(Ok(()))), until_played).await;
     script.join().unwrap();
 }
 

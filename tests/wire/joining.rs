@@ -1,9 +1,11 @@
 //! What our agent sends while it joins, as bytes, and what it makes of the answers (sections 1 to 3 of K3s' protocol).
 
 use std::fs;
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -146,14 +148,14 @@ pub async fn a_tunnel_is_asked_for_with_the_kubelets_certificate() {
     played.answers("/v1-k3s/connect", "401 Unauthorized", "{}");
     let mut refusals = joined.client.refusals();
     let (full, told) = (AtomicBool::new(true), AtomicBool::new(false));
-    let found = |servers: &Servers| {
+    let found = |servers: &Servers| -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>> {
         assert_eq!(servers.supervisor, [played.address.to_string()]);
         assert_eq!(servers.api, servers.supervisor);
         if full.swap(false, Ordering::Relaxed) {
-            return Err(io::ErrorKind::StorageFull.into());
+            return Box::pin(ready(Err(io::ErrorKind::StorageFull.into())));
         }
         told.store(true, Ordering::Relaxed);
-        Ok(())
+        Box::pin(ready(Ok(())))
     };
     let seen = async {
         // Answered with 401, it says that its certificate is refused.

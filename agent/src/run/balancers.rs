@@ -5,9 +5,10 @@
 
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -65,17 +66,28 @@ pub async fn open_api(
 }
 
 /// What keeps each new list of servers for the next start.
-pub fn keeper(config: &Config, joined: &Joined) -> impl Fn(&Servers) -> io::Result<()> + Send + use<> {
+pub fn keeper(
+    config: &Config,
+    joined: &Joined,
+) -> impl Fn(&Servers) -> BoxFuture<'static, io::Result<()>> + Send + use<> {
     let (files, server) = (joined.files.clone(), config.server.clone());
     let api = api(config, joined).filter(|_| config.balancer_port.is_some());
     move |servers: &Servers| {
-        let mut lists = vec![(files.balancer(), &server, &servers.supervisor)];
-        lists.extend(api.as_ref().map(|api| (files.api_balancer(), api, &servers.api)));
-        for (path, server, addresses) in lists {
-            files.write(&path, state::write(&server.to_string(), addresses).as_bytes())?;
-        }
-        Ok(())
+        let text = |server: &ServerUrl, addresses: &[String]| state::write(&server.to_string(), addresses);
+        let mut lists = vec![(files.balancer(), text(&server, &servers.supervisor))];
+        lists.extend(api.as_ref().map(|api| (files.api_balancer(), text(api, &servers.api))));
+        write(files.clone(), lists)
     }
+}
+
+/// Off the agent's one thread: a disk that is worn out may take a minute for each attempt, or never come back.
+fn write(files: Files, lists: Vec<(PathBuf, String)>) -> BoxFuture<'static, io::Result<()>> {
+    let write = move || {
+        let mut lists = lists.iter();
+        lists.try_for_each(|(path, text)| files.write(path, text.as_bytes()))
+    };
+    let written = tokio::task::spawn_blocking(write);
+    Box::pin(async move { written.await.map_err(io::Error::other)? })
 }
 
 /// The configured server with the API's port, where that is another.
@@ -99,4 +111,30 @@ async fn serve(balancer: &Balancer, port: Option<u16>, tasks: &mut JoinSet<()>) 
     })?;
     tasks.spawn(balancer.clone().serve(listener));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::scratch::TempDir;
+
+    #[tokio::test]
+    async fn a_disk_that_stands_still_holds_up_nothing_but_the_file() {
+        let scratch = TempDir::new("balancers-still");
+        let files = Files::create(scratch.path().to_owned()).unwrap();
+        let path = files.balancer();
+        let pipe = path.with_file_name(".k3s-agent-load-balancer.json.tmp");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // Who opens it to write waits for a reader.
+        let mut writing = write(files, vec![(path, "{}".to_owned())]);
+        timeout(Duration::from_millis(50), &mut writing).await.unwrap_err();
+        // The test's end waits for who waits.
+        let moves = std::fs::File::options().read(true).write(true).open(&pipe).unwrap();
+        let _ = writing.await;
+        drop(moves);
+    }
 }

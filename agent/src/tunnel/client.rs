@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncWriteExt as _, copy, split};
@@ -41,6 +42,8 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 const ASK_EVERY: Duration = Duration::from_secs(30);
 /// The same until the first answer, and for servers that say nothing: K3s'. One that is back is of use once its tunnel is.
 const ASK_UNTOLD: Duration = Duration::from_secs(5);
+/// Between attempts to keep a list of servers for the next start.
+const KEEP_AGAIN: Duration = Duration::from_secs(10);
 /// Not all nodes ask in the moment in which all are told.
 const ASK_SPREAD: Duration = Duration::from_millis(500);
 /// So long a tunnel to a server that the cluster names no more may go on for the streams in it.
@@ -100,19 +103,21 @@ impl News {
 impl Tunnels {
     /// Runs until `stop`, then says good-bye to every server. Dropping the future cuts all tunnels.
     ///
-    /// `random`: 0 to 1, spreads reconnects. `found` keeps every new list of servers, and gets it
+    /// `random`: 0 to 1, spreads reconnects. `found` keeps every new list of servers, one at a time, and gets the newest
     /// again until it could.
     pub async fn run(
         self,
         random: fn() -> f64,
-        found: impl Fn(&Servers) -> io::Result<()>,
+        found: impl Fn(&Servers) -> BoxFuture<'static, io::Result<()>>,
         stop: impl Future<Output = ()>,
     ) {
         let (mut tasks, mut open) = (JoinSet::new(), HashMap::new());
         let news = Arc::new(News::default());
+        let (list, mut lists) = watch::channel(Servers::default());
         tokio::select! {
             () = stop => {}
-            () = self.ask_for_servers(random, found, &news) => {}
+            () = self.ask_for_servers(random, &list, &news) => {}
+            () = keep_lists(found, &mut lists) => {}
             () = self.keep_all(random, &news, &mut open, &mut tasks) => {}
         }
         for leave in open.values() {
@@ -156,17 +161,8 @@ impl Tunnels {
         }
     }
 
-    async fn ask_for_servers(&self, random: fn() -> f64, found: impl Fn(&Servers) -> io::Result<()>, news: &News) {
-        let (mut known, mut kept) = (Servers::default(), true);
-        let keep = |servers: &Servers, first: bool| match found(servers) {
-            Ok(()) => true,
-            Err(error) => {
-                if first {
-                    warn!(error = %error, "cannot keep the list of servers, trying again");
-                }
-                false
-            }
-        };
+    async fn ask_for_servers(&self, random: fn() -> f64, list: &watch::Sender<Servers>, news: &News) {
+        let mut known = Servers::default();
         loop {
             match self.client.get(&format!("{PREFIX}/apiservers")).await {
                 Ok(answer) => {
@@ -174,10 +170,8 @@ impl Tunnels {
                     if !servers.api.is_empty() && servers != known {
                         info!(servers = servers.supervisor.join(","), "servers of the cluster");
                         self.balancer.set(&servers);
-                        kept = keep(&servers, kept);
+                        list.send_replace(servers.clone());
                         known = servers;
-                    } else if !kept {
-                        kept = keep(&known, false);
                     }
                 }
                 Err(error) => debug!(error = %error, "cannot ask for the servers of the cluster"),
@@ -352,6 +346,25 @@ fn servers(answer: &Value, supervisor_port: Option<u16>) -> Servers {
     }
 }
 
+/// Has each new list of servers kept, beside all else: a disk that stands still holds up nothing but this.
+async fn keep_lists(
+    found: impl Fn(&Servers) -> BoxFuture<'static, io::Result<()>>,
+    lists: &mut watch::Receiver<Servers>,
+) {
+    while lists.changed().await.is_ok() {
+        let mut failed = false;
+        loop {
+            let keeping = found(&lists.borrow_and_update());
+            let Err(error) = keeping.await else { break };
+            if !std::mem::replace(&mut failed, true) {
+                warn!(error = %error, "cannot keep the list of servers, trying again");
+            }
+            // A newer one does not wait.
+            let _ = timeout(KEEP_AGAIN, lists.changed()).await;
+        }
+    }
+}
+
 /// Connects a stream to a port of this machine and copies both ways until either ends: there is no half-close.
 async fn carry(stream: Stream, target: SocketAddr) {
     let dialed = timeout(DIAL_LIMIT, TcpStream::connect(target)).await;
@@ -373,6 +386,8 @@ async fn carry(stream: Stream, target: SocketAddr) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use serde_json::json;
     use tokio::net::TcpListener;
     use tokio::time::Instant;
@@ -443,6 +458,46 @@ mod tests {
         assert!(pause(true).await <= ASK_SPREAD);
         assert!(pause(true).await >= ASK_EVERY, "whoever tells is asked seldom");
         assert!(pause(false).await < ASK_UNTOLD * 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_newest_list_is_kept_once_it_can_be_and_one_at_a_time() {
+        let (list, mut lists) = watch::channel(Servers::default());
+        let named = |name: &str| Servers {
+            api: vec![name.to_owned()],
+            ..Servers::default()
+        };
+        let (begun, running) = (Mutex::new(Vec::new()), Arc::new(AtomicBool::new(false)));
+        let found = |servers: &Servers| -> BoxFuture<'static, io::Result<()>> {
+            let mut begun = begun.lock().unwrap();
+            begun.push(servers.api[0].clone());
+            let (at, running) = (begun.len(), Arc::clone(&running));
+            assert!(!running.swap(true, Ordering::Relaxed), "two at once");
+            Box::pin(async move {
+                if at == 1 {
+                    sleep(KEEP_AGAIN * 20).await;
+                }
+                running.store(false, Ordering::Relaxed);
+                match at {
+                    1..=3 => Err(io::ErrorKind::StorageFull.into()),
+                    _ => Ok(()),
+                }
+            })
+        };
+        let told = async {
+            list.send_replace(named("a"));
+            sleep(KEEP_AGAIN * 10).await;
+            list.send_replace(named("b"));
+            list.send_replace(named("c"));
+            sleep(KEEP_AGAIN * 30).await;
+            list.send_replace(named("d"));
+            sleep(KEEP_AGAIN * 3).await;
+        };
+        tokio::select! {
+            () = keep_lists(&found, &mut lists) => panic!("it ends"),
+            () = told => {}
+        }
+        assert_eq!(*begun.lock().unwrap(), ["a", "c", "c", "c", "d"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Certificates are renewed, a node's and the server's, while a log is followed and a command runs through the node's tunnel.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -51,7 +52,7 @@ async fn streams_and_their_tunnel_stay_open_while_the_certificates_under_them_ar
         kubelet_port: port,
         supervisor_port: None,
     };
-    tasks.spawn(tunnels.run(|| 0.5, |_| Ok(()), std::future::pending()));
+    tasks.spawn(tunnels.run(|| 0.5, |_| Box::pin(ready(Ok(()))), std::future::pending()));
 
     let mut log = Log::follow(&cluster, &mut tasks).await;
     let mut command = exec(&cluster, &mut tasks).await;
