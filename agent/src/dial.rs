@@ -60,7 +60,11 @@ fn shared(resolve: Resolve) -> Resolve {
     let asked: Arc<Mutex<HashMap<String, Looking>>> = Arc::default();
     Arc::new(move |name| {
         let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.retain(|_, found| found.peek().is_none_or(|(_, at)| at.elapsed() < KEPT));
+        asked.retain(|_, found| match found.peek() {
+            Some((_, at)) => at.elapsed() < KEPT,
+            // Nobody saw its end who waited no longer: that may be long ago.
+            None => found.clone().now_or_never().is_none(),
+        });
         let found = asked.entry(name).or_insert_with_key(|name| {
             let looking = resolve(name.clone());
             let found = looking.map(|found| (found.map_err(|error| (error.kind(), error.to_string())), Instant::now()));
@@ -197,6 +201,7 @@ mod tests {
             io::ErrorKind::NotFound
         );
     }
+
     #[tokio::test(start_paused = true)]
     async fn a_silent_name_server_is_asked_once_however_many_dial() {
         let asked = Arc::new(AtomicUsize::new(0));
@@ -216,6 +221,30 @@ mod tests {
             1,
             "that nobody waits does not end a look-up"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_came_when_nobody_waited_any_more_is_not_given_to_who_asks_later() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let names = shared(Arc::new(move |_| {
+            let count = counted.fetch_add(1, Ordering::Relaxed);
+            let takes = if count == 0 { LIMIT * 2 } else { Duration::ZERO };
+            // Goes on by itself, as a thread does.
+            let over = Instant::now() + takes;
+            Box::pin(async move {
+                tokio::time::sleep_until(over).await;
+                let last = u8::try_from(count).unwrap();
+                Ok(vec![SocketAddr::from(([192, 0, 2, last], 6443))])
+            })
+        }));
+        timeout(LIMIT, names("a:1".to_owned())).await.unwrap_err();
+        sleep(LIMIT / 2).await;
+        timeout(LIMIT / 4, names("a:1".to_owned())).await.unwrap_err();
+        assert_eq!(asked.load(Ordering::Relaxed), 1, "it is still on its way");
+        sleep(LIMIT * 100).await;
+        let found = names("a:1".to_owned()).await.unwrap();
+        assert_eq!(found, [SocketAddr::from(([192, 0, 2, 1], 6443))], "a name that moved");
     }
 
     #[tokio::test(start_paused = true)]
