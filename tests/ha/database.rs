@@ -1,5 +1,7 @@
 //! The kinds of datastore that servers can share, mistreated the same way.
 
+use std::net::SocketAddr;
+
 use tests::database::etcd::{Etcd, Form};
 use tests::database::{MariaDb, Postgres, SqlServer, flags};
 use tests::lab::{BACKYARD, Proxy};
@@ -43,6 +45,15 @@ impl Database {
             }
             Self::MariaDb(server) => flags(&server.endpoint("cluster", ""), &server.certificates.ca),
             Self::Etcd(etcd) => vec![format!("--datastore-endpoint={}", etcd.endpoint())],
+        }
+    }
+
+    /// Where servers find it: its address, or those of all its members.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        match self {
+            Self::Postgres(_, way) => vec![way.address()],
+            Self::MariaDb(server) => vec![server.listens()],
+            Self::Etcd(etcd) => (0..etcd.size()).map(|number| etcd.address(number)).collect(),
         }
     }
 

@@ -65,6 +65,7 @@ fn on_mariadb_a_cluster_survives() {
     pause::the_leader_is_paused_at_work(&cluster);
     outage::the_leader_is_cut_off_from_the_datastore(&cluster);
     outage::an_agent_is_cut_off_from_a_server(&cluster);
+    network::the_way_of_one_server_is_bad(&mut cluster);
     network::the_way_to_the_servers_is_bad(&mut cluster);
     cluster.stop();
 }
@@ -89,5 +90,6 @@ fn on_etcd_a_cluster_survives() {
     pause::the_leader_is_paused_at_work(&cluster);
     outage::the_leader_is_cut_off_from_the_datastore(&cluster);
     outage::an_agent_is_cut_off_from_a_server(&cluster);
+    network::the_way_of_one_server_is_bad(&mut cluster);
     cluster.stop();
 }

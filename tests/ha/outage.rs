@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tests::lab::{Kubectl, image, until, within_of};
 
 use crate::cluster::{AGENTS, Cluster, now};
+use crate::door::Door;
 use crate::load::Load;
 use crate::steps::{MOVE, agents_work_within};
 use crate::takeover::takes_place;
@@ -52,13 +53,7 @@ pub fn the_datastore_is_away(cluster: &mut Cluster, how: Away) {
         for name in &cluster.servers {
             let (door, cluster, before) = (cluster.door(name), &*cluster, &before);
             scope.spawn(move || {
-                now(async {
-                    let read = door.read(&format!("by-{name}")).await.unwrap();
-                    assert_eq!((read.code, read.stale), (200, true), "{name}: {}", read.body);
-                    let refused = door.create("refused", 1).await.unwrap();
-                    assert_eq!(refused.code, 503, "{name}: {}", refused.body);
-                    assert!(refused.retry_after.is_some(), "{name}: {}", refused.body);
-                });
+                says_so(door);
                 assert_eq!(cluster.pods(name), *before);
             });
         }
@@ -107,12 +102,7 @@ pub fn the_leader_is_cut_off_from_the_datastore(cluster: &Cluster) {
         writing.join().unwrap();
         (worked, taken.join().unwrap())
     });
-    now(async {
-        let read = cluster.door(away).read(&format!("by-{away}")).await.unwrap();
-        assert_eq!((read.code, read.stale), (200, true), "{}", read.body);
-        let refused = cluster.door(away).create("refused", 1).await.unwrap();
-        assert_eq!(refused.code, 503, "{}", refused.body);
-    });
+    says_so(cluster.door(away));
     let healed = Instant::now();
     cluster.lab.mend_backdoor(away);
     let again = agents_work_within(MOVE, healed, cluster, others[0], "cut-off");
@@ -177,6 +167,18 @@ pub fn an_agent_is_cut_off_from_a_server(cluster: &Cluster) {
         "parted: reached through every server after {reached:?}, agents worked after {worked:?}; healed, after {again:?}; a log \
          through a server that was gone ended after {ended:?}"
     );
+}
+
+/// A server that does not hear of its datastore shows what it knows, and says so; whoever is to write is told to come again.
+pub fn says_so(door: &Door) {
+    let name = &door.name;
+    now(async {
+        let read = door.read(&format!("by-{name}")).await.unwrap();
+        assert_eq!((read.code, read.stale), (200, true), "{name}: {}", read.body);
+        let refused = door.create("refused", 1).await.unwrap();
+        assert_eq!(refused.code, 503, "{name}: {}", refused.body);
+        assert!(refused.retry_after.is_some(), "{name}: {}", refused.body);
+    });
 }
 
 /// Follows the log of the pod that serves, which says nothing after its first line.

@@ -79,18 +79,26 @@ impl Lab {
         self.no_rules(name, "loss");
     }
 
-    /// What a host opens to these servers goes through these proxies.
-    pub fn lead_around(&self, name: &str, ways: &[(&str, SocketAddr)]) {
-        let rule = |(server, proxy): &(&str, SocketAddr)| {
-            let server = self.address(server);
-            format!(" ip daddr {server} tcp dport 6443 dnat to {proxy}\n")
+    /// What a host opens to these addresses goes through these proxies; what is open is reset, at this end only.
+    pub fn lead_around(&self, name: &str, ways: &[(SocketAddr, SocketAddr)]) {
+        let lead = |(to, proxy): &(SocketAddr, SocketAddr)| {
+            let (host, port) = (to.ip(), to.port());
+            format!(" ip daddr {host} tcp dport {port} dnat to {proxy}\n")
         };
-        let all: String = ways.iter().map(rule).collect();
-        let chain = format!("chain output {{\n type nat hook output priority -100;\n{all}}}\n");
-        self.rules(name, "ways", &format!("table ip ways {{\n{chain}}}\n"));
+        // After the other chain: what comes here with such an address was not led around.
+        let reset = |(to, _): &(SocketAddr, SocketAddr)| {
+            let (host, port) = (to.ip(), to.port());
+            format!(" ip daddr {host} tcp dport {port} reject with tcp reset\n")
+        };
+        let (lead, reset): (String, String) = (ways.iter().map(lead).collect(), ways.iter().map(reset).collect());
+        let rules = format!(
+            "table ip ways {{\nchain around {{\n type nat hook output priority -100;\n{lead}}}\n\
+             chain straight {{\n type filter hook output priority 0;\n{reset}}}\n}}\n"
+        );
+        self.rules(name, "ways", &rules);
     }
 
-    /// What it opens from now on goes straight.
+    /// What it opens from now on goes straight; what goes through proxies does so until they cut it.
     pub fn lead_straight(&self, name: &str) {
         self.no_rules(name, "ways");
     }
