@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use agent::units::Revision;
 use tracing::{info, warn};
 
-use super::Shared;
 use super::state::item;
-use crate::store::{Event, Range, Store, StoreError, Tail};
+use super::{Item, Shared};
+use crate::store::{Event, Range, Snapshot, Store, StoreError, Tail};
 
 /// All that the cache holds. What else is in a datastore, such as the sealed bootstrap record, is no object and not for
 /// readers of the API.
@@ -42,18 +42,28 @@ pub(super) async fn load(store: &Arc<dyn Store>, shared: &Shared) -> Result<Tail
         Err(error) => return Err(error),
     };
     let tail = store.watch(snapshot.revision).await?;
-    shared.write(|state| state.load(snapshot.revision, &snapshot.entries, &shared.indexer));
-    drop(snapshot);
-    Ok(catch_up(shared, tail, newest))
+    Ok(catch_up(shared, Some(&snapshot), tail, newest))
 }
 
-/// Applies what a new tail holds already, which is everything up to `newest`.
-fn catch_up(shared: &Shared, mut tail: Tail, newest: Revision) -> Tail {
+/// Applies what a new tail holds already, which is everything up to `newest`, to the state as it is, or as of a snapshot that it
+/// begins anew with. At once: who reads in between would be shown a state of long ago, or none.
+fn catch_up(shared: &Shared, anew: Option<&Snapshot>, mut tail: Tail, newest: Revision) -> Tail {
+    let mut backlog = Vec::new();
     while let Ok(batch) = tail.try_recv() {
-        apply(shared, &batch);
+        let made = made(shared, &batch);
+        backlog.push((batch, made));
     }
-    // The newest revision may have no event: it jumps after a crash.
-    shared.write(|state| state.revision = state.revision.max(newest));
+    let now = Instant::now();
+    shared.write(|state| {
+        if let Some(snapshot) = anew {
+            state.load(snapshot.revision, &snapshot.entries, &shared.indexer);
+        }
+        for (batch, made) in backlog {
+            state.apply(batch.iter().zip(made), now);
+        }
+        // The newest revision may have no event: it jumps after a crash.
+        state.revision = state.revision.max(newest);
+    });
     publish(shared, true);
     tail
 }
@@ -86,7 +96,7 @@ async fn take_up(store: &Arc<dyn Store>, shared: &Shared) -> Tail {
         let attempt = async {
             let newest = store.revision().await?;
             match store.watch(seen).await {
-                Ok(tail) => Ok(catch_up(shared, tail, newest)),
+                Ok(tail) => Ok(catch_up(shared, None, tail, newest)),
                 Err(StoreError::Compacted { .. } | StoreError::Future { .. }) => {
                     warn!(revision = %seen, "cut off from the log, loading the state anew");
                     load(store, shared).await
@@ -106,16 +116,17 @@ async fn take_up(store: &Arc<dyn Store>, shared: &Shared) -> Tail {
     }
 }
 
-/// Items are made (parsed, indexed, spliced) before the lock is taken.
+/// The items of a batch: made (parsed, indexed, spliced) before the lock is taken.
+fn made(shared: &Shared, batch: &[Event]) -> Vec<Option<Item>> {
+    let of = |event: &Event| {
+        let value = event.value.as_ref().filter(|_| event.key.starts_with(OBJECTS));
+        value.map(|value| item(&shared.indexer, &event.key, event.revision, value))
+    };
+    batch.iter().map(of).collect()
+}
+
 fn apply(shared: &Shared, batch: &[Event]) {
-    let made: Vec<_> = batch
-        .iter()
-        .map(|event| {
-            let value = event.value.as_ref().filter(|_| event.key.starts_with(OBJECTS));
-            value.map(|value| item(&shared.indexer, &event.key, event.revision, value))
-        })
-        .collect();
-    let now = Instant::now();
+    let (made, now) = (made(shared, batch), Instant::now());
     shared.write(|state| state.apply(batch.iter().zip(made), now));
 }
 
@@ -137,5 +148,112 @@ impl Drop for EndsWatches {
     fn drop(&mut self) {
         self.0.write(|state| state.closed = true);
         publish(&self.0, true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Mutex, mpsc as threads};
+
+    use futures_util::FutureExt as _;
+    use futures_util::future::BoxFuture;
+    use tokio::sync::mpsc;
+    use tokio::task::JoinSet;
+
+    use super::super::{Cache, Filter, From, Index};
+    use super::*;
+    use crate::store::memory::Memory;
+    use crate::store::{Change, Entry, Expect, Write};
+
+    /// A store whose first tail ends when it is told to, and is not to be taken up then.
+    #[derive(Default)]
+    struct Cut {
+        memory: Memory,
+        watches: AtomicUsize,
+        first: Mutex<Option<mpsc::Sender<Arc<[Event]>>>>,
+    }
+
+    impl Store for Cut {
+        fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
+            self.memory.write(write)
+        }
+
+        fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
+            self.memory.get(key)
+        }
+
+        fn list(&self, range: Range, at: Option<Revision>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
+            self.memory.list(range, at)
+        }
+
+        fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>> {
+            async move {
+                match self.watches.fetch_add(1, Ordering::SeqCst) {
+                    0 => {
+                        let (sender, tail) = mpsc::channel(1024);
+                        let mut log = self.memory.watch(from).await?;
+                        while let Ok(batch) = log.try_recv() {
+                            sender.try_send(batch).unwrap();
+                        }
+                        *self.first.lock().unwrap() = Some(sender);
+                        Ok(tail)
+                    }
+                    1 => Err(StoreError::Compacted {
+                        asked: from,
+                        oldest: from.next(),
+                    }),
+                    _ => self.memory.watch(from).await,
+                }
+            }
+            .boxed()
+        }
+
+        fn compact(&self, oldest: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
+            self.memory.compact(oldest)
+        }
+
+        fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
+            self.memory.revision()
+        }
+
+        fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+            self.memory.close()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn while_the_state_is_loaded_anew_nobody_is_shown_an_older_one() {
+        let store = Arc::new(Cut::default());
+        for number in 0..100 {
+            let key = format!("/registry/things/{number}");
+            let write = Write::new(key, Expect::Absent, Change::Put("{}".into()));
+            store.write(write).await.unwrap();
+        }
+        // From then on each item is made only when somebody looks at the cache.
+        let (look, looked) = threads::sync_channel(0);
+        let looked = Mutex::new(looked);
+        let begun = Arc::new(AtomicUsize::new(0));
+        let slowly = Arc::clone(&begun);
+        let indexer = move |_: &str, _: &[u8]| {
+            if slowly.load(Ordering::SeqCst) > 0 {
+                // An error: nobody will any more.
+                let _ = looked.lock().unwrap().recv();
+            }
+            Index::default()
+        };
+        let mut tasks = JoinSet::new();
+        let cache = Cache::start(Arc::clone(&store) as _, Arc::new(indexer), &mut tasks).await;
+        let cache = cache.unwrap();
+        let mut watch = cache.watch("/registry/", Filter::default(), From::Now).unwrap();
+        begun.store(1, Ordering::SeqCst);
+        drop(store.first.lock().unwrap().take());
+        // It ends when the state is loaded.
+        while !matches!(watch.next().now_or_never(), Some(None)) {
+            assert_eq!(cache.all("/registry/").len(), 100);
+            let _ = look.try_send(());
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(cache.all("/registry/").len(), 100);
     }
 }
