@@ -6,6 +6,8 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hyper::Method;
+use serde_json::Value;
 use tests::lab::{Kubectl, Lab, image, until};
 
 use crate::database::Database;
@@ -154,51 +156,65 @@ impl Cluster {
 
     /// How many of these are.
     pub fn ready_of(&self, server: &str, wanted: &[&str]) -> usize {
-        let nodes = self.at(server).try_run(&["get", "nodes", "--no-headers"]);
-        let ready = |line: &&str| {
-            let mut words = line.split_whitespace();
-            wanted.contains(&words.next().unwrap_or_default()) && words.next() == Some("Ready")
+        let nodes = self.get(server, "/api/v1/nodes").unwrap_or_default();
+        let ready = |node: &&Value| {
+            let says_so = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+            wanted.contains(&word(&node["metadata"]["name"])) && list(&node["status"]["conditions"]).iter().any(says_so)
         };
-        nodes.map_or(0, |nodes| nodes.lines().filter(ready).count())
+        list(&nodes["items"]).iter().filter(ready).count()
     }
 
     /// The servers in the endpoints of the service `kubernetes`, by a server's word.
     pub fn endpoints(&self, server: &str) -> Vec<&'static str> {
-        let path = "jsonpath={.subsets[*].addresses[*].ip}";
-        let found = self.at(server).try_run(&["get", "endpoints", "kubernetes", "-o", path]);
-        let found = found.unwrap_or_default();
-        let found: Vec<&str> = found.split_whitespace().collect();
+        let path = "/api/v1/namespaces/default/endpoints/kubernetes";
+        let found = self.get(server, path).unwrap_or_default();
+        let subsets = list(&found["subsets"]).iter();
+        let found: Vec<&str> = subsets
+            .flat_map(|subset| list(&subset["addresses"]))
+            .map(|address| word(&address["ip"]))
+            .collect();
         let listed = |name: &&str| found.contains(&self.lab.address(name).as_str());
         self.servers.iter().copied().filter(listed).collect()
     }
 
     /// Who leads, by a server's word.
     pub fn leader(&self, server: &str) -> Option<&'static str> {
-        let arguments = [
-            "-n",
-            "kube-system",
-            "get",
-            "lease",
-            "k3s",
-            "-o",
-            "jsonpath={.spec.holderIdentity}",
-        ];
-        let holder = self.at(server).try_run(&arguments).ok()?;
+        let lease = self.get(server, "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/k3s")?;
         // Its name, and which of its lives.
-        let (holder, _) = holder.rsplit_once('_')?;
+        let (holder, _) = word(&lease["spec"]["holderIdentity"]).rsplit_once('_')?;
         self.servers.iter().copied().find(|name| *name == holder)
     }
 
     /// Pods of the Deployment with their node, container and restarts, by a server's word: what no fault may change.
     pub fn pods(&self, server: &str) -> Vec<String> {
-        let fields = "{.metadata.name} {.spec.nodeName} {.status.containerStatuses[0].containerID} \
-                      {.status.containerStatuses[0].restartCount} {.status.phase}";
-        let path = format!("jsonpath={{range .items[*]}}{fields}{{\"\\n\"}}{{end}}");
-        let printed = self.at(server).run(&["get", "pods", "-l", "app=web", "-o", &path]);
-        let mut pods: Vec<String> = printed.lines().map(ToOwned::to_owned).collect();
+        let pods = self.get(server, "/api/v1/namespaces/default/pods?labelSelector=app%3Dweb");
+        let pods = pods.unwrap_or_else(|| panic!("{server} does not list pods"));
+        let line = |pod: &Value| {
+            let container = &pod["status"]["containerStatuses"][0];
+            let (name, node) = (word(&pod["metadata"]["name"]), word(&pod["spec"]["nodeName"]));
+            let (id, restarts) = (word(&container["containerID"]), &container["restartCount"]);
+            format!("{name} {node} {id} {restarts} {}", word(&pod["status"]["phase"]))
+        };
+        let mut pods: Vec<String> = list(&pods["items"]).iter().map(line).collect();
         pods.sort();
         pods
     }
+
+    /// What a server answers, if it is a yes. Not by kubectl: whoever asks again and again must not keep the machine from what is
+    /// waited for.
+    fn get(&self, server: &str, path: &str) -> Option<Value> {
+        let answer = now(self.door(server).ask(Method::GET, path, None)).ok()?;
+        (answer.code == 200).then_some(answer.body)
+    }
+}
+
+/// Items; none where there is no list.
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
 }
 
 /// Runs what is asynchronous to its end.

@@ -65,8 +65,10 @@ pub fn a_member_is_lost(cluster: &mut Cluster, how: Loss) {
         Loss::Stalled => members.resume(leader).unwrap(),
         Loss::CutOff => members.mend().unwrap(),
     }
-    let back = load.goes_on(MOVE);
-    all_is_well(cluster, healed);
+    let back = thread::scope(|scope| {
+        scope.spawn(|| all_is_well(cluster, healed));
+        load.goes_on(MOVE)
+    });
     let verdict = load.end();
     assert_eq!(verdict.broken(), 0, "a watch ended: {verdict}");
     assert_eq!(cluster.pods(first), before);

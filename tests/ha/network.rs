@@ -9,7 +9,7 @@ use tests::lab::{BACKYARD, Direction, Proxy, Weather, until, within_of};
 use crate::cluster::{AGENTS, Cluster, now};
 use crate::door::Door;
 use crate::load::Load;
-use crate::outage::{HEALED, all_is_well, says_so};
+use crate::outage::{HEALED, all_goes_on, all_is_well, says_so};
 use crate::steps::{MOVE, agents_work, agents_work_within};
 
 /// As between two towns, on a bad day.
@@ -83,8 +83,10 @@ pub fn the_way_to_the_datastore_is_bad(cluster: &mut Cluster) {
     }
     let healed = Instant::now();
     set(cluster, Weather::default());
-    let back = load.goes_on(HEALED);
-    all_is_well(cluster, healed);
+    let back = thread::scope(|scope| {
+        scope.spawn(|| all_is_well(cluster, healed));
+        load.goes_on(HEALED)
+    });
     let verdict = load.end();
     assert_eq!(verdict.broken(), 0, "a watch ended: {verdict}");
     assert_eq!(cluster.pods(cluster.servers[0]), before);
@@ -246,14 +248,16 @@ pub fn the_way_to_the_servers_is_bad(cluster: &mut Cluster) {
         cluster.lab.lead_straight(agent);
     }
     drop(ways); // that cuts what is open
-    let heard_again = within_of(MOVE, healed, "commands run at once", || {
-        let said = cluster
-            .at(server)
-            .try_run(&["exec", &on(&before, AGENTS[0]), "--", "echo", "near"]);
-        said.is_ok_and(|said| said == "near\n")
+    let (heard_again, ready) = thread::scope(|scope| {
+        let working = scope.spawn(|| all_goes_on(cluster, healed, server, "near"));
+        let heard_again = within_of(MOVE, healed, "commands run at once", || {
+            let said = cluster
+                .at(server)
+                .try_run(&["exec", &on(&before, AGENTS[0]), "--", "echo", "near"]);
+            said.is_ok_and(|said| said == "near\n")
+        });
+        (heard_again, working.join().unwrap())
     });
-    let ready = agents_work_within(MOVE, healed, cluster, server, "near");
-    all_is_well(cluster, healed);
     assert_eq!(cluster.pods(server), before);
     eprintln!(
         "far agents: commands through every server after {heard:?}, worked within {worked:?}; straight again, commands after \

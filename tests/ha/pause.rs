@@ -15,7 +15,7 @@ use crate::chronicle::{Chronicle, History, KINDS};
 use crate::cluster::{AGENTS, Cluster, now};
 use crate::door::Door;
 use crate::load::Load;
-use crate::outage::{HEALED, all_is_well};
+use crate::outage::{HEALED, all_goes_on};
 use crate::steps::{MOVE, agents_work_within};
 use crate::takeover::takes_place;
 
@@ -82,8 +82,7 @@ pub fn the_leader_is_paused_at_work(cluster: &Cluster) {
     let settled = now(door.revision()).unwrap();
     let healed = Instant::now();
     cluster.lab.resume(away);
-    let again = agents_work_within(MOVE, healed, cluster, others[0], "paused");
-    all_is_well(cluster, healed);
+    let again = all_goes_on(cluster, healed, others[0], "paused");
     let back = within_of(HEALED, healed, "it is back among the servers", || {
         cluster.endpoints(others[0]) == cluster.servers
     });

@@ -20,8 +20,7 @@ use tokio::time::{sleep, timeout};
 use crate::cluster::{Cluster, now};
 use crate::door::{Door, MAPS, revision};
 use crate::load::Load;
-use crate::outage::{HEALED, all_is_well};
-use crate::steps::{MOVE, agents_work_within};
+use crate::outage::{HEALED, all_goes_on};
 
 const NAP: Duration = Duration::from_millis(20);
 /// While the standby gets nothing any more.
@@ -61,8 +60,7 @@ pub fn a_standby_that_was_behind_takes_over(cluster: &mut Cluster) {
     *server = standby;
     let worked = thread::scope(|scope| {
         let writing = scope.spawn(|| load.writes(20));
-        let worked = agents_work_within(MOVE, healed, cluster, cluster.servers[1], "promoted");
-        all_is_well(cluster, healed);
+        let worked = all_goes_on(cluster, healed, cluster.servers[1], "promoted");
         writing.join().unwrap();
         worked
     });

@@ -169,6 +169,7 @@ pub fn the_leader_is_stopped(cluster: &mut Cluster) {
         while begun.elapsed() < MOVE || !working.is_finished() {
             let ready = cluster.ready_of(others[0], &AGENTS);
             assert_eq!(ready, AGENTS.len(), "after {:?} an agent is not ready", begun.elapsed());
+            thread::sleep(Duration::from_millis(100));
         }
         writing.join().unwrap();
         (taken.join().unwrap(), working.join().unwrap())
@@ -195,29 +196,28 @@ pub fn agents_work_within(limit: Duration, begun: Instant, cluster: &Cluster, se
 
 /// A pod starts on each of these nodes, and its status is seen.
 pub fn pod_starts(limit: Duration, begun: Instant, kubectl: &Kubectl, nodes: &[&str], name: &str) -> Duration {
-    for node in nodes {
-        let pod = serde_json::json!({
+    let pods = nodes.iter().map(|node| {
+        serde_json::json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("{name}-{node}")},
             "spec": {
                 "nodeName": node, "terminationGracePeriodSeconds": 1,
                 "containers": [{"name": "c", "image": image::NAME, "command": ["sleep", "10000"]}],
             },
-        });
-        // Right after a fault its answer may be to come again.
-        within_of(limit, begun, "a pod is taken", || {
-            kubectl.try_feed(&["apply", "-f", "-"], &pod.to_string()).is_ok()
-        });
-    }
-    for node in nodes {
-        let left = limit.saturating_sub(begun.elapsed()).as_secs().max(1);
-        let pod = format!("pod/{name}-{node}");
-        kubectl.run(&["wait", "--for=condition=Ready", &pod, &format!("--timeout={left}s")]);
-    }
+        })
+    });
+    let pods = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": pods.collect::<Vec<_>>()});
+    // Right after a fault its answer may be to come again.
+    within_of(limit, begun, "pods are taken", || {
+        kubectl.try_feed(&["apply", "-f", "-"], &pods.to_string()).is_ok()
+    });
+    let names: Vec<String> = nodes.iter().map(|node| format!("pod/{name}-{node}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let left = limit.saturating_sub(begun.elapsed()).as_secs().max(1);
+    let timeout = format!("--timeout={left}s");
+    kubectl.run(&[&["wait", "--for=condition=Ready", &timeout][..], &names].concat());
     let took = begun.elapsed();
     assert!(took < limit, "agents worked after {took:?}, promised were {limit:?}");
-    for node in nodes {
-        kubectl.run(&["delete", "pod", &format!("{name}-{node}"), "--wait=false"]);
-    }
+    kubectl.run(&[&["delete", "--wait=false"][..], &names].concat());
     took
 }
 
