@@ -7,6 +7,8 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 
+use nix::sys::signal::Signal;
+
 use super::Lab;
 use crate::run;
 
@@ -117,12 +119,12 @@ impl Lab {
 
     /// A host's program stands still; its connections stay open.
     pub fn pause(&self, name: &str) {
-        run("kill", &["-STOP", &self.pid(name).to_string()]);
+        self.signal(name, Signal::SIGSTOP);
     }
 
     /// It goes on.
     pub fn resume(&self, name: &str) {
-        run("kill", &["-CONT", &self.pid(name).to_string()]);
+        self.signal(name, Signal::SIGCONT);
     }
 }
 

@@ -9,6 +9,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::inhabitants;
 use crate::run;
@@ -284,12 +286,13 @@ impl Lab {
 
     /// Ends a host's program, by a signal that it cannot refuse if `at_once`.
     pub fn end(&mut self, name: &str, at_once: bool) {
-        self.end_by(name, if at_once { "-KILL" } else { "-TERM" }, at_once);
+        let signal = if at_once { Signal::SIGKILL } else { Signal::SIGTERM };
+        self.end_by(name, signal, at_once);
     }
 
     /// Asks a host's program to end, and does not wait for that.
     pub fn ask_to_end(&self, name: &str) {
-        run("kill", &["-TERM", &self.pid(name).to_string()]);
+        self.signal(name, Signal::SIGTERM);
     }
 
     /// Waits for the end of what was asked to; it must be a clean one.
@@ -301,14 +304,21 @@ impl Lab {
 
     /// Ends it as Ctrl-C does.
     pub fn interrupt(&mut self, name: &str) {
-        self.end_by(name, "-INT", false);
+        self.end_by(name, Signal::SIGINT, false);
     }
 
-    fn end_by(&mut self, name: &str, signal: &str, at_once: bool) {
-        let Some(mut program) = self.host_mut(name).program.take() else {
+    /// Sends a host's program a signal; it is there when this returns.
+    pub(super) fn signal(&self, name: &str, signal: Signal) {
+        let pid = i32::try_from(self.pid(name)).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    fn end_by(&mut self, name: &str, signal: Signal, at_once: bool) {
+        if self.host(name).program.is_none() {
             return;
-        };
-        run("kill", &[signal, &program.id().to_string()]);
+        }
+        self.signal(name, signal);
+        let mut program = self.host_mut(name).program.take().unwrap();
         let status = program.wait().unwrap();
         assert!(at_once || status.success(), "{name} did not stop cleanly: {status}");
     }
