@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,11 +15,13 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::{Value, json};
 
+use super::process::free_ports;
+
 /// For a member to serve after its start.
 const START: Duration = Duration::from_secs(30);
 /// For each attempt at a whole start: a port may be taken by somebody else before etcd has it.
 const ATTEMPTS: u32 = 5;
-/// Before a member is started once more on a port that is taken: most often by a connection of somebody's, soon over.
+/// Before a member is started once more on a port that somebody has for a moment.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// What etcd writes at its end then.
@@ -99,7 +101,7 @@ impl Etcd {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("etcd-{}-{number}", std::process::id()));
         fs::create_dir_all(&folder)?;
-        let ports = free_ports(form.members.max(1) * 2)?;
+        let ports = free_ports(form.members.max(1) * 2);
         let members = ports
             .chunks_exact(2)
             .filter_map(|pair| {
@@ -460,15 +462,6 @@ impl Drop for Etcd {
         }
         let _ = fs::remove_dir_all(&self.folder);
     }
-}
-
-/// Ports nobody listens on now. Whoever takes one before etcd does makes its start fail; see [`ATTEMPTS`].
-fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
-    let mut held = Vec::new();
-    for _ in 0..count {
-        held.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
-    }
-    held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
 fn end_of(log: &Path) -> String {

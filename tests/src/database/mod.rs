@@ -21,10 +21,12 @@ mod sql;
 pub use certificates::Certificates;
 pub use mariadb::MariaDb;
 pub use postgres::Postgres;
-pub use process::{Folder, Server, free_port};
+pub use process::{Folder, Server};
 pub use sql::SqlServer;
 
 use std::path::Path;
+
+use process::free_port;
 
 /// What `k3s server` is given for a datastore whose certificate it has to verify; `ca` is the authority's.
 pub fn flags(endpoint: &str, ca: &Path) -> Vec<String> {

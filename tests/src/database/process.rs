@@ -1,6 +1,7 @@
 //! A server process and the folder it lives in.
 
 use std::fs;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ use nix::unistd::{Pid, User};
 
 /// A server that takes longer to start or to stop than this has a problem.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Below are those of services.
+const LOWEST_PORT: u64 = 10_000;
 /// Database servers refuse to run as root, with reason.
 const USER: &str = "nobody";
 
@@ -90,10 +93,31 @@ pub(super) fn run_unprivileged(program: &Path, arguments: &[&str]) {
     );
 }
 
-/// A port of loopback that was free a moment ago.
+/// Ports nobody listens on now, and that no connection is given for its near end: those are from a range of their own. A server
+/// that was killed finds its port free when it comes back.
+pub fn free_ports(count: usize) -> Vec<u16> {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let given: u64 = range
+        .split_whitespace()
+        .next()
+        .and_then(|first| first.parse().ok())
+        .unwrap_or(32_768);
+    assert!(given > LOWEST_PORT, "no ports are left beside {range}");
+    let mut held: Vec<TcpListener> = Vec::new();
+    while held.len() < count {
+        // Tests that run at once do not look for theirs in the same order: this is a random number.
+        let random = RandomState::new().build_hasher().finish();
+        let port = u16::try_from(LOWEST_PORT + random % (given - LOWEST_PORT)).unwrap();
+        held.extend(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)));
+    }
+    held.iter()
+        .map(|listener| listener.local_addr().unwrap().port())
+        .collect()
+}
+
+/// One of them.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
+    free_ports(1)[0]
 }
 
 /// A running server; stopped when it goes out of scope.
