@@ -93,31 +93,35 @@ pub(super) fn run_unprivileged(program: &Path, arguments: &[&str]) {
     );
 }
 
-/// Ports nobody listens on now, and that no connection is given for its near end: those are from a range of their own. A server
-/// that was killed finds its port free when it comes back.
-pub fn free_ports(count: usize) -> Vec<u16> {
-    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let given: u64 = range
-        .split_whitespace()
-        .next()
-        .and_then(|first| first.parse().ok())
-        .unwrap_or(32_768);
-    assert!(given > LOWEST_PORT, "no ports are left beside {range}");
-    let mut held: Vec<TcpListener> = Vec::new();
-    while held.len() < count {
-        // Tests that run at once do not look for theirs in the same order: this is a random number.
-        let random = RandomState::new().build_hasher().finish();
-        let port = u16::try_from(LOWEST_PORT + random % (given - LOWEST_PORT)).unwrap();
-        held.extend(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)));
-    }
-    held.iter()
-        .map(|listener| listener.local_addr().unwrap().port())
-        .collect()
+/// A port nobody listens on now, and that no connection is given for its near end: those are from a range of their own. A server
+/// that was killed finds it free when it comes back.
+pub fn free_port() -> u16 {
+    port(&hold_port())
 }
 
-/// One of them.
-pub fn free_port() -> u16 {
-    free_ports(1)[0]
+/// Several.
+pub fn free_ports(count: usize) -> Vec<u16> {
+    let held: Vec<TcpListener> = (0..count).map(|_| hold_port()).collect();
+    held.iter().map(port).collect()
+}
+
+fn hold_port() -> TcpListener {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let given = range.split_whitespace().next().and_then(|first| first.parse().ok());
+    let given: u64 = given.unwrap_or(32_768);
+    assert!(given > LOWEST_PORT, "no ports are left beside {range}");
+    loop {
+        // Tests that run at once must not look for theirs in the same order: this is a random number.
+        let random = RandomState::new().build_hasher().finish();
+        let port = u16::try_from(LOWEST_PORT + random % (given - LOWEST_PORT)).unwrap();
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
+            return listener;
+        }
+    }
+}
+
+fn port(listener: &TcpListener) -> u16 {
+    listener.local_addr().unwrap().port()
 }
 
 /// A running server; stopped when it goes out of scope.
