@@ -155,9 +155,11 @@ async fn so_it_does_on_a_postgresql_that_does_not_notify() {
     shows_at_once("a mute PostgreSQL", &database.endpoint("hints", "")).await;
 }
 
-/// Two servers on this database.
+/// Two servers on this database. So many commits in a row have to show in so short a time, sooner or later: a busy machine may take
+/// its time now and then. By looking every 30 ms alone it is every second one, so that of a million tries one would do.
 async fn shows_at_once(name: &str, endpoint: &str) {
-    const COMMITS: usize = 200;
+    const IN_A_ROW: usize = 20;
+    const AT_ONCE: Duration = Duration::from_millis(15);
     let machines = Machines::new(&name.replace(' ', "-"));
     let [a, b] = machines.start_both(endpoint).await;
     let watching = b
@@ -172,8 +174,10 @@ async fn shows_at_once(name: &str, endpoint: &str) {
         b.client.get(What::CONFIG_MAPS, "default", &name).await.is_ok()
     })
     .await;
-    let mut late = Vec::new();
-    for number in 0..COMMITS {
+    let (mut late, mut in_a_row) = (Vec::new(), 0);
+    let begun = Instant::now();
+    while in_a_row < IN_A_ROW {
+        let number = late.len();
         let name = format!("m{number}");
         a.client.create(What::CONFIG_MAPS, "default", map(&name)).await.unwrap();
         let committed = Instant::now();
@@ -187,15 +191,19 @@ async fn shows_at_once(name: &str, endpoint: &str) {
             }
         };
         timeout(PATIENCE, seen).await.unwrap();
-        late.push(committed.elapsed());
+        let took = committed.elapsed();
+        late.push(took);
+        in_a_row = if took < AT_ONCE { in_a_row + 1 } else { 0 };
+        assert!(begun.elapsed() < PATIENCE, "never so many in a row at once: {late:?}");
         // Out of step with whoever looks now and then.
         sleep(Duration::from_millis(u64::try_from(number % 37).unwrap())).await;
     }
     late.sort_unstable();
-    let (half, most) = (late[COMMITS / 2], late[COMMITS * 99 / 100]);
-    println!("from commit to watch on {name}: p50 {half:?}, p99 {most:?}");
-    // By looking every 30 ms alone it is 15 ms and more; a busy machine may take its time now and then.
-    assert!(half < Duration::from_millis(12), "p50 {half:?}, p99 {most:?}");
+    let (half, most) = (late[late.len() / 2], late[late.len() * 99 / 100]);
+    println!(
+        "from commit to watch on {name}: {} commits, p50 {half:?}, p99 {most:?}",
+        late.len()
+    );
     a.stop().await.unwrap();
     b.stop().await.unwrap();
 }
