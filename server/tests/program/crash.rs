@@ -8,13 +8,19 @@ use std::time::Duration;
 
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
 use crate::rig::{Admin, Connection, Folder, Program};
 use crate::witness::{Answer, Sent, Witness, revision};
 
 const KILLS: u64 = 10;
 const WRITERS: u64 = 6;
+/// So much is acknowledged, and watched, in each life but the short ones.
+const ENOUGH: usize = 20;
+/// Ends a hopeless wait.
+const PATIENCE: Duration = Duration::from_secs(60);
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
 
@@ -26,7 +32,7 @@ async fn ten_kills_of_a_server_lose_no_acknowledged_write_and_repeat_no_resource
         let program = Program::start(&folder, &["--https-listen-port", "0"]);
         // Every fifth dies while it starts; the others have time to write, however long the start took.
         if round % 5 == 4 {
-            tokio::time::sleep(Duration::from_millis(round * 53 % 300)).await;
+            sleep(Duration::from_millis(round * 53 % 300)).await;
             program.kill();
             continue;
         }
@@ -34,12 +40,26 @@ async fn ten_kills_of_a_server_lose_no_acknowledged_write_and_repeat_no_resource
         let admin = Admin::of(&folder.0.join("k3s.yaml"));
         let list = admin.get(MAPS).await;
         witness.a_life_begins(&list);
-        let clients = clients(&admin, &witness, &list);
-        tokio::time::sleep(Duration::from_millis(150 + round * 67 % 250)).await;
-        program.kill();
-        for told in clients.join_all().await {
-            told.into_iter().for_each(|told| told.tell(&mut witness));
+        let (told, mut hears) = unbounded_channel();
+        let clients = clients(&admin, &witness, &list, &told);
+        drop(told);
+        let (mut all, mut acknowledged, mut watched) = (Vec::new(), 0, 0);
+        while acknowledged < ENOUGH || watched < ENOUGH {
+            let told = timeout(PATIENCE, hears.recv()).await.unwrap().unwrap();
+            match &told {
+                Told::Sent(_) => acknowledged += 1,
+                Told::Saw(_) => watched += 1,
+                Told::Renewed(..) => {}
+            }
+            all.push(told);
         }
+        sleep(Duration::from_millis(round * 67 % 250)).await;
+        program.kill();
+        clients.join_all().await;
+        while let Some(told) = hears.recv().await {
+            all.push(told);
+        }
+        all.into_iter().for_each(|told| told.tell(&mut witness));
     }
     let program = Program::start(&folder, &["--https-listen-port", "0"]);
     program.greeting(&folder);
@@ -72,10 +92,10 @@ impl Told {
 }
 
 /// Writers, one that renews a lease, and one that watches, each until the server is gone.
-fn clients(admin: &Admin, witness: &Witness, list: &Value) -> JoinSet<Vec<Told>> {
+fn clients(admin: &Admin, witness: &Witness, list: &Value, told: &UnboundedSender<Told>) -> JoinSet<()> {
     let mut clients = JoinSet::new();
     for writer in 0..WRITERS {
-        let admin = admin.clone();
+        let (admin, told) = (admin.clone(), told.clone());
         let name = format!("writer-{writer}");
         let number = witness.number(&name);
         let items = list["items"].as_array().unwrap().iter();
@@ -84,26 +104,17 @@ fn clients(admin: &Admin, witness: &Witness, list: &Value) -> JoinSet<Vec<Told>>
             .find(|meta| meta["name"] == name.as_str());
         let seen = seen.map(|meta| meta["resourceVersion"].clone());
         clients.spawn(async move {
-            let mut told = Vec::new();
             let connection = admin.connect().await;
             let mut writer = Writer { name, number, seen };
             if let Some(mut connection) = connection {
-                while writer.write(&mut connection, &mut told).await.is_some() {}
+                while writer.write(&mut connection, &told).await.is_some() {}
             }
-            told
         });
     }
-    let (renewing, watching, start) = (admin.clone(), admin.clone(), revision(list));
-    clients.spawn(async move {
-        let mut told = Vec::new();
-        renew(&renewing, &mut told).await;
-        told
-    });
-    clients.spawn(async move {
-        let mut told = Vec::new();
-        watch(&watching, start, &mut told).await;
-        told
-    });
+    let (renewing, noting) = (admin.clone(), told.clone());
+    clients.spawn(async move { renew(&renewing, &noting).await.unwrap_or_default() });
+    let (watching, noting, start) = (admin.clone(), told.clone(), revision(list));
+    clients.spawn(async move { watch(&watching, start, &noting).await.unwrap_or_default() });
     clients
 }
 
@@ -116,7 +127,7 @@ struct Writer {
 
 impl Writer {
     /// `None` once the server is gone.
-    async fn write(&mut self, connection: &mut Connection, told: &mut Vec<Told>) -> Option<()> {
+    async fn write(&mut self, connection: &mut Connection, told: &UnboundedSender<Told>) -> Option<()> {
         let number = self.number.map_or(0, |number| number + 1);
         let mut object = map(&self.name, number);
         let path = format!("{MAPS}/{}", self.name);
@@ -148,8 +159,13 @@ fn map(name: &str, number: u64) -> Value {
     json!({"metadata": {"name": name}, "data": {"number": number.to_string(), "rest": "x".repeat(300)}})
 }
 
+/// Who hears it is there to the end.
+fn note(told: &UnboundedSender<Told>, what: Told) {
+    told.send(what).unwrap_or_default();
+}
+
 /// Notes what became of a write; `None` if nobody knows.
-fn heard(told: &mut Vec<Told>, name: &str, number: Option<u64>, answer: Option<(u16, Value)>) -> Option<Value> {
+fn heard(told: &UnboundedSender<Told>, name: &str, number: Option<u64>, answer: Option<(u16, Value)>) -> Option<Value> {
     let object = answer.map(|(code, answer)| {
         assert!(matches!(code, 200 | 201), "{name}: {answer}");
         answer
@@ -159,11 +175,11 @@ fn heard(told: &mut Vec<Told>, name: &str, number: Option<u64>, answer: Option<(
         Some(object) => Answer::Done(number.map(|_| revision(object))),
     };
     let name = name.to_owned();
-    told.push(Told::Sent(Sent { name, number, answer }));
+    note(told, Told::Sent(Sent { name, number, answer }));
     object
 }
 
-async fn renew(admin: &Admin, told: &mut Vec<Told>) -> Option<()> {
+async fn renew(admin: &Admin, told: &UnboundedSender<Told>) -> Option<()> {
     let mut connection = admin.connect().await?;
     let lease = json!({"metadata": {"name": "lease"}, "spec": {"holderIdentity": "test"}});
     // It is there from the second life on, unless the first forgot it.
@@ -174,14 +190,14 @@ async fn renew(admin: &Admin, told: &mut Vec<Told>) -> Option<()> {
         lease["spec"]["leaseTransitions"] = transitions.into();
         let (code, answer) = connection.call("PUT", &path, &lease).await?;
         assert_eq!(code, 200, "{answer}");
-        told.push(Told::Renewed(revision(&answer), transitions));
+        note(told, Told::Renewed(revision(&answer), transitions));
         lease = answer;
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        sleep(Duration::from_millis(5)).await;
     }
     None
 }
 
-async fn watch(admin: &Admin, start: u64, told: &mut Vec<Told>) -> Option<()> {
+async fn watch(admin: &Admin, start: u64, told: &UnboundedSender<Told>) -> Option<()> {
     let mut connection = admin.connect().await?;
     let path = format!("{MAPS}?watch=true&resourceVersion={start}");
     let mut body = connection.send("GET", &path, &Value::Null).await?.into_body();
@@ -191,7 +207,7 @@ async fn watch(admin: &Admin, start: u64, told: &mut Vec<Told>) -> Option<()> {
         text.extend_from_slice(frame.data_ref()?);
         while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = text.drain(..=end).collect();
-            told.push(Told::Saw(serde_json::from_slice(&line).unwrap()));
+            note(told, Told::Saw(serde_json::from_slice(&line).unwrap()));
         }
     }
 }

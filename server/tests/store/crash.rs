@@ -19,6 +19,9 @@ use tokio::task::JoinSet;
 
 const KILLS: u64 = 50;
 const WRITERS: u64 = 16;
+/// Acknowledged in each life but the short ones, at least.
+const DURABLE: usize = 30;
+const VOLATILE: usize = 10;
 /// Tells the child what it is, and the file.
 const CHILD: &str = "AMPHIPOD_STORE_CRASH_FILE";
 
@@ -69,7 +72,7 @@ fn one_life(file: &Path, round: u64) -> Vec<String> {
             .unwrap(),
     );
     let mut output = BufReader::new(child.0.stdout.take().unwrap());
-    let (opened, is_open) = mpsc::channel();
+    let (told, hears) = mpsc::channel();
     let reader = thread::spawn(move || {
         let mut lines = Vec::new();
         loop {
@@ -78,21 +81,24 @@ fn one_life(file: &Path, round: u64) -> Vec<String> {
             if output.read_line(&mut line).unwrap() == 0 || !line.ends_with('\n') {
                 return lines;
             }
-            if line.contains("open ") {
+            if line.starts_with("ack ") {
                 // Nobody waits for that of one that dies early.
-                let _ = opened.send(());
+                let _ = told.send(line.contains(" /durable/"));
             }
             lines.push(line);
         }
     });
-    // Every fifth dies early, perhaps while it opens the file; the others have time to write, however long that took.
-    let life = if round % 5 == 4 {
-        round * 7 % 60
+    // Every fifth dies early, perhaps while it opens the file; the others when they have written, however long that took.
+    if round % 5 == 4 {
+        thread::sleep(Duration::from_millis(round * 7 % 60));
     } else {
-        is_open.recv_timeout(OPENING).unwrap();
-        100 + round * 37 % 150
-    };
-    thread::sleep(Duration::from_millis(life));
+        let (mut durable, mut volatile) = (0, 0);
+        while durable < DURABLE || volatile < VOLATILE {
+            let is_durable = hears.recv_timeout(OPENING).unwrap();
+            *(if is_durable { &mut durable } else { &mut volatile }) += 1;
+        }
+        thread::sleep(Duration::from_millis(round * 37 % 150));
+    }
     drop(child);
     reader.join().unwrap()
 }
