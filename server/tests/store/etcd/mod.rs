@@ -248,11 +248,12 @@ async fn writes_are_settled_as_soon_as_an_etcd_that_stood_still_goes_on() {
         resumed = Some(Instant::now());
         sleep(Duration::from_secs(2)).await;
         let fresh = store.write(put("/fresh", Expect::Absent, "1"));
-        timeout(Duration::from_secs(1), fresh).await.unwrap().unwrap();
+        timeout(Duration::from_secs(8), fresh).await.unwrap().unwrap();
     })
     .await;
     let took = resumed.unwrap().elapsed();
-    assert!(took < Duration::from_secs(6), "{took:?}: {run:?}");
+    // Left alone a doubt ends 30 s after it began, 18 s after this.
+    assert!(took < Duration::from_secs(14), "{took:?}: {run:?}");
     assert!(run.doubts <= 16, "each writer had one write on its way: {run:?}");
     let moves = doubts(&etcd);
     assert!((1..=4).contains(&moves), "one doubt is all writers': {moves}: {run:?}");
@@ -266,8 +267,9 @@ async fn answers_that_are_lost_are_found_out() {
     let stores = vec![open_at(&endpoint, &etcd).await, open_at(&etcd.endpoint(), &etcd).await];
     let run = bear(stores, 16, async {
         for round in 0..20 {
-            // A new connection takes 100 ms.
-            sleep(Duration::from_millis(200 + 7 * round)).await;
+            // A new connection takes 100 ms and, on a busy machine, more.
+            way.answers(20).await;
+            sleep(Duration::from_millis(7 * round)).await;
             way.cut();
         }
         sleep(Duration::from_millis(300)).await;
