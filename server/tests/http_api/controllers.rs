@@ -10,7 +10,7 @@ use crate::rig::Rig;
 
 /// Asks until the answer is as it should be.
 async fn until(user: &User<'_>, path: &str, what: &str, holds: impl Fn(&Answer) -> bool) -> Answer {
-    for _ in 0..100 {
+    for _ in 0..600 {
         let answer = user.get(path).await;
         if holds(&answer) {
             return answer;

@@ -6,18 +6,13 @@ use std::process::Command;
 
 use crate::rig::{Admin, Folder, Program};
 
-/// A port nobody has at the moment.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_says_where_things_are_and_they_are_there() {
     let folder = Folder::new("greeting");
-    let port = free_port().to_string();
-    let program = Program::start(&folder, &["--https-listen-port", &port]);
+    let program = Program::start(&folder, &["--https-listen-port", "0"]);
     let greeting = program.greeting(&folder);
+    let (_, port) = greeting.split_once(" at https://127.0.0.1:").expect(&greeting);
+    let (port, _) = port.split_once('\n').unwrap();
     let (kubeconfig, token) = (folder.path("k3s.yaml"), folder.path("data/server/node-token"));
     let url = format!("https://127.0.0.1:{port}");
     for said in [

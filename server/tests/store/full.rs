@@ -165,7 +165,7 @@ async fn on_a_disk_that_became_read_only_reads_go_on_and_writes_say_why() {
     // As ext4 does on an error (errors=remount-ro): files that are open for writing do not hold it up.
     run("mount", &["-o", "remount,abort", card.to_str().unwrap()]);
     let mut said = String::new();
-    for _ in 0..50 {
+    for _ in 0..500 {
         match store.write(put("/k", Expect::Any, "2")).await {
             Err(StoreError::Unavailable(why)) => {
                 said = why;

@@ -327,7 +327,7 @@ async fn a_server_that_cannot_look_tells_nodes_to_come_again_and_changes_nothing
         store.be(Mode::Works);
         // Its follower is back when it can say no.
         let mut reply = cluster.join("pi", OTHER).await;
-        for _ in 0..100 {
+        for _ in 0..600 {
             if reply.code != 503 {
                 break;
             }

@@ -277,7 +277,7 @@ pub async fn agent_joins(cluster: &Cluster, node: &str, machine: &str, token: &s
 
 /// The node's Secret once it is tied to its Node.
 pub async fn owned(cluster: &Cluster, node: &str) -> Value {
-    for _ in 0..100 {
+    for _ in 0..600 {
         let name = format!("{node}.node-password.k3s");
         let secret = cluster
             .server()
