@@ -79,6 +79,8 @@ pub fn verify(text: &str, password: &str) -> Result<bool, BadHash> {
 pub struct Record {
     /// Uid of its Secret.
     pub uid: String,
+    /// The Secret's `resourceVersion`.
+    pub version: String,
     /// The hash.
     pub hash: String,
     /// Uid of the Node it belongs to, once that was seen.
@@ -89,6 +91,33 @@ pub struct Record {
     pub key: Option<String>,
     /// When the node may come with another password, because an operator said so.
     pub window: Option<Window>,
+}
+
+impl Record {
+    /// This record, whatever has been noted on it since.
+    pub fn itself(&self) -> Only {
+        Only {
+            uid: self.uid.clone(),
+            version: None,
+        }
+    }
+
+    /// This record, as long as nothing has been noted on it since.
+    pub fn unchanged(&self) -> Only {
+        Only {
+            version: Some(self.version.clone()),
+            ..self.itself()
+        }
+    }
+}
+
+/// Which record of a node is meant, and no other one that has its place by now.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Only {
+    /// Uid of its Secret.
+    pub uid: String,
+    /// And in which state: `resourceVersion`.
+    pub version: Option<String>,
 }
 
 /// The nodes whose rows we wrote, with the uid of the record that each is of; empty: not known any more.

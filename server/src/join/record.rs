@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::node_password::Record;
+use super::node_password::{Only, Record};
 use super::reenrol::Window;
 use crate::cache::{Filter, Item};
 use crate::request::{Client, DeleteOptions, Patch, What};
@@ -125,25 +125,42 @@ fn secret(node: &str, record: &Record) -> Value {
     secret
 }
 
-/// Notes which key the node's client certificate is for, so that it can prove later who it is; on this record only.
+/// Notes which key the node's client certificate is for, so that it can prove later who it is.
 ///
 /// # Errors
-/// What the API says; `Conflict` when the node has another record by now.
-pub async fn note_key(client: &Client, node: &str, record: &Record, key: &str) -> Result<(), Status> {
-    patch(client, node, record, json!({ "annotations": { KEY: key } })).await
+/// What the API says; `Conflict` when the record is not the one that is meant.
+pub async fn note_key(client: &Client, node: &str, only: &Only, key: &str) -> Result<(), Status> {
+    patch(client, node, only, json!({ "annotations": { KEY: key } })).await
 }
 
-/// Ties a record to its Node, so that it goes when the Node goes; this record only.
+/// Ties a record to its Node, so that it goes when the Node goes.
 ///
 /// # Errors
-/// What the API says; `Conflict` when the node has another record by now.
-pub async fn tie(client: &Client, node: &str, record: &Record, uid: &str) -> Result<(), Status> {
-    patch(client, node, record, json!({ "ownerReferences": owned_by(node, uid) })).await
+/// What the API says; `Conflict` when the record is not the one that is meant.
+pub async fn tie(client: &Client, node: &str, only: &Only, uid: &str) -> Result<(), Status> {
+    patch(client, node, only, json!({ "ownerReferences": owned_by(node, uid) })).await
+}
+
+/// Takes the window off a record.
+///
+/// # Errors
+/// What the API says; `Conflict` when the record is not the one that is meant.
+pub async fn close(client: &Client, node: &str, only: &Only) -> Result<(), Status> {
+    patch(
+        client,
+        node,
+        only,
+        json!({ "annotations": { REENROL: null, OPENED: null } }),
+    )
+    .await
 }
 
 /// Changes the metadata of this record and of none that was made since under its name.
-async fn patch(client: &Client, node: &str, record: &Record, mut metadata: Value) -> Result<(), Status> {
-    set(&mut metadata, &["uid"], record.uid.as_str());
+async fn patch(client: &Client, node: &str, only: &Only, mut metadata: Value) -> Result<(), Status> {
+    set(&mut metadata, &["uid"], only.uid.as_str());
+    if let Some(version) = &only.version {
+        set(&mut metadata, &["resourceVersion"], version.as_str());
+    }
     let patch = Patch::Merge(json!({ "metadata": metadata }));
     client
         .patch(What::SECRETS, NAMESPACE, &name(node), None, patch)
@@ -151,19 +168,20 @@ async fn patch(client: &Client, node: &str, record: &Record, mut metadata: Value
         .map(drop)
 }
 
-/// Deletes a record; that it is gone already is no error. `uid`: only this one, not one made since.
+/// Deletes a record.
 ///
 /// # Errors
-/// What the API says.
-pub async fn forget(client: &Client, node: &str, uid: Option<String>) -> Result<(), Status> {
+/// What the API says; `Conflict` when the record is not the one that is meant.
+pub async fn forget(client: &Client, node: &str, only: &Only) -> Result<(), Status> {
     let options = DeleteOptions {
-        uid,
+        uid: Some(only.uid.clone()),
+        resource_version: only.version.clone(),
         ..DeleteOptions::default()
     };
-    match client.delete(What::SECRETS, NAMESPACE, &name(node), options).await {
-        Err(status) if !status.is(Reason::NotFound) && !status.is(Reason::Conflict) => Err(status),
-        _ => Ok(()),
-    }
+    client
+        .delete(What::SECRETS, NAMESPACE, &name(node), options)
+        .await
+        .map(drop)
 }
 
 fn owned_by(node: &str, uid: &str) -> Value {
@@ -179,6 +197,7 @@ pub fn read(secret: &Value) -> Record {
     let annotation = |key| Some(text(secret, &["metadata", "annotations", key])).filter(|text| !text.is_empty());
     Record {
         uid: text(secret, &["metadata", "uid"]).to_owned(),
+        version: text(secret, &["metadata", "resourceVersion"]).to_owned(),
         hash: String::from_utf8(hash).unwrap_or_default(),
         owner: owner.map(|owner| text(owner, &["uid"]).to_owned()),
         created: time::parse(text(secret, &["metadata", "creationTimestamp"])).unwrap_or(Timestamp::UNIX_EPOCH),
@@ -194,28 +213,6 @@ pub fn read(secret: &Value) -> Record {
 pub fn with_window(window: &Window) -> Value {
     let opened = window.opened.map(time::seconds);
     json!({ "metadata": { "annotations": { REENROL: time::seconds(window.until), OPENED: opened } } })
-}
-
-/// Takes this window off a node's record, unless it is another one by now. That somebody else changes the record in this
-/// moment is no error: the window is still there, then.
-///
-/// # Errors
-/// What the API says.
-pub async fn close(client: &Client, node: &str, window: &Window) -> Result<(), Status> {
-    let secret = match client.get(What::SECRETS, NAMESPACE, &name(node)).await {
-        Err(status) if status.is(Reason::NotFound) => return Ok(()),
-        found => found?,
-    };
-    if read(&secret).window != Some(*window) {
-        return Ok(());
-    }
-    let version = text(&secret, &["metadata", "resourceVersion"]);
-    let without = json!({ "metadata": { "resourceVersion": version, "annotations": { REENROL: null, OPENED: null } } });
-    let patch = Patch::Merge(without);
-    match client.patch(What::SECRETS, NAMESPACE, &name(node), None, patch).await {
-        Err(status) if !status.is(Reason::NotFound) && !status.is(Reason::Conflict) => Err(status),
-        _ => Ok(()),
-    }
 }
 
 fn last(key: &str) -> &str {
@@ -245,21 +242,29 @@ mod tests {
         };
         create(&client, "pi", &record("first")).await.unwrap();
         let first = present().await;
-        note_key(&client, "pi", &first, "k1").await.unwrap();
-        tie(&client, "pi", &first, "u1").await.unwrap();
+        note_key(&client, "pi", &first.itself(), "k1").await.unwrap();
+        tie(&client, "pi", &first.itself(), "u1").await.unwrap();
         let tied = present().await;
         assert_eq!((tied.key.as_deref(), tied.owner.as_deref()), (Some("k1"), Some("u1")));
 
-        forget(&client, "pi", Some(first.uid.clone())).await.unwrap();
+        let unchanged = forget(&client, "pi", &first.unchanged()).await.unwrap_err();
+        assert!(unchanged.is(Reason::Conflict), "it was tied since: {unchanged:?}");
+        assert_eq!(present().await, tied);
+        forget(&client, "pi", &first.itself()).await.unwrap();
         create(&client, "pi", &record("second")).await.unwrap();
         let second = present().await;
-        let noted = note_key(&client, "pi", &first, "k1").await.unwrap_err();
-        let tied = tie(&client, "pi", &first, "u1").await.unwrap_err();
-        assert!(
-            noted.is(Reason::Conflict) && tied.is(Reason::Conflict),
-            "{noted:?} {tied:?}"
-        );
-        forget(&client, "pi", Some(first.uid)).await.unwrap();
+        let only = first.itself();
+        for overtaken in [
+            note_key(&client, "pi", &only, "k1").await,
+            tie(&client, "pi", &only, "u1").await,
+            close(&client, "pi", &only).await,
+            forget(&client, "pi", &only).await,
+        ] {
+            assert!(
+                overtaken.as_ref().is_err_and(|status| status.is(Reason::Conflict)),
+                "{overtaken:?}"
+            );
+        }
         assert_eq!(present().await, second, "another machine's");
 
         replace(&client, "pi", &second.uid, &record("third")).await.unwrap();
@@ -267,9 +272,11 @@ mod tests {
         assert!(third.hash == "third" && third.uid != second.uid, "{third:?}");
         let late = replace(&client, "pi", &second.uid, &record("late")).await.unwrap_err();
         assert!(late.is(Reason::AlreadyExists), "{late:?}");
-        tie(&client, "pi", &second, "u1").await.unwrap_err();
+        tie(&client, "pi", &second.itself(), "u1").await.unwrap_err();
         assert_eq!(present().await, third);
-        forget(&client, "pi", None).await.unwrap();
+        forget(&client, "pi", &third.unchanged()).await.unwrap();
+        let gone = forget(&client, "pi", &third.itself()).await.unwrap_err();
+        assert!(gone.is(Reason::NotFound), "{gone:?}");
         let gone = replace(&client, "pi", &third.uid, &record("late")).await.unwrap_err();
         assert!(gone.is(Reason::AlreadyExists), "{gone:?}");
     }

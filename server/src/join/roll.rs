@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::csv;
@@ -20,9 +21,38 @@ const COLUMNS: usize = 4;
 /// What tells one state of the file from another; `None`: no file.
 pub type Stamp = Option<(SystemTime, u64)>;
 
+/// Where files lie. Each is written whole or not at all, and is there for good once that is said. Errors are the system's.
+pub trait Files: Send + Sync {
+    /// A file's text; `None`: no file.
+    fn read(&self, path: &Path) -> io::Result<Option<String>>;
+    /// Writes a private file, unless it has this text.
+    fn write(&self, path: &Path, text: &str) -> io::Result<()>;
+    /// A file's state, without reading it.
+    fn stamp(&self, path: &Path) -> Stamp;
+}
+
+/// This machine's.
+struct SystemFiles;
+
+impl Files for SystemFiles {
+    fn read(&self, path: &Path) -> io::Result<Option<String>> {
+        files::read(path)
+    }
+
+    fn write(&self, path: &Path, text: &str) -> io::Result<()> {
+        files::write_if_changed(path, text.as_bytes(), PRIVATE).map(drop)
+    }
+
+    fn stamp(&self, path: &Path) -> Stamp {
+        let meta = fs::metadata(path).ok()?;
+        Some((meta.modified().ok()?, meta.len()))
+    }
+}
+
 /// The file.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Roll {
+    files: Arc<dyn Files>,
     path: PathBuf,
     names: PathBuf,
 }
@@ -30,7 +60,13 @@ pub struct Roll {
 impl Roll {
     /// In `<data>/server/cred`.
     pub fn new(cred: &Path) -> Self {
+        Self::on(Arc::new(SystemFiles), cred)
+    }
+
+    /// As [`Roll::new`], among these files.
+    pub fn on(files: Arc<dyn Files>, cred: &Path) -> Self {
         Self {
+            files,
             path: cred.join("node-passwd"),
             names: cred.join("node-passwd.names"),
         }
@@ -43,8 +79,7 @@ impl Roll {
 
     /// Its present state, without reading it.
     pub fn stamp(&self) -> Stamp {
-        let meta = fs::metadata(&self.path).ok()?;
-        Some((meta.modified().ok()?, meta.len()))
+        self.files.stamp(&self.path)
     }
 
     /// Rows by node: a hash, or a clear password of a very old K3s. `None`: no file, or one that is damaged, out of which
@@ -53,7 +88,7 @@ impl Roll {
     /// # Errors
     /// What the system says.
     pub fn rows(&self) -> io::Result<Option<BTreeMap<String, String>>> {
-        match files::read(&self.path) {
+        match self.files.read(&self.path) {
             Ok(text) => Ok(text.and_then(|text| understood(&text))),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
             Err(error) => Err(error),
@@ -65,7 +100,7 @@ impl Roll {
     /// # Errors
     /// What the system says.
     pub fn written(&self) -> io::Result<Written> {
-        let text = files::read(&self.names)?.unwrap_or_default();
+        let text = self.files.read(&self.names)?.unwrap_or_default();
         let name = |line: &str| {
             let (node, uid) = line.split_once(' ').unwrap_or((line, ""));
             (node.to_owned(), uid.to_owned())
@@ -82,15 +117,11 @@ impl Roll {
         let row =
             |(node, record): (&String, &Record)| vec![record.hash.clone(), node.clone(), node.clone(), String::new()];
         let rows: Vec<Vec<String>> = records.iter().map(row).collect();
-        files::write_if_changed(
-            &self.path,
-            csv::write(rows.iter().map(Vec::as_slice)).as_bytes(),
-            PRIVATE,
-        )?;
+        self.files
+            .write(&self.path, &csv::write(rows.iter().map(Vec::as_slice)))?;
         let name = |(node, record): (&String, &Record)| format!("{node} {}\n", record.uid);
         let names: String = records.iter().map(name).collect();
-        files::write_if_changed(&self.names, names.as_bytes(), PRIVATE)?;
-        Ok(())
+        self.files.write(&self.names, &names)
     }
 }
 
