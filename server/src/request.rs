@@ -80,7 +80,7 @@ pub struct WriteOptions {
     pub field_validation: FieldValidation,
     /// Keys that the body's text had twice, as paths: refused when strict, else a warning each.
     pub duplicates: Vec<String>,
-    /// Of a creation in this process: the uid of the object whose place the new one takes, in one step.
+    /// Of a creation in this process: the `resourceVersion` of the object whose place the new one takes, in one step.
     pub instead_of: Option<String>,
 }
 

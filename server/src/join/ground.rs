@@ -4,6 +4,7 @@
 //! that the register can be run in a simulated cluster (`simulation`); [`Cluster`] is the real one.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use agent::wire::status::Status;
 use jiff::Timestamp;
@@ -39,10 +40,11 @@ pub trait Ground {
 
     /// Makes a record of hash, owner and key; `AlreadyExists` when somebody was first.
     async fn create(&self, node: &str, record: &Record) -> Result<(), Status>;
-    /// Makes a record in the place of the one with this uid, in one step; `AlreadyExists` when it is not there any more.
-    async fn replace(&self, node: &str, uid: &str, record: &Record) -> Result<(), Status>;
-    /// Notes the hash of a node's key; `Conflict` or `NotFound` when the record is not the one that is meant, as below.
-    async fn note_key(&self, node: &str, only: &Only, key: &str) -> Result<(), Status>;
+    /// Makes a record in the place of the one of this version, in one step; `AlreadyExists` when there is another, or none.
+    async fn replace(&self, node: &str, version: &str, record: &Record) -> Result<(), Status>;
+    /// Notes on this record that its node has come, so that its version is another, and the hash of the node's key, if it
+    /// is a new one; `Conflict` or `NotFound` when the record is not the one that is meant, as below.
+    async fn note(&self, node: &str, record: &Record, key: Option<&str>) -> Result<(), Status>;
     /// Ties a record to its Node's uid.
     async fn tie(&self, node: &str, only: &Only, uid: &str) -> Result<(), Status>;
     /// Takes the window off a record.
@@ -54,6 +56,8 @@ pub trait Ground {
     async fn hash(&self, password: &str) -> Result<String, String>;
     /// Whether a stored text is of this password.
     async fn verify(&self, text: &str, password: &str) -> Result<Result<bool, BadHash>, String>;
+    /// How long this server has run, by a clock that nobody sets.
+    fn up(&self) -> Duration;
     /// Tells people; that it is lost changes nothing.
     async fn tell(&self, note: &Note, now: Timestamp);
 }
@@ -65,6 +69,7 @@ pub struct Cluster {
     /// What brings the records up to date; `None`: no other server writes.
     fresh: Option<Fresh>,
     hashing: Semaphore,
+    begun: Instant,
 }
 
 impl Cluster {
@@ -74,6 +79,7 @@ impl Cluster {
             client,
             fresh,
             hashing: Semaphore::new(HASHES),
+            begun: Instant::now(),
         }
     }
 
@@ -114,12 +120,12 @@ impl Ground for Cluster {
         record::create(&self.client, node, record).await
     }
 
-    async fn replace(&self, node: &str, uid: &str, record: &Record) -> Result<(), Status> {
-        record::replace(&self.client, node, uid, record).await
+    async fn replace(&self, node: &str, version: &str, record: &Record) -> Result<(), Status> {
+        record::replace(&self.client, node, version, record).await
     }
 
-    async fn note_key(&self, node: &str, only: &Only, key: &str) -> Result<(), Status> {
-        record::note_key(&self.client, node, only, key).await
+    async fn note(&self, node: &str, record: &Record, key: Option<&str>) -> Result<(), Status> {
+        record::note(&self.client, node, record, key).await
     }
 
     async fn tie(&self, node: &str, only: &Only, uid: &str) -> Result<(), Status> {
@@ -147,6 +153,10 @@ impl Ground for Cluster {
     async fn verify(&self, text: &str, password: &str) -> Result<Result<bool, BadHash>, String> {
         let (text, given) = (text.to_owned(), password.to_owned());
         self.blocking(move || node_password::verify(&text, &given)).await
+    }
+
+    fn up(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     async fn tell(&self, note: &Note, now: Timestamp) {

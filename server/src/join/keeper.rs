@@ -3,10 +3,9 @@
 //! One [`Keeper::round`] after the other; what is to be done in one is decided in `node_password` and `reenrol`. When the next
 //! round comes is decided in [`Keeper::run`], the only part that waits and knows the clock.
 
-use std::collections::BTreeSet;
 use std::future::pending;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agent::wire::selector::Fields;
 use agent::wire::status::{Reason, Status};
@@ -48,7 +47,6 @@ pub struct Keeper<G = Cluster> {
 impl Keeper {
     /// Runs until it is dropped.
     pub async fn run(mut self) {
-        let begun = Instant::now();
         self.begin();
         let register = Arc::clone(&self.register);
         let client = &register.ground.client;
@@ -60,7 +58,7 @@ impl Keeper {
             if records.is_none() {
                 records = watch(client, What::SECRETS).await;
             }
-            let left = self.round(begun.elapsed()).await;
+            let left = self.round().await;
             let written = &self.written;
             let anew = |item: &Item| {
                 let uid = record::node_of(item).and_then(|node| written.get(node));
@@ -108,13 +106,11 @@ impl<G: Ground> Keeper<G> {
 
     /// Makes Secrets, Nodes and the file agree, and answers who waits for that. Returns the state of the file that no other
     /// round is needed for.
-    ///
-    /// `up`: how long this server has run, by a clock that nobody sets.
-    pub(super) async fn round(&mut self, up: Duration) -> Stamp {
+    pub(super) async fn round(&mut self) -> Stamp {
         self.is_asked();
         let register = Arc::clone(&self.register);
         let before = register.roll.stamp();
-        if let Err(why) = self.sweep(up).await {
+        if let Err(why) = self.sweep().await {
             warn!(error = why, "cannot look after the nodes' password records");
         }
         for done in self.waiting.drain(..) {
@@ -126,26 +122,27 @@ impl<G: Ground> Keeper<G> {
         left.or(before)
     }
 
-    async fn sweep(&mut self, up: Duration) -> Result<(), String> {
-        let (ground, roll) = (&self.register.ground, &self.register.roll);
+    async fn sweep(&mut self) -> Result<(), String> {
+        let register = Arc::clone(&self.register);
+        let (ground, roll) = (&register.ground, &register.roll);
         let stamp = roll.stamp();
-        let mut seen = Seen {
-            records: ground.all().await.map_err(|status| status.message)?,
-            nodes: ground.nodes().await.map_err(|status| status.message)?,
-            rows: roll.rows().map_err(|error| error.to_string())?,
-            written: std::mem::take(&mut self.written),
-            overdue: BTreeSet::new(),
-        };
-        seen.overdue = self.orphans.overdue(&seen.records, &seen.nodes, up);
+        let mut seen = self.look().await?;
+        if !seen.overdue.is_empty() {
+            // A server that was cut off is the last to know that a Node has come.
+            match ground.catch_up().await {
+                true => seen = self.look().await?,
+                false => seen.overdue.clear(),
+            }
+        }
         let plan = node_password::plan(&seen);
         if let Some(rows) = plan.rebuilt {
             let path = roll.path().display();
             warn!(file = %path, rows, "node-passwd lost several rows off its end and is written anew: no node is forgotten; to forget some, run k3s node-password delete NAME, or take out one row at a time");
         }
-        let over = self.windows.over(&seen.records, up);
-        let carried_out = self.carry_out(&plan, &seen, &over).await;
-        self.written = std::mem::take(&mut seen.written);
-        carried_out.map_err(|status| status.message)?;
+        let over = self.windows.over(&seen.records, ground.up());
+        self.carry_out(&plan, &seen, &over)
+            .await
+            .map_err(|status| status.message)?;
         let records = match plan == Plan::default() {
             true => seen.records,
             false => ground.all().await.map_err(|status| status.message)?,
@@ -154,28 +151,43 @@ impl<G: Ground> Keeper<G> {
             // An operator wrote meanwhile: the next request, or the next round, reads that first.
             return Ok(());
         }
-        self.register.write(&records).map_err(|error| error.to_string())?;
+        register.write(&records).map_err(|error| error.to_string())?;
         self.written = records.into_iter().map(|(node, record)| (node, record.uid)).collect();
         Ok(())
     }
 
+    /// All that there is to see.
+    async fn look(&mut self) -> Result<Seen, String> {
+        let (ground, roll) = (&self.register.ground, &self.register.roll);
+        // In this order: a Node that a record is tied to, and that is not seen after it, has gone.
+        let records = ground.all().await.map_err(|status| status.message)?;
+        let nodes = ground.nodes().await.map_err(|status| status.message)?;
+        Ok(Seen {
+            overdue: self.orphans.overdue(&records, &nodes, ground.up()),
+            rows: roll.rows().map_err(|error| error.to_string())?,
+            written: self.written.clone(),
+            records,
+            nodes,
+        })
+    }
+
     async fn carry_out(&self, plan: &Plan, seen: &Seen, over: &[(String, Window)]) -> Result<(), Status> {
         let ground = &self.register.ground;
+        let gone_is_fine = |status: Status| if overtaken(&status) { Ok(()) } else { Err(status) };
         for (node, window) in over {
-            info!(node, until = %window.until, "a window for another node password has run out and is taken off");
             let Some(record) = seen.records.get(node) else { continue };
-            ground.close(node, &record.unchanged()).await.or_else(overtaken)?;
+            info!(node, until = %window.until, "a window for another node password has run out and is taken off");
+            ground.close(node, &record.unchanged()).await.or_else(gone_is_fine)?;
         }
         for (node, why) in &plan.forget {
-            info!(node, why, "forgetting a node's password");
             let Some(record) = seen.records.get(node) else { continue };
-            ground.forget(node, &record.itself()).await.or_else(overtaken)?;
+            info!(node, %why, "forgetting a node's password");
+            ground.forget(node, &why.only(record)).await.or_else(gone_is_fine)?;
         }
         for (node, password) in &plan.adopt {
             info!(node, "taking over a row of node-passwd that has no record");
             let record = Record {
                 hash: ground.hash(password).await.map_err(Status::internal)?,
-                owner: seen.nodes.get(node).cloned(),
                 ..Record::default()
             };
             let made = ground.create(node, &record).await;
@@ -183,7 +195,9 @@ impl<G: Ground> Keeper<G> {
         }
         for (node, uid) in &plan.own {
             let Some(record) = seen.records.get(node) else { continue };
-            ground.tie(node, &record.itself(), uid).await.or_else(overtaken)?;
+            // As it was seen: when its node has come since, that Node may have gone before.
+            let tied = ground.tie(node, &record.unchanged(), uid).await;
+            tied.or_else(gone_is_fine)?;
         }
         Ok(())
     }

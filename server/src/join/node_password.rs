@@ -3,6 +3,7 @@
 //! Pure; `node_records` carries it out. Source of the format: K3s v1.36 `pkg/authenticator/hash/scrypt.go`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use agent::wire::join::hex;
@@ -138,16 +139,12 @@ pub struct Seen {
     pub overdue: BTreeSet<String>,
 }
 
-/// The records whose Node nobody has seen yet, by uid, and how long each has been there.
+/// The records whose Node nobody has seen yet, by version, and how long each has been there: when its node comes again, that is
+/// noted on it.
 #[derive(Debug, Default)]
 pub struct Orphans(BTreeMap<String, Duration>);
 
 impl Orphans {
-    /// Whether there may be any: at the last look there was one that has been seen for too long by now.
-    pub fn may_be(&self, up: Duration) -> bool {
-        self.0.values().any(|since| is_overdue(*since, up))
-    }
-
     /// Looks at all records and Nodes; returns the nodes whose record has been seen without a Node for too long.
     ///
     /// `up`: how long this server has run, by a clock that nobody sets. When a record says it was made is not asked: the
@@ -161,23 +158,56 @@ impl Orphans {
     ) -> BTreeSet<String> {
         let alone = |(name, record): &(&String, &Record)| record.owner.is_none() && !nodes.contains_key(*name);
         let alone = || records.iter().filter(alone);
-        let since = |record: &Record| self.0.get(&record.uid).copied().unwrap_or(up);
-        self.0 = alone().map(|(_, record)| (record.uid.clone(), since(record))).collect();
-        let over = |record: &Record| self.0.get(&record.uid).is_some_and(|since| is_overdue(*since, up));
+        let since = |record: &Record| self.0.get(&record.version).copied().unwrap_or(up);
+        self.0 = alone()
+            .map(|(_, record)| (record.version.clone(), since(record)))
+            .collect();
+        let over = |record: &Record| {
+            let since = self.0.get(&record.version);
+            since.is_some_and(|since| up.saturating_sub(*since) > ORPHANED)
+        };
         let overdue = alone().filter(|(_, record)| over(record));
         overdue.map(|(name, _)| name.clone()).collect()
     }
 }
 
-fn is_overdue(since: Duration, up: Duration) -> bool {
-    up.saturating_sub(since) > ORPHANED
+/// Why a record goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Why {
+    /// An operator said so.
+    RowTakenOut,
+    /// An operator said so of all that is the node's.
+    NodeDeleted,
+    /// It was waited for.
+    NeverRegistered,
+}
+
+impl Why {
+    /// Which state of the record this is true of. A Node that is gone does not come back, nor is a row put back that was
+    /// taken out; who never came may be coming.
+    pub fn only(self, record: &Record) -> Only {
+        match self {
+            Self::RowTakenOut | Self::NodeDeleted => record.itself(),
+            Self::NeverRegistered => record.unchanged(),
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RowTakenOut => "its row was taken out of node-passwd",
+            Self::NodeDeleted => "its node was deleted",
+            Self::NeverRegistered => "its node never registered",
+        })
+    }
 }
 
 /// What makes them agree.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Plan {
     /// Records to delete: node name and why.
-    pub forget: BTreeMap<String, &'static str>,
+    pub forget: BTreeMap<String, Why>,
     /// Rows without a record, to become one: node name and clear password.
     pub adopt: BTreeMap<String, String>,
     /// Records to tie to their Node: node name and uid.
@@ -203,10 +233,10 @@ pub fn plan(seen: &Seen) -> Plan {
     for (name, record) in &seen.records {
         let removed = told.is_some() && is_written(seen, name, record) && !rows.contains_key(name);
         let why = match (removed, &record.owner, seen.nodes.get(name)) {
-            (true, _, _) => Some("its row was taken out of node-passwd"),
-            (false, Some(owner), Some(uid)) if owner != uid => Some("its node was deleted"),
-            (false, Some(_), None) => Some("its node was deleted"),
-            (false, None, None) if seen.overdue.contains(name) => Some("its node never registered"),
+            (true, _, _) => Some(Why::RowTakenOut),
+            (false, Some(owner), Some(uid)) if owner != uid => Some(Why::NodeDeleted),
+            (false, Some(_), None) => Some(Why::NodeDeleted),
+            (false, None, None) if seen.overdue.contains(name) => Some(Why::NeverRegistered),
             (false, _, _) => None,
         };
         match (why, &record.owner, seen.nodes.get(name)) {
@@ -409,8 +439,8 @@ mod tests {
         let minutes = |count: u64| Duration::from_secs(60 * count);
         // By the clocks of servers that boot in 1970, are behind this one, or are ahead of it.
         for created in ["1970-01-01T00:00:20Z", "2026-11-25T00:00:00Z", "2999-01-01T00:00:00Z"] {
-            let of = |uid: &str, owner| Record {
-                uid: uid.to_owned(),
+            let of = |version: &str, owner| Record {
+                version: version.to_owned(),
                 created: created.parse().unwrap(),
                 ..record(owner)
             };
@@ -418,7 +448,13 @@ mod tests {
             for (name, record, node, up, overdue) in [
                 ("just seen", of("1", None), None, minutes(1000), false),
                 ("for ten minutes", of("1", None), None, minutes(1010), false),
-                ("another of the name", of("2", None), None, minutes(1011), false),
+                (
+                    "another of the name, or its node came again",
+                    of("2", None),
+                    None,
+                    minutes(1011),
+                    false,
+                ),
                 ("for less than ten", of("2", None), None, minutes(1020), false),
                 ("the Node is there", of("2", None), Some("n"), minutes(1022), false),
                 ("and is not any more", of("2", None), None, minutes(1023), false),

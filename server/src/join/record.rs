@@ -26,6 +26,8 @@ pub const SUFFIX: &str = ".node-password.k3s";
 pub const TYPE: &str = "k3s.cattle.io/node-password";
 /// Annotation: hash of the public key of the node's client certificate.
 const KEY: &str = "amphipod.io/client-key";
+/// Annotation: the version of the record that its node came by last, while it was tied to no Node.
+const CAME: &str = "amphipod.io/came-by";
 /// Annotation: until when the node may register with another password.
 const REENROL: &str = "amphipod.io/reenrol-until";
 /// Annotation: when an operator said so.
@@ -96,14 +98,14 @@ pub async fn create(client: &Client, node: &str, record: &Record) -> Result<(), 
         .map(drop)
 }
 
-/// Makes a record as [`create`] does, in the place of the one with this uid, in one step: a record is sealed, as K3s' is,
+/// Makes a record as [`create`] does, in the place of the one of this version, in one step: a record is sealed, as K3s' is,
 /// and between its deletion and the next one the name would be whoever's came first.
 ///
 /// # Errors
-/// What the API says; `AlreadyExists` when the node has another record by now, or none.
-pub async fn replace(client: &Client, node: &str, uid: &str, record: &Record) -> Result<(), Status> {
+/// What the API says; `AlreadyExists` when the node has another record by now, one on which something was noted, or none.
+pub async fn replace(client: &Client, node: &str, version: &str, record: &Record) -> Result<(), Status> {
     client
-        .replace(What::SECRETS, NAMESPACE, uid, secret(node, record))
+        .replace(What::SECRETS, NAMESPACE, version, secret(node, record))
         .await
         .map(drop)
 }
@@ -125,12 +127,21 @@ fn secret(node: &str, record: &Record) -> Value {
     secret
 }
 
-/// Notes which key the node's client certificate is for, so that it can prove later who it is.
+/// Notes that the node of this record has come, if it is tied to no Node, and which key its client certificate is for, so
+/// that it can prove later who it is. What was decided of the record without knowing that is not done any more.
 ///
 /// # Errors
 /// What the API says; `Conflict` when the record is not the one that is meant.
-pub async fn note_key(client: &Client, node: &str, only: &Only, key: &str) -> Result<(), Status> {
-    patch(client, node, only, json!({ "annotations": { KEY: key } })).await
+pub async fn note(client: &Client, node: &str, record: &Record, key: Option<&str>) -> Result<(), Status> {
+    let mut annotations = json!({});
+    if record.owner.is_none() {
+        // No clock is asked: it may be the same time again.
+        set(&mut annotations, &[CAME], record.version.as_str());
+    }
+    if let Some(key) = key {
+        set(&mut annotations, &[KEY], key);
+    }
+    patch(client, node, &record.itself(), json!({ "annotations": annotations })).await
 }
 
 /// Ties a record to its Node, so that it goes when the Node goes.
@@ -138,7 +149,8 @@ pub async fn note_key(client: &Client, node: &str, only: &Only, key: &str) -> Re
 /// # Errors
 /// What the API says; `Conflict` when the record is not the one that is meant.
 pub async fn tie(client: &Client, node: &str, only: &Only, uid: &str) -> Result<(), Status> {
-    patch(client, node, only, json!({ "ownerReferences": owned_by(node, uid) })).await
+    let tied = json!({ "ownerReferences": owned_by(node, uid), "annotations": { CAME: null } });
+    patch(client, node, only, tied).await
 }
 
 /// Takes the window off a record.
@@ -242,10 +254,17 @@ mod tests {
         };
         create(&client, "pi", &record("first")).await.unwrap();
         let first = present().await;
-        note_key(&client, "pi", &first.itself(), "k1").await.unwrap();
-        tie(&client, "pi", &first.itself(), "u1").await.unwrap();
+        note(&client, "pi", &first, Some("k1")).await.unwrap();
+        for before in [first.clone(), present().await] {
+            note(&client, "pi", &before, None).await.unwrap();
+            let late = tie(&client, "pi", &before.unchanged(), "u1").await.unwrap_err();
+            assert!(late.is(Reason::Conflict), "its node has come since: {late:?}");
+        }
+        tie(&client, "pi", &present().await.unchanged(), "u1").await.unwrap();
         let tied = present().await;
         assert_eq!((tied.key.as_deref(), tied.owner.as_deref()), (Some("k1"), Some("u1")));
+        note(&client, "pi", &tied, Some("k1")).await.unwrap();
+        assert_eq!(present().await, tied, "there is nothing to note");
 
         let unchanged = forget(&client, "pi", &first.unchanged()).await.unwrap_err();
         assert!(unchanged.is(Reason::Conflict), "it was tied since: {unchanged:?}");
@@ -255,7 +274,7 @@ mod tests {
         let second = present().await;
         let only = first.itself();
         for overtaken in [
-            note_key(&client, "pi", &only, "k1").await,
+            note(&client, "pi", &first, Some("k1")).await,
             tie(&client, "pi", &only, "u1").await,
             close(&client, "pi", &only).await,
             forget(&client, "pi", &only).await,
@@ -267,17 +286,26 @@ mod tests {
         }
         assert_eq!(present().await, second, "another machine's");
 
-        replace(&client, "pi", &second.uid, &record("third")).await.unwrap();
+        note(&client, "pi", &second, None).await.unwrap();
+        let late = replace(&client, "pi", &second.version, &record("late")).await;
+        let late = late.unwrap_err();
+        assert!(late.is(Reason::AlreadyExists), "decided before its node came: {late:?}");
+        let second = present().await;
+        replace(&client, "pi", &second.version, &record("third")).await.unwrap();
         let third = present().await;
         assert!(third.hash == "third" && third.uid != second.uid, "{third:?}");
-        let late = replace(&client, "pi", &second.uid, &record("late")).await.unwrap_err();
+        let late = replace(&client, "pi", &second.version, &record("late"))
+            .await
+            .unwrap_err();
         assert!(late.is(Reason::AlreadyExists), "{late:?}");
         tie(&client, "pi", &second.itself(), "u1").await.unwrap_err();
         assert_eq!(present().await, third);
         forget(&client, "pi", &third.unchanged()).await.unwrap();
         let gone = forget(&client, "pi", &third.itself()).await.unwrap_err();
         assert!(gone.is(Reason::NotFound), "{gone:?}");
-        let gone = replace(&client, "pi", &third.uid, &record("late")).await.unwrap_err();
+        let gone = replace(&client, "pi", &third.version, &record("late"))
+            .await
+            .unwrap_err();
         assert!(gone.is(Reason::AlreadyExists), "{gone:?}");
     }
 

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::ground::{Cluster, Ground};
 use super::keeper::Keeper;
-use super::node_password::{self, Record, Seen};
+use super::node_password::{self, Record, Seen, Why};
 use super::reenrol::{self, Way, Window};
 use super::roll::{Roll, Stamp};
 use crate::cache::Fresh;
@@ -142,11 +142,7 @@ impl<G: Ground> Register<G> {
                 .await
                 .map_err(|status| later(status.message))?;
             let Some(record) = found else {
-                // Better said at once than when the write has waited in vain.
-                if !self.ground.catch_up().await {
-                    return Err(later(AWAY.to_owned()));
-                }
-                match self.enter(claim, uid, None).await? {
+                match self.enter(claim, None).await? {
                     Ok(()) => {
                         info!(node, "node came first under its name; its password is on record now");
                         return Ok(());
@@ -156,18 +152,21 @@ impl<G: Ground> Register<G> {
                 }
             };
             if let Some(why) = outdated(node, &record, uid.as_deref()) {
-                info!(node, why, "forgetting a node's password");
-                let forgotten = self.ground.forget(node, &record.itself()).await;
-                forgotten.or_else(overtaken).map_err(|status| later(status.message))?;
-                continue;
+                info!(node, %why, "forgetting a node's password");
+                match self.ground.forget(node, &record.itself()).await {
+                    Err(status) if !overtaken(&status) => return Err(later(status.message)),
+                    Ok(()) | Err(_) => continue,
+                }
             }
             if self.matches(node, &record, password).await.map_err(later)? {
-                self.note_key(claim, &record).await;
-                return Ok(());
+                match self.note(claim, &record).await {
+                    true => return Ok(()),
+                    false => continue,
+                }
             }
             let about = reenrol::about(node, uid.as_deref());
             let Some(way) = reenrol::way(&record, claim.proof, now) else {
-                if !self.is_present(node, &record).await.map_err(later)? {
+                if !self.is_present(node, &record, &uid).await.map_err(later)? {
                     continue;
                 }
                 if let Some(Window { opened, until }) = record.window {
@@ -186,7 +185,7 @@ impl<G: Ground> Register<G> {
             };
             // A window goes with the record, a proven key stays.
             let key = claim.key.or(claim.proof.filter(|_| way == Way::Proof));
-            match self.enter(Claim { key, ..claim }, uid, Some(&record)).await? {
+            match self.enter(Claim { key, ..claim }, Some(&record)).await? {
                 Ok(()) => {
                     warn!(node, way = %way, "node registered anew, with another password");
                     self.ground.tell(&reenrol::done(about, way), now).await;
@@ -199,28 +198,28 @@ impl<G: Ground> Register<G> {
         Err(later("its record keeps changing".to_owned()))
     }
 
-    /// Makes the record of a node that has none, or this one; the inner answer is the API's, `AlreadyExists` when the node
-    /// has another by now.
-    async fn enter(
-        &self,
-        claim: Claim<'_>,
-        owner: Option<String>,
-        old: Option<&Record>,
-    ) -> Result<Result<(), Status>, Refusal> {
-        let hash = self.ground.hash(claim.password).await;
-        let hash = hash.map_err(|why| Refusal::Later {
+    /// Makes the record of a node that has none, or this one, as long as nothing has been noted on it; the inner answer is
+    /// the API's, `AlreadyExists` when the node has another by now.
+    async fn enter(&self, claim: Claim<'_>, old: Option<&Record>) -> Result<Result<(), Status>, Refusal> {
+        let later = |why: String| Refusal::Later {
             node: claim.node.to_owned(),
             why,
-        })?;
+        };
+        // Better said at once than when the write has waited in vain. And what is tied to a Node that has gone goes, too.
+        if !self.ground.catch_up().await {
+            return Err(later(AWAY.to_owned()));
+        }
+        let hash = self.ground.hash(claim.password).await.map_err(later)?;
+        let owner = self.ground.node_uid(claim.node).await;
         let record = Record {
             hash,
-            owner,
+            owner: owner.map_err(|status| later(status.message))?,
             key: claim.key.map(str::to_owned),
             ..Record::default()
         };
         let made = match old {
             None => self.ground.create(claim.node, &record).await,
-            Some(old) => self.ground.replace(claim.node, &old.uid, &record).await,
+            Some(old) => self.ground.replace(claim.node, &old.version, &record).await,
         };
         if made.is_ok() {
             self.remember(claim.node, &record.hash, claim.password);
@@ -228,18 +227,25 @@ impl<G: Ground> Register<G> {
         Ok(made)
     }
 
-    /// A node keeps its key, so this is one write in its life. That it fails costs the node a way back, not its place.
-    async fn note_key(&self, claim: Claim<'_>, record: &Record) {
-        let Some(key) = claim.key.filter(|key| record.key.as_deref() != Some(key)) else {
-            return;
-        };
-        let noted = self.ground.note_key(claim.node, &record.itself(), key).await;
-        if let Err(status) = noted.or_else(overtaken) {
-            warn!(
-                node = claim.node,
-                error = status.message,
-                "cannot note the key of a node"
-            );
+    /// Notes the node's key, and that it has come while its record is tied to no Node: until then nobody knows whether it
+    /// is still to be waited for but by that. False: the record is gone. That nothing can be noted costs the node a way
+    /// back, and time, not its place. A node keeps its key and its Node, so that is a write or two in its life.
+    async fn note(&self, claim: Claim<'_>, record: &Record) -> bool {
+        let key = claim.key.filter(|key| record.key.as_deref() != Some(key));
+        if key.is_none() && record.owner.is_some() {
+            return true;
+        }
+        match self.ground.note(claim.node, record, key).await {
+            Ok(()) => true,
+            Err(status) if overtaken(&status) => false,
+            Err(status) => {
+                warn!(
+                    node = claim.node,
+                    error = status.message,
+                    "cannot note that a node has come"
+                );
+                true
+            }
         }
     }
 
@@ -259,14 +265,15 @@ impl<G: Ground> Register<G> {
         Ok(self.ground.node_uid(node).await?.is_some())
     }
 
-    /// Whether the record is still this one, to be known before a node is refused by it: another server may have forgotten
-    /// it since, or been told to let the node in. An error says why that cannot be known.
-    async fn is_present(&self, node: &str, record: &Record) -> Result<bool, String> {
+    /// Whether record and Node (its uid) are still these, to be known before a node is refused by them: an operator may have
+    /// deleted one of them since at another server, or told it to let the node in. An error says why that cannot be known.
+    async fn is_present(&self, node: &str, record: &Record, uid: &Option<String>) -> Result<bool, String> {
         if !self.ground.catch_up().await {
             return Err(AWAY.to_owned());
         }
         let present = self.ground.get(node).await.map_err(|status| status.message)?;
-        Ok(present.as_ref() == Some(record))
+        let present_uid = self.ground.node_uid(node).await.map_err(|status| status.message)?;
+        Ok(present.as_ref() == Some(record) && present_uid == *uid)
     }
 
     /// The file as we left it.
@@ -323,16 +330,13 @@ impl<G: Ground> Register<G> {
     }
 }
 
-/// That a record is gone, or another one's by now, is nothing to report: what is to be done with it is decided anew.
-pub(super) fn overtaken(status: Status) -> Result<(), Status> {
-    match status.is(Reason::NotFound) || status.is(Reason::Conflict) {
-        true => Ok(()),
-        false => Err(status),
-    }
+/// Whether a record is gone, or not as it was: that is nothing to report, what is to be done with it is decided anew.
+pub(super) fn overtaken(status: &Status) -> bool {
+    status.is(Reason::NotFound) || status.is(Reason::Conflict)
 }
 
 /// Why a record binds nobody any more, if so. How long its Node has not come is the keeper's to know.
-fn outdated(node: &str, record: &Record, uid: Option<&str>) -> Option<&'static str> {
+fn outdated(node: &str, record: &Record, uid: Option<&str>) -> Option<Why> {
     let seen = Seen {
         records: [(node.to_owned(), record.clone())].into(),
         nodes: uid.map(|uid| (node.to_owned(), uid.to_owned())).into_iter().collect(),

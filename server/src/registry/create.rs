@@ -108,9 +108,9 @@ impl Registry {
         }
         let expect = match &options.instead_of {
             None => Expect::Absent,
-            Some(uid) => match self.cache.get(&key).filter(|item| *item.index.uid == **uid) {
-                Some(item) => Expect::At(item.revision),
-                None => return Ok(None),
+            Some(version) => match self.cache.get(&key).map(|item| item.revision) {
+                Some(revision) if revision.to_string() == *version => Expect::At(revision),
+                _ => return Ok(None),
             },
         };
         let stored = stored::encode(&object);

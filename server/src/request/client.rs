@@ -142,14 +142,15 @@ impl Client {
             .await
     }
 
-    /// Creates in the place of the object of that name with this uid, in one write: at no moment is the name nobody's. For
-    /// objects that nothing keeps from being deleted; watchers see a change, to an object of another uid.
+    /// Creates in the place of the object of that name, as it was at this `resourceVersion`, in one write: at no moment is
+    /// the name nobody's. For objects that nothing keeps from being deleted; watchers see a change, to an object of another
+    /// uid.
     ///
     /// # Errors
-    /// As [`Client::get`]; `AlreadyExists` when another object, or none, has the name by now.
-    pub async fn replace(&self, what: What, namespace: &str, uid: &str, body: Value) -> Result<Value, Status> {
+    /// As [`Client::get`]; `AlreadyExists` when another object, or none, has the name by now, or that one has changed.
+    pub async fn replace(&self, what: What, namespace: &str, version: &str, body: Value) -> Result<Value, Status> {
         let mut options = self.options();
-        options.instead_of = Some(uid.to_owned());
+        options.instead_of = Some(version.to_owned());
         self.object(what, namespace, "", None, Operation::Create { body, options })
             .await
     }
