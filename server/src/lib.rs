@@ -7,6 +7,9 @@ pub mod addons;
 pub mod admission;
 pub mod auth;
 pub mod cache;
+#[cfg(test)]
+#[path = "../../agent/src/chance.rs"]
+mod chance;
 pub mod command;
 pub mod config;
 pub mod control;

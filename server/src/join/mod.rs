@@ -19,6 +19,8 @@ pub mod reserved;
 pub mod roll;
 pub mod rotation;
 pub mod route;
+#[cfg(test)]
+mod simulation;
 pub mod static_files;
 pub mod supervisor;
 pub mod tls;
