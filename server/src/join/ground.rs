@@ -69,7 +69,7 @@ pub struct Cluster {
     /// What brings the records up to date; `None`: no other server writes.
     fresh: Option<Fresh>,
     hashing: Semaphore,
-    begun: Instant,
+    pub(super) begun: Instant,
 }
 
 impl Cluster {

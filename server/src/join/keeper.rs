@@ -245,3 +245,49 @@ async fn edited(roll: &Roll, left: Stamp) {
         last = now;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::task::JoinSet;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::cache::{Cache, Fresh, Index};
+    use crate::scratch::{self, Scratch};
+    use crate::store::Store;
+    use crate::store::memory::Memory;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_was_cut_off_forgets_no_node_that_came_meanwhile() {
+        for (followed, left) in [(true, &["pi"][..]), (false, &["ghost", "pi"])] {
+            let store: Arc<dyn Store> = Arc::new(Memory::new());
+            let (mut here, mut there) = (JoinSet::new(), JoinSet::new());
+            let other = scratch::client(Arc::clone(&store), &mut there).await;
+            let namespace = json!({ "metadata": { "name": record::NAMESPACE } });
+            other.create(What::NAMESPACES, "", namespace).await.unwrap();
+            for node in ["ghost", "pi"] {
+                record::create(&other, node, &Record::default()).await.unwrap();
+            }
+            let client = scratch::client(Arc::clone(&store), &mut here).await;
+            let indexer = Arc::new(|_: &str, _: &[u8]| Index::default());
+            let cache = Cache::start(Arc::clone(&store), indexer, &mut here).await.unwrap();
+            let scratch = Scratch::new(&format!("register-cut-off-{followed}"));
+            let fresh = Some(Fresh::new(Arc::clone(&store), cache));
+            let (register, mut keeper) = Register::new(client, fresh, &scratch.0).unwrap();
+            drop(register);
+            keeper.sweep().await.unwrap();
+            if !followed {
+                here.shutdown().await;
+            }
+            let node = json!({ "metadata": { "name": "pi" } });
+            other.create(What::NODES, "", node).await.unwrap();
+            let ground = &mut Arc::get_mut(&mut keeper.register).unwrap().ground;
+            ground.begun = ground.begun.checked_sub(SWEEP * 20).unwrap();
+            // A write that this server shows no more waits for what never comes.
+            let _ = timeout(SWEEP, keeper.sweep()).await;
+            let records = record::all(&other).await.unwrap();
+            assert!(records.keys().eq(left), "{followed}: {records:?}");
+        }
+    }
+}
