@@ -163,8 +163,9 @@ mod tests {
 
     use super::super::{Cache, Filter, From, Index};
     use super::*;
+    use crate::store::altered::Altered;
     use crate::store::memory::Memory;
-    use crate::store::{Change, Entry, Expect, Write};
+    use crate::store::{Change, Expect, Write};
 
     /// A store whose first tail ends when it is told to, and is not to be taken up then.
     #[derive(Default)]
@@ -174,20 +175,12 @@ mod tests {
         first: Mutex<Option<mpsc::Sender<Arc<[Event]>>>>,
     }
 
-    impl Store for Cut {
-        fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
-            self.memory.write(write)
+    impl Altered for Cut {
+        fn memory(&self) -> &Memory {
+            &self.memory
         }
 
-        fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
-            self.memory.get(key)
-        }
-
-        fn list(&self, range: Range, at: Option<Revision>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
-            self.memory.list(range, at)
-        }
-
-        fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>> {
+        fn on_watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>> {
             async move {
                 match self.watches.fetch_add(1, Ordering::SeqCst) {
                     0 => {
@@ -207,18 +200,6 @@ mod tests {
                 }
             }
             .boxed()
-        }
-
-        fn compact(&self, oldest: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-            self.memory.compact(oldest)
-        }
-
-        fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
-            self.memory.revision()
-        }
-
-        fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-            self.memory.close()
         }
     }
 

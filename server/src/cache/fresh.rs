@@ -82,15 +82,16 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use futures_util::FutureExt as _;
-    use futures_util::future::{BoxFuture, join_all, ready};
+    use futures_util::future::{BoxFuture, join_all};
     use tokio::sync::{Semaphore, watch};
     use tokio::task::JoinSet;
     use tokio::time::Instant;
 
     use super::*;
     use crate::cache::Index;
+    use crate::store::altered::Altered;
     use crate::store::memory::Memory;
-    use crate::store::{Change, Entry, Expect, Range, Snapshot, StoreError, Tail, Write};
+    use crate::store::{Change, Expect, StoreError, Write};
 
     /// Another server's store: questions and what the watch delivers can be held up.
     struct Far {
@@ -112,28 +113,12 @@ mod tests {
         }
     }
 
-    impl Store for Far {
-        fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
-            self.memory.write(write)
+    impl Altered for Far {
+        fn memory(&self) -> &Memory {
+            &self.memory
         }
 
-        fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
-            self.memory.get(key)
-        }
-
-        fn list(&self, range: Range, at: Option<Revision>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
-            self.memory.list(range, at)
-        }
-
-        fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>> {
-            self.memory.watch(from)
-        }
-
-        fn compact(&self, oldest: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-            self.memory.compact(oldest)
-        }
-
-        fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
+        fn on_revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
             self.questions.fetch_add(1, Ordering::SeqCst);
             let newest = self.memory.revision();
             async move {
@@ -143,10 +128,6 @@ mod tests {
                 newest.await
             }
             .boxed()
-        }
-
-        fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-            ready(Ok(())).boxed()
         }
     }
 

@@ -5,6 +5,8 @@
 //! Kubernetes. Keys follow upstream's layout (`/registry/pods/default/web`), values are JSON without `resourceVersion`.
 //! Revisions are dense, in commit order, and never handed out twice: also not after a crash (`docs/decisions/`).
 
+#[cfg(test)]
+pub mod altered;
 mod compaction;
 pub mod endpoint;
 pub mod etcd;

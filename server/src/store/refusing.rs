@@ -8,13 +8,14 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
 use tokio::sync::watch;
 
+use super::altered::Altered;
 use super::memory::Memory;
-use super::{Entry, Range, Snapshot, Store, StoreError, Tail, Write};
+use super::{Store as _, StoreError, Write};
 
 /// The store.
 #[derive(Default)]
 pub struct Refusing {
-    store: Memory,
+    memory: Memory,
     refused: Mutex<Option<&'static str>>,
     held: watch::Sender<Option<&'static str>>,
     gone: Mutex<Option<&'static str>>,
@@ -42,8 +43,12 @@ impl Refusing {
     }
 }
 
-impl Store for Refusing {
-    fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
+impl Altered for Refusing {
+    fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    fn on_write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
         if Self::is_in(&self.refused, &write.key) {
             return ready(Err(StoreError::Unavailable("away".to_owned()))).boxed();
         }
@@ -55,26 +60,8 @@ impl Store for Refusing {
             let is_free = |held: &Option<&str>| !held.is_some_and(|prefix| write.key.starts_with(prefix));
             // The sender is here.
             let _ = self.held.subscribe().wait_for(is_free).await;
-            self.store.write(write).await
+            self.memory.write(write).await
         }
         .boxed()
-    }
-    fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
-        self.store.get(key)
-    }
-    fn list(&self, range: Range, at: Option<Revision>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
-        self.store.list(range, at)
-    }
-    fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>> {
-        self.store.watch(from)
-    }
-    fn compact(&self, oldest: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.compact(oldest)
-    }
-    fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
-        self.store.revision()
-    }
-    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.close()
     }
 }

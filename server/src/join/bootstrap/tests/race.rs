@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use super::*;
-use crate::store::{Snapshot, Tail};
+use crate::store::altered::Altered;
 
 /// What befalls the next record that takes a first server's place.
 #[derive(Clone, Copy, Debug)]
@@ -42,8 +42,12 @@ impl Staged {
     }
 }
 
-impl Store for Staged {
-    fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
+impl Altered for Staged {
+    fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    fn on_write(&self, write: Write) -> BoxFuture<'_, Result<Revision, StoreError>> {
         let fate = match write.change {
             Change::Move { .. } => self.fate.lock().unwrap().take(),
             Change::Put(_) | Change::Delete => None,
@@ -61,30 +65,6 @@ impl Store for Staged {
             }
         }
         .boxed()
-    }
-
-    fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
-        self.memory.get(key)
-    }
-
-    fn list(&self, range: Range, at: Option<Revision>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
-        self.memory.list(range, at)
-    }
-
-    fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Tail, StoreError>> {
-        self.memory.watch(from)
-    }
-
-    fn compact(&self, oldest: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.memory.compact(oldest)
-    }
-
-    fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
-        self.memory.revision()
-    }
-
-    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.memory.close()
     }
 }
 
