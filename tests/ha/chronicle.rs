@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ::tests::lab::within;
+use ::tests::lab::until;
 use agent::api::WatchKind;
 use hyper::Method;
 use serde_json::Value;
@@ -120,7 +120,7 @@ impl Chronicle {
     /// Waits until `is_so` of what there is, and nothing has happened any more for a while.
     pub fn settles(&self, what: &str, is_so: impl Fn(&Present) -> bool) {
         let (mut seen, mut since) = (0, Instant::now());
-        within(PATIENCE, what, || {
+        until(what, || {
             let events = self.events();
             if events.len() != seen {
                 (seen, since) = (events.len(), Instant::now());
@@ -145,7 +145,7 @@ impl Chronicle {
             }
             all
         });
-        within(PATIENCE, "the watches have come to what is listed", || {
+        until("the watches have come to what is listed", || {
             let present = Present::after(&self.events());
             let seen = present.0.into_values().map(|event| (event.uid, event.revision));
             seen.collect::<BTreeSet<_>>() == listed

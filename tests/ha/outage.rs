@@ -5,7 +5,7 @@ use std::process::Child;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use tests::lab::{Kubectl, image, until, within_of};
+use tests::lab::{Kubectl, allowed, image, tell_if_late, until, within_of};
 
 use crate::cluster::{AGENTS, Cluster, now};
 use crate::door::Door;
@@ -193,7 +193,7 @@ fn follow(kubectl: &Kubectl) -> Child {
 fn ends(mut followed: Child, begun: Instant) -> Duration {
     assert!(followed.try_wait().unwrap().is_none(), "nothing was followed");
     while followed.try_wait().unwrap().is_none() {
-        if begun.elapsed() > GONE {
+        if begun.elapsed() > allowed(GONE) {
             let _ = followed.kill();
             let _ = followed.wait();
             panic!(
@@ -203,6 +203,11 @@ fn ends(mut followed: Child, begun: Instant) -> Duration {
         }
         sleep(Duration::from_millis(100));
     }
+    tell_if_late(
+        GONE,
+        begun.elapsed(),
+        "a log ends that was followed through a server that is gone",
+    );
     begun.elapsed()
 }
 

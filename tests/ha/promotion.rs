@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use agent::api::WatchKind;
 use hyper::Method;
 use tests::database::{Postgres, SqlServer as _};
-use tests::lab::{BACKYARD, Proxy, Weather, within};
+use tests::lab::{BACKYARD, Proxy, Weather, until, within};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -175,7 +175,7 @@ impl Witnesses {
     /// Waits until so many more writes were acknowledged.
     fn writes(&self, count: usize) {
         let before = self.written.load(Ordering::Relaxed);
-        within(PATIENCE, "writes are acknowledged", || {
+        until("writes are acknowledged", || {
             assert!(!self.thread.is_finished(), "the load ended early");
             self.written.load(Ordering::Relaxed) >= before + count
         });

@@ -5,48 +5,17 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::inhabitants;
+use super::promise::until;
 use crate::run;
-
-/// What any step of a cluster may take on a slow, busy machine. Nothing is timed here; this only ends a hopeless wait.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a person gives to the first server.
 const TOKEN: &str = "cluster-secret";
-
-/// Asks again until it is so.
-pub fn until(what: &str, is_so: impl FnMut() -> bool) {
-    within(PATIENCE, what, is_so);
-}
-
-/// Asks again until it is so, which somebody was promised to be soon. Returns how long that took.
-pub fn within(limit: Duration, what: &str, is_so: impl FnMut() -> bool) -> Duration {
-    within_of(limit, Instant::now(), what, is_so)
-}
-
-/// The same; the promise counts from `begun` on, when a fault began or ended, whatever was looked at meanwhile. An answer that
-/// comes too late counts for nothing.
-pub fn within_of(limit: Duration, begun: Instant, what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
-    loop {
-        let so = is_so();
-        let took = begun.elapsed();
-        assert!(
-            took < limit,
-            "{took:?} have passed, promised were {limit:?}, until {what}"
-        );
-        if so {
-            return took;
-        }
-        sleep(Duration::from_millis(100));
-    }
-}
 
 struct Host {
     name: String,

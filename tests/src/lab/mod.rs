@@ -14,9 +14,11 @@ mod host;
 pub mod image;
 mod inhabitants;
 mod kubectl;
+mod promise;
 mod proxy;
 
 pub use faults::BACKYARD;
-pub use host::{Lab, binary, until, within, within_of};
+pub use host::{Lab, binary};
 pub use kubectl::{Forwarding, Kubectl};
+pub use promise::{allowed, tell_if_late, until, within, within_of};
 pub use proxy::{Direction, Proxy, Weather};
