@@ -162,6 +162,7 @@ pub fn the_leader_is_stopped(cluster: &mut Cluster) {
     let load = Load::start(&cluster.doors, "stopped");
     let begun = Instant::now();
     cluster.lab.ask_to_end(gone);
+    let mut ended = None;
     let (taken, worked) = thread::scope(|scope| {
         let taken = scope.spawn(|| takes_place_within(HANDOVER, cluster, gone, begun));
         let writing = scope.spawn(|| load.goes_on(MOVE));
@@ -169,19 +170,22 @@ pub fn the_leader_is_stopped(cluster: &mut Cluster) {
         while begun.elapsed() < MOVE || !working.is_finished() {
             let ready = cluster.ready_of(others[0], &AGENTS);
             assert_eq!(ready, AGENTS.len(), "after {:?} an agent is not ready", begun.elapsed());
+            if ended.is_none() && !cluster.lab.runs(gone) {
+                ended = Some(begun.elapsed());
+            }
             thread::sleep(Duration::from_millis(100));
         }
         writing.join().unwrap();
         (taken.join().unwrap(), working.join().unwrap())
     });
-    within_of(MOVE, begun, "it has ended", || !cluster.lab.runs(gone));
+    let ended = ended.unwrap_or_else(|| within_of(MOVE, begun, "it has ended", || !cluster.lab.runs(gone)));
     cluster.lab.see_end(gone);
     assert_eq!(cluster.pods(others[0]), before);
     let back = comes_back(cluster, gone, others[0]);
     load.goes_on(MOVE);
     let verdict = load.end();
     assert_eq!(cluster.pods(gone), before);
-    eprintln!("stopped leader: {taken}, agents worked after {worked:?}; {back}: {verdict}");
+    eprintln!("stopped leader: it ended after {ended:?}, {taken}, agents worked after {worked:?}; {back}: {verdict}");
 }
 
 /// Every agent starts a pod that it is given through a server, and its status is seen there. Returns how long that took.

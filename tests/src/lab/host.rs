@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use super::inhabitants;
@@ -303,9 +304,13 @@ impl Lab {
     }
 
     /// Whether a host's program has been started and runs.
-    pub fn runs(&mut self, name: &str) -> bool {
-        let program = self.host_mut(name).program.as_mut();
-        program.is_some_and(|program| program.try_wait().unwrap().is_none())
+    pub fn runs(&self, name: &str) -> bool {
+        self.host(name).program.as_ref().is_some_and(|program| {
+            let pid = Pid::from_raw(i32::try_from(program.id()).unwrap());
+            // Its end is left for who waits for it.
+            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+            waitid(Id::Pid(pid), flags) == Ok(WaitStatus::StillAlive)
+        })
     }
 
     /// The end of what a host's program has written.
