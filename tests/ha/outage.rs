@@ -180,13 +180,22 @@ pub fn says_so(door: &Door) {
 
 /// Follows the log of the pod that serves, which says nothing after its first line.
 fn follow(kubectl: &Kubectl) -> Child {
-    let mut child = kubectl.start(&["logs", "-f", SERVES]);
-    let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    assert_eq!(line, "serving\n");
-    child
+    let mut followed = None;
+    // Nothing is promised of one that begins in the moment in which a tunnel breaks.
+    until("a log is followed", || {
+        let mut child = kubectl.start(&["logs", "-f", SERVES]);
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let begun = line == "serving\n";
+        match begun {
+            true => followed = Some(child),
+            false => _ = child.wait().unwrap(),
+        }
+        begun
+    });
+    followed.unwrap()
 }
 
 /// It ends in time, which counts from `begun` on. Returns when it did.

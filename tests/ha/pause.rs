@@ -29,6 +29,8 @@ const DEPLOYMENTS: &str = KINDS[4];
 const MANY: usize = 150;
 /// Configuration maps in the namespace that goes.
 const BAGGAGE: usize = 40;
+/// Until a request is made again that was not carried out.
+const AGAIN: Duration = Duration::from_secs(1);
 /// While the leader that is back could still do something.
 const AWAKE: Duration = Duration::from_secs(5);
 
@@ -193,9 +195,23 @@ async fn make(door: &Door, path: &str, object: &Value) {
     ask(door, Method::POST, path, Some(object)).await;
 }
 
+/// Until it is so, as every client would: an answer may be that the datastore is away.
 async fn ask(door: &Door, method: Method, path: &str, body: Option<&Value>) {
-    let answer = door.ask(method.clone(), path, body).await.unwrap();
-    assert!(answer.code < 300, "{method} {path}: {}: {}", answer.code, answer.body);
+    let mut failure = None;
+    for _ in 0..3 {
+        match door.ask(method.clone(), path, body).await {
+            Ok(answer) if answer.code < 300 => return,
+            // It was done the time before.
+            Ok(answer) if failure.is_some() && matches!(answer.code, 404 | 409) => return,
+            Ok(answer) => {
+                assert!(answer.code >= 500, "{method} {path}: {}: {}", answer.code, answer.body);
+                failure = Some(answer.body.to_string());
+            }
+            Err(error) => failure = Some(error),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+    panic!("{method} {path}: {failure:?}");
 }
 
 /// The list of a kind in a namespace.
