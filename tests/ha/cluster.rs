@@ -19,6 +19,7 @@ pub const FRONT: &str = "front";
 const NAME: &str = "cluster.test";
 /// Hosts that run pods and nothing else.
 pub const AGENTS: [&str; 2] = ["one", "two"];
+const NODES: &str = "/api/v1/nodes";
 
 pub struct Cluster {
     pub lab: Lab,
@@ -151,17 +152,13 @@ impl Cluster {
 
     /// How many nodes are ready, by a server's word: those of the first server and of [`AGENTS`], no others.
     pub fn ready_nodes(&self, server: &str) -> usize {
-        self.ready_of(server, &[self.servers[0], AGENTS[0], AGENTS[1]])
+        let nodes = self.get(server, NODES).unwrap_or_default();
+        ready_of(&nodes, &[self.servers[0], AGENTS[0], AGENTS[1]])
     }
 
-    /// How many of these are.
-    pub fn ready_of(&self, server: &str, wanted: &[&str]) -> usize {
-        let nodes = self.get(server, "/api/v1/nodes").unwrap_or_default();
-        let ready = |node: &&Value| {
-            let says_so = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
-            wanted.contains(&word(&node["metadata"]["name"])) && list(&node["status"]["conditions"]).iter().any(says_so)
-        };
-        list(&nodes["items"]).iter().filter(ready).count()
+    /// How many of [`AGENTS`] are ready, by the word of a server that answers.
+    pub fn ready_agents(&self, server: &str) -> usize {
+        ready_of(&self.surely(server, NODES), &AGENTS)
     }
 
     /// The servers in the endpoints of the service `kubernetes`, by a server's word.
@@ -187,8 +184,7 @@ impl Cluster {
 
     /// Pods of the Deployment with their node, container and restarts, by a server's word: what no fault may change.
     pub fn pods(&self, server: &str) -> Vec<String> {
-        let pods = self.get(server, "/api/v1/namespaces/default/pods?labelSelector=app%3Dweb");
-        let pods = pods.unwrap_or_else(|| panic!("{server} does not list pods"));
+        let pods = self.surely(server, "/api/v1/namespaces/default/pods?labelSelector=app%3Dweb");
         let line = |pod: &Value| {
             let container = &pod["status"]["containerStatuses"][0];
             let (name, node) = (word(&pod["metadata"]["name"]), word(&pod["spec"]["nodeName"]));
@@ -206,6 +202,25 @@ impl Cluster {
         let answer = now(self.door(server).ask(Method::GET, path, None)).ok()?;
         (answer.code == 200).then_some(answer.body)
     }
+
+    /// The same of a server that has to answer; it may be asked more than once, as by any client.
+    fn surely(&self, server: &str, path: &str) -> Value {
+        let mut answer = None;
+        until("a server answers", || {
+            answer = self.get(server, path);
+            answer.is_some()
+        });
+        answer.unwrap()
+    }
+}
+
+/// How many of the wanted nodes are ready, of a list of nodes.
+fn ready_of(nodes: &Value, wanted: &[&str]) -> usize {
+    let ready = |node: &&Value| {
+        let says_so = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+        wanted.contains(&word(&node["metadata"]["name"])) && list(&node["status"]["conditions"]).iter().any(says_so)
+    };
+    list(&nodes["items"]).iter().filter(ready).count()
 }
 
 /// Items; none where there is no list.

@@ -168,7 +168,7 @@ pub fn the_leader_is_stopped(cluster: &mut Cluster) {
         let writing = scope.spawn(|| load.goes_on(MOVE));
         let working = scope.spawn(|| agents_work_within(MOVE, begun, cluster, others[0], "after-the-stop"));
         while begun.elapsed() < MOVE || !working.is_finished() {
-            let ready = cluster.ready_of(others[0], &AGENTS);
+            let ready = cluster.ready_agents(others[0]);
             assert_eq!(ready, AGENTS.len(), "after {:?} an agent is not ready", begun.elapsed());
             if ended.is_none() && !cluster.lab.runs(gone) {
                 ended = Some(begun.elapsed());
