@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hyper::Method;
 use serde_json::Value;
-use tests::lab::{Kubectl, Lab, image, until};
+use tests::lab::{Kubectl, Lab, image, until, within};
 
 use crate::database::Database;
 use crate::door::Door;
@@ -20,6 +20,8 @@ const NAME: &str = "cluster.test";
 /// Hosts that run pods and nothing else.
 pub const AGENTS: [&str; 2] = ["one", "two"];
 const NODES: &str = "/api/v1/nodes";
+/// A read is answered sooner, from the cache, whatever has become of the datastore.
+const ANSWER: Duration = Duration::from_secs(10);
 
 pub struct Cluster {
     pub lab: Lab,
@@ -206,7 +208,7 @@ impl Cluster {
     /// The same of a server that has to answer; it may be asked more than once, as by any client.
     fn surely(&self, server: &str, path: &str) -> Value {
         let mut answer = None;
-        until("a server answers", || {
+        within(ANSWER, "a server answers", || {
             answer = self.get(server, path);
             answer.is_some()
         });

@@ -5,7 +5,7 @@ use std::process::Child;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use tests::lab::{Kubectl, allowed, image, tell_if_late, until, within_of};
+use tests::lab::{Kubectl, image, until, within_of};
 
 use crate::cluster::{AGENTS, Cluster, now};
 use crate::door::Door;
@@ -150,13 +150,13 @@ pub fn an_agent_is_cut_off_from_a_server(cluster: &Cluster) {
         (reached, worked.join().unwrap())
     });
     all_is_well(cluster, Instant::now());
-    let followed = follow(cluster.at(lost));
+    let followed = Followed::begin(cluster.at(lost));
     let parted = Instant::now();
     others.iter().for_each(|other| cluster.lab.part(lost, other));
     let healed = Instant::now();
     cluster.lab.reunite(agent, lost);
     let again = all_goes_on(cluster, healed, lost, "reunited");
-    let ended = ends(followed, parted);
+    let ended = followed.ends(parted);
     others.iter().for_each(|other| cluster.lab.reunite(lost, other));
     assert_eq!(cluster.pods(lost), before);
     cluster.at(lost).run(&["delete", "pod", SERVES, "--wait=false"]);
@@ -178,46 +178,46 @@ pub fn says_so(door: &Door) {
     });
 }
 
-/// Follows the log of the pod that serves, which says nothing after its first line.
-fn follow(kubectl: &Kubectl) -> Child {
-    let mut followed = None;
-    // Nothing is promised of one that begins in the moment in which a tunnel breaks.
-    until("a log is followed", || {
-        let mut child = kubectl.start(&["logs", "-f", SERVES]);
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let begun = line == "serving\n";
-        match begun {
-            true => followed = Some(child),
-            false => _ = child.wait().unwrap(),
-        }
-        begun
-    });
-    followed.unwrap()
+/// A log that is followed until this is dropped.
+struct Followed(Child);
+
+impl Followed {
+    /// Follows the log of the pod that serves, which says nothing after its first line.
+    fn begin(kubectl: &Kubectl) -> Self {
+        let mut followed = None;
+        // Nothing is promised of one that begins in the moment in which a tunnel breaks.
+        until("a log is followed", || {
+            let mut this = Self(kubectl.start(&["logs", "-f", SERVES]));
+            let mut line = String::new();
+            BufReader::new(this.0.stdout.as_mut().unwrap())
+                .read_line(&mut line)
+                .unwrap();
+            if !line.is_empty() {
+                assert_eq!(line, "serving\n");
+                followed = Some(this);
+            }
+            followed.is_some()
+        });
+        followed.unwrap()
+    }
+
+    /// It ends in time, which counts from `begun` on. Returns when it did.
+    fn ends(mut self, begun: Instant) -> Duration {
+        assert!(self.0.try_wait().unwrap().is_none(), "nothing was followed");
+        within_of(
+            GONE,
+            begun,
+            "a log ends that went through a server that is gone",
+            || self.0.try_wait().unwrap().is_some(),
+        )
+    }
 }
 
-/// It ends in time, which counts from `begun` on. Returns when it did.
-fn ends(mut followed: Child, begun: Instant) -> Duration {
-    assert!(followed.try_wait().unwrap().is_none(), "nothing was followed");
-    while followed.try_wait().unwrap().is_none() {
-        if begun.elapsed() > allowed(GONE) {
-            let _ = followed.kill();
-            let _ = followed.wait();
-            panic!(
-                "a log through a server that is gone is followed for {:?}",
-                begun.elapsed()
-            );
-        }
-        sleep(Duration::from_millis(100));
+impl Drop for Followed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
-    tell_if_late(
-        GONE,
-        begun.elapsed(),
-        "a log ends that was followed through a server that is gone",
-    );
-    begun.elapsed()
 }
 
 /// A pod that serves a page.

@@ -195,14 +195,19 @@ async fn make(door: &Door, path: &str, object: &Value) {
     ask(door, Method::POST, path, Some(object)).await;
 }
 
-/// Until it is so, as every client would: an answer may be that the datastore is away.
+/// Until it is done, as every client would: an answer may be that the datastore is away.
 async fn ask(door: &Door, method: Method, path: &str, body: Option<&Value>) {
+    // What it is answered when it was done the time before.
+    let done = match method {
+        Method::POST => Some(409),
+        Method::DELETE => Some(404),
+        _ => None,
+    };
     let mut failure = None;
     for _ in 0..3 {
         match door.ask(method.clone(), path, body).await {
             Ok(answer) if answer.code < 300 => return,
-            // It was done the time before.
-            Ok(answer) if failure.is_some() && matches!(answer.code, 404 | 409) => return,
+            Ok(answer) if failure.is_some() && done == Some(answer.code) => return,
             Ok(answer) => {
                 assert!(answer.code >= 500, "{method} {path}: {}: {}", answer.code, answer.body);
                 failure = Some(answer.body.to_string());

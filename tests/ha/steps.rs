@@ -162,23 +162,19 @@ pub fn the_leader_is_stopped(cluster: &mut Cluster) {
     let load = Load::start(&cluster.doors, "stopped");
     let begun = Instant::now();
     cluster.lab.ask_to_end(gone);
-    let mut ended = None;
-    let (taken, worked) = thread::scope(|scope| {
+    let (taken, worked, ended) = thread::scope(|scope| {
         let taken = scope.spawn(|| takes_place_within(HANDOVER, cluster, gone, begun));
         let writing = scope.spawn(|| load.goes_on(MOVE));
+        let ending = scope.spawn(|| within_of(MOVE, begun, "it has ended", || !cluster.lab.runs(gone)));
         let working = scope.spawn(|| agents_work_within(MOVE, begun, cluster, others[0], "after-the-stop"));
         while begun.elapsed() < MOVE || !working.is_finished() {
             let ready = cluster.ready_agents(others[0]);
             assert_eq!(ready, AGENTS.len(), "after {:?} an agent is not ready", begun.elapsed());
-            if ended.is_none() && !cluster.lab.runs(gone) {
-                ended = Some(begun.elapsed());
-            }
             thread::sleep(Duration::from_millis(100));
         }
         writing.join().unwrap();
-        (taken.join().unwrap(), working.join().unwrap())
+        (taken.join().unwrap(), working.join().unwrap(), ending.join().unwrap())
     });
-    let ended = ended.unwrap_or_else(|| within_of(MOVE, begun, "it has ended", || !cluster.lab.runs(gone)));
     cluster.lab.see_end(gone);
     assert_eq!(cluster.pods(others[0]), before);
     let back = comes_back(cluster, gone, others[0]);

@@ -51,7 +51,8 @@ pub fn takes_place_within(limit: Duration, cluster: &Cluster, gone: &str, begun:
     let others = cluster.others(gone);
     let doors: Vec<&Door> = others.iter().map(|name| cluster.door(name)).collect();
     let all: BTreeSet<String> = others.iter().map(|name| cluster.lab.address(name)).collect();
-    let end = Deadline::from_std(begun + allowed(limit));
+    let waited = allowed(limit);
+    let end = Deadline::from_std(begun + waited);
     now(async {
         let endpoints = async {
             let found = seen_by_all(&doors, end, async |door| Some(endpoints(door).await? == all)).await;
@@ -68,7 +69,7 @@ pub fn takes_place_within(limit: Duration, cluster: &Cluster, gone: &str, begun:
         };
         let (endpoints, listed, led) = tokio::join!(endpoints, listed, led);
         let held = |after: Option<Duration>, what: &str| {
-            let after = after.unwrap_or_else(|| panic!("long after {gone} was gone {what} was not so"));
+            let after = after.unwrap_or_else(|| panic!("{waited:?} after {gone} was gone it was not so that {what}"));
             tell_if_late(limit, after, what);
             after
         };
